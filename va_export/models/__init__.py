@@ -1,0 +1,45 @@
+"""The table of model families. A new family is a folder beside this file and one row here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from va_export.errors import VaExportError
+from va_export.models.family import ModelFamily
+from va_export.models.internvl2 import InternVL2
+
+FAMILIES: tuple[ModelFamily, ...] = (InternVL2(),)
+
+
+def family_for(config: Mapping[str, Any]) -> ModelFamily:
+    """The family of a checkpoint, by the `architectures` of its config.json.
+
+    Raises:
+        VaExportError: no family reads that architecture.
+    """
+    architectures = config.get("architectures") or []
+    for family in FAMILIES:
+        if any(architecture in family.architectures for architecture in architectures):
+            return family
+    known = ", ".join(sorted(name for family in FAMILIES for name in family.architectures))
+    named = ", ".join(map(str, architectures)) or f"none (model_type {config.get('model_type')!r})"
+    raise VaExportError(
+        f"unsupported architecture: {named}",
+        where="config.json",
+        fix=f"use a checkpoint of one of: {known}",
+    )
+
+
+def family_named(name: str) -> ModelFamily:
+    """The family called `name`, as a `ModelSpec` records it.
+
+    Raises:
+        VaExportError: there is no such family.
+    """
+    for family in FAMILIES:
+        if family.name == name:
+            return family
+    raise VaExportError(
+        f"unknown model family {name!r}", fix=f"use one of: {', '.join(f.name for f in FAMILIES)}"
+    )

@@ -1,0 +1,188 @@
+"""What the exporter asks of a model family, and the plain data that a family answers with.
+
+Shapes are those of the Hugging Face model that is exported; names of weights are its parameter names. A
+family reads its own checkpoint layout through `weight_map`, so nothing else in the package knows how a
+checkpoint is packed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from va_export.checkpoint import Checkpoint
+    from va_export.runtime.processing import Processing
+
+
+@dataclass(frozen=True)
+class DynamicNtkScaling:
+    """Rotary base that grows once a sequence is longer than `max_position_embeddings`; see `models.rope`."""
+
+    factor: float
+
+
+@dataclass(frozen=True)
+class TextShape:
+    """The decoder's sizes; `num_layers` is what is exported, fewer than in the checkpoint if cut."""
+
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    intermediate_size: int
+    vocab_size: int
+    max_position_embeddings: int
+    rms_norm_eps: float
+    rope_theta: float
+    rope_scaling: DynamicNtkScaling | None
+
+
+@dataclass(frozen=True)
+class VisionShape:
+    """The vision tower's sizes; a frame of `image_size`² pixels becomes `tokens_per_frame` decoder tokens."""
+
+    image_size: int
+    patch_size: int
+    tokens_per_frame: int
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    intermediate_size: int
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """One model, ready to be built.
+
+    Attributes:
+        family: name of the family that made it.
+        hf_config: arguments of the Hugging Face configuration (plain JSON data).
+        text, vision: sizes.
+        checkpoint_layers: decoder layers in the checkpoint; `text.num_layers` of them are used, from the
+            first.
+        text_architecture: the checkpoint's own name for its decoder.
+        prompt_template: the checkpoint's name for its chat template.
+        image_token_id: id of the placeholder that one visual token replaces.
+        eos_token_ids: ids that end an answer.
+    """
+
+    family: str
+    hf_config: Mapping[str, Any]
+    text: TextShape
+    vision: VisionShape
+    checkpoint_layers: int
+    text_architecture: str
+    prompt_template: str
+    image_token_id: int
+    eos_token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class RowBlocks:
+    """Which rows of a packed weight make up one parameter.
+
+    The first axis is read as (groups, blocks_per_group, block_rows); blocks [start, stop) of every group are
+    kept.
+    """
+
+    groups: int
+    blocks_per_group: int
+    block_rows: int
+    start: int
+    stop: int
+
+    @property
+    def rows(self) -> int:
+        """Rows of the parameter."""
+        return self.groups * (self.stop - self.start) * self.block_rows
+
+
+@dataclass(frozen=True)
+class WeightSource:
+    """Where one parameter comes from: a checkpoint tensor of a given shape, whole or some of its rows."""
+
+    checkpoint_name: str
+    checkpoint_shape: tuple[int, ...]
+    blocks: RowBlocks | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the parameter."""
+        return (
+            self.checkpoint_shape if self.blocks is None else (self.blocks.rows, *self.checkpoint_shape[1:])
+        )
+
+    def view(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The parameter, from the checkpoint's tensor of shape `checkpoint_shape`."""
+        if self.blocks is None:
+            return tensor
+        blocks = self.blocks
+        packed = tensor.reshape(blocks.groups, blocks.blocks_per_group, blocks.block_rows, *tensor.shape[1:])
+        return packed[:, blocks.start : blocks.stop].reshape(self.shape)
+
+
+class ModelFamily(Protocol):
+    """One model family; `models.FAMILIES` lists them."""
+
+    name: str
+    architectures: tuple[str, ...]
+
+    def spec_from_config(
+        self,
+        config: Mapping[str, Any],
+        num_decoder_layers: int | None = None,
+        image_token_id: int | None = None,
+    ) -> ModelSpec:
+        """The model that `config` describes, with its first `num_decoder_layers` decoder layers (None: all).
+
+        Raises:
+            VaExportError: `config` contradicts itself, asks for something unsupported, or leaves the id of
+                the image token open when `image_token_id` is not given.
+        """
+
+    def spec_from_checkpoint(
+        self, checkpoint: Checkpoint, num_decoder_layers: int | None = None, image_token_id: int | None = None
+    ) -> ModelSpec:
+        """`spec_from_config`, with token ids looked up in the checkpoint's tokenizer files, if it has any."""
+
+    def build_model(self, spec: ModelSpec, attention: str = "anchored") -> nn.Module:
+        """The Hugging Face model, weights uninitialised; `attention` names the decoder's attention
+        implementation.
+
+        Works under `torch.device("meta")` and under a `FakeTensorMode`.
+        """
+
+    def weight_map(self, spec: ModelSpec) -> Mapping[str, WeightSource]:
+        """For every parameter of `build_model(spec)`, where in the checkpoint it lies."""
+
+    def check_weights(self, spec: ModelSpec, checkpoint: Checkpoint) -> None:
+        """Compare names, shapes and types of all weights with what `spec` expects.
+
+        Raises:
+            VaExportError: missing, unknown, wrongly shaped or wrongly typed tensors, by name.
+        """
+
+    def load_reference(
+        self,
+        spec: ModelSpec,
+        checkpoint: Checkpoint,
+        dtype: torch.dtype | None = None,
+        attention: str = "anchored",
+    ) -> nn.Module:
+        """`build_model(spec)` with the checkpoint's weights as `dtype` (default float32), on the CPU."""
+
+    def processing(self, spec: ModelSpec, checkpoint: Checkpoint) -> Processing:
+        """How frames and a question become the model's inputs."""
+
+    def write_tokenizer(self, checkpoint: Checkpoint, directory: Path) -> Path | None:
+        """Write `tokenizer.json` into `directory`; None when the checkpoint has no tokenizer."""
+
+    def write_tiny_checkpoint(self, directory: Path, seed: int = 0) -> Path:
+        """Write a small random checkpoint of this family; the same bytes for the same seed."""

@@ -1,0 +1,89 @@
+"""InternVL2 (OpenGVLab, 2024) in its original checkpoint layout: an InternViT, a pixel shuffle, a two-layer
+projector and a decoder; see `text_backbones` for the decoders that are read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from va_export.models.family import ModelSpec, WeightSource
+from va_export.models.internvl2 import config as _config
+from va_export.models.internvl2 import key_map
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from va_export.checkpoint import Checkpoint
+    from va_export.runtime.processing import Processing
+
+
+class InternVL2:
+    """The family's entry in the table; the methods are documented in `models.family.ModelFamily`."""
+
+    name: str = _config.FAMILY
+    architectures: tuple[str, ...] = ("InternVLChatModel",)
+
+    def spec_from_config(
+        self,
+        config: Mapping[str, Any],
+        num_decoder_layers: int | None = None,
+        image_token_id: int | None = None,
+    ) -> ModelSpec:
+        return _config.spec_from_config(config, num_decoder_layers, image_token_id)
+
+    def spec_from_checkpoint(
+        self, checkpoint: Checkpoint, num_decoder_layers: int | None = None, image_token_id: int | None = None
+    ) -> ModelSpec:
+        from va_export.models.internvl2.prompt import END_OF_TURN, IMAGE_TOKEN
+        from va_export.models.internvl2.tokenizer import added_tokens
+
+        ids = {token.content: token.id for token in added_tokens(checkpoint.directory)}
+        if image_token_id is None:
+            image_token_id = ids.get(IMAGE_TOKEN)
+        eos = (ids[END_OF_TURN],) if END_OF_TURN in ids else ()
+        return _config.spec_from_config(checkpoint.config, num_decoder_layers, image_token_id, eos)
+
+    def build_model(self, spec: ModelSpec, attention: str = "anchored") -> nn.Module:
+        from va_export.models.internvl2 import reference
+
+        return reference.build_model(spec, attention)
+
+    def weight_map(self, spec: ModelSpec) -> Mapping[str, WeightSource]:
+        return key_map.weight_map(spec)
+
+    def check_weights(self, spec: ModelSpec, checkpoint: Checkpoint) -> None:
+        from va_export.models.weights import check_against_map
+
+        uncut = replace(spec, text=replace(spec.text, num_layers=spec.checkpoint_layers))
+        check_against_map(key_map.weight_map(spec), key_map.weight_map(uncut), checkpoint)
+
+    def load_reference(
+        self,
+        spec: ModelSpec,
+        checkpoint: Checkpoint,
+        dtype: torch.dtype | None = None,
+        attention: str = "anchored",
+    ) -> nn.Module:
+        from va_export.models.internvl2 import reference
+
+        self.check_weights(spec, checkpoint)
+        return reference.load_reference(spec, checkpoint, dtype, attention)
+
+    def processing(self, spec: ModelSpec, checkpoint: Checkpoint) -> Processing:
+        from va_export.models.internvl2 import prompt, tokenizer
+
+        return prompt.processing(spec, add_bos=tokenizer.adds_bos(checkpoint.directory))
+
+    def write_tokenizer(self, checkpoint: Checkpoint, directory: Path) -> Path | None:
+        from va_export.models.internvl2 import tokenizer
+
+        return tokenizer.write_tokenizer(checkpoint.directory, directory)
+
+    def write_tiny_checkpoint(self, directory: Path, seed: int = 0) -> Path:
+        from va_export.models.internvl2 import tiny
+
+        return tiny.write_tiny_checkpoint(directory, seed)

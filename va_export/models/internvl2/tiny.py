@@ -1,0 +1,142 @@
+"""A small random InternVL2 checkpoint in the original layout, for tests and for trying the tool without a
+download.
+
+Weights are uniform numbers from NumPy's PCG64, scaled so that activations keep their size, attention is far
+from uniform and frames of a real video give different visual tokens. The tokenizer knows the 256 bytes and
+the prompt's special tokens, so any text can be asked and any output decoded.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors.numpy import save_file
+
+from va_export.models.family import WeightSource
+from va_export.models.internvl2.config import spec_from_config
+from va_export.models.internvl2.key_map import weight_map
+from va_export.models.internvl2.prompt import END_OF_TURN, IMAGE_TOKEN
+
+SPECIAL_TOKENS = ("<s>", "</s>", "<|im_start|>", END_OF_TURN, "<img>", "</img>", IMAGE_TOKEN)
+_BYTES = 256
+
+_CONFIG: dict[str, Any] = {
+    "architectures": ["InternVLChatModel"],
+    "model_type": "internvl_chat",
+    "template": "internlm2-chat",
+    "downsample_ratio": 0.5,
+    "force_image_size": 112,
+    "ps_version": "v2",
+    "select_layer": -1,
+    "torch_dtype": "float32",
+    "llm_config": {
+        "architectures": ["InternLM2ForCausalLM"],
+        "model_type": "internlm2",
+        "bias": False,
+        "bos_token_id": _BYTES,
+        "eos_token_id": _BYTES + 1,
+        "hidden_act": "silu",
+        "hidden_size": 128,
+        "intermediate_size": 256,
+        "max_position_embeddings": 4096,
+        "num_attention_heads": 4,
+        "num_hidden_layers": 2,
+        "num_key_value_heads": 2,
+        "rms_norm_eps": 1e-05,
+        "rope_scaling": {"factor": 2.0, "type": "dynamic"},
+        "rope_theta": 1000000,
+        "tie_word_embeddings": False,
+        "vocab_size": _BYTES + len(SPECIAL_TOKENS),
+    },
+    "vision_config": {
+        "architectures": ["InternVisionModel"],
+        "model_type": "intern_vit_6b",
+        "hidden_act": "gelu",
+        "hidden_size": 64,
+        "image_size": 112,
+        "intermediate_size": 128,
+        "layer_norm_eps": 1e-06,
+        "norm_type": "layer_norm",
+        "num_attention_heads": 4,
+        "num_channels": 3,
+        "num_hidden_layers": 2,
+        "patch_size": 14,
+        "qk_normalization": False,
+        "qkv_bias": True,
+    },
+}
+
+
+def write_tiny_checkpoint(directory: Path, seed: int = 0) -> Path:
+    """Write config.json, model.safetensors (float32, about 2 MB) and tokenizer files; returns `directory`."""
+    directory.mkdir(parents=True, exist_ok=True)
+    spec = spec_from_config(_CONFIG, image_token_id=_BYTES + SPECIAL_TOKENS.index(IMAGE_TOKEN))
+    sources = {source.checkpoint_name: source for source in weight_map(spec).values()}
+    generator = np.random.Generator(np.random.PCG64(seed))
+    weights = {name: _random_weight(sources[name], generator) for name in sorted(sources)}
+    save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+    _write_json(directory / "config.json", _CONFIG)
+    _write_tokenizer(directory)
+    return directory
+
+
+def _random_weight(source: WeightSource, generator: np.random.Generator) -> npt.NDArray[np.float32]:
+    """Uniform values around `centre` with standard deviation `spread`, both by the weight's role."""
+    name, shape = source.checkpoint_name, source.checkpoint_shape
+    centre, spread = (
+        0.0,
+        1.0 / math.sqrt(math.prod(shape[1:]) or 1),
+    )  # keeps a unit variance through a linear layer
+    if name.endswith(("norm.weight", "norm1.weight", "norm2.weight", "mlp1.0.weight")):
+        centre, spread = 1.0, 0.1
+    elif name.endswith((".ls1", ".ls2")):
+        centre, spread = 0.5, 0.1
+    elif name.endswith("bias"):
+        spread = 0.1
+    elif name.endswith("position_embedding"):
+        spread = 0.3
+    elif name.endswith(("tok_embeddings.weight", "class_embedding")):
+        spread = 1.0
+    elif name.endswith("qkv.weight"):
+        spread *= 1.6  # logits of a few units, so that attention picks keys out
+    elif name.endswith("output.weight"):
+        spread *= 2.0  # probabilities far from uniform, no ties between greedy tokens
+    bound = spread * math.sqrt(3.0)
+    return (centre + generator.uniform(-bound, bound, shape)).astype(np.float32)
+
+
+def _write_tokenizer(directory: Path) -> None:
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+
+    vocabulary = {character: byte for byte, character in enumerate(_byte_characters())}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(
+        [AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS]
+    )
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", _BYTES)]
+    )
+    tokenizer.save(str(directory / "tokenizer.json"))
+    tokens = {str(_BYTES + i): {"content": token, "special": True} for i, token in enumerate(SPECIAL_TOKENS)}
+    _write_json(
+        directory / "tokenizer_config.json",
+        {"added_tokens_decoder": tokens, "bos_token": "<s>", "eos_token": "</s>"},
+    )
+
+
+def _byte_characters() -> list[str]:
+    """GPT-2's printable stand-ins for bytes, in order: the byte if printable, else the next from U+0100."""
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    stand_ins = iter(range(_BYTES, 2 * _BYTES))
+    return [chr(byte if byte in printable else next(stand_ins)) for byte in range(_BYTES)]
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")

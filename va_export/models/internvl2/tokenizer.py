@@ -1,0 +1,81 @@
+"""The original checkpoint's tokenizer as one `tokenizer.json`, made without its remote code.
+
+The checkpoints carry a SentencePiece `tokenizer.model`; the prompt's own tokens (`<|im_start|>`,
+`<IMG_CONTEXT>`, …) are listed in `tokenizer_config.json` and take the places of unused pieces or follow the
+last piece.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from va_export.checkpoint import read_json
+from va_export.errors import VaExportError
+from va_export.models.sentencepiece_bpe import AddedToken, build_tokenizer, read_model
+
+TOKENIZER_FILE = "tokenizer.json"
+_SENTENCEPIECE_FILE = "tokenizer.model"
+# Every published tokenizer of this family starts with these three pieces, which its code always treats as
+# special.
+_BASE_SPECIAL = ("<unk>", "<s>", "</s>")
+
+
+def write_tokenizer(source: Path, directory: Path) -> Path | None:
+    """Write `tokenizer.json` for the checkpoint in `source` into `directory`; None if it has no tokenizer.
+
+    Raises:
+        VaExportError: the tokenizer files are damaged or do not belong together.
+    """
+    target = directory / TOKENIZER_FILE
+    if (source / TOKENIZER_FILE).is_file():
+        shutil.copyfile(source / TOKENIZER_FILE, target)
+        return target
+    if not (source / _SENTENCEPIECE_FILE).is_file():
+        return None
+    model = read_model(source / _SENTENCEPIECE_FILE)
+    added = {token.id: token for token in added_tokens(source)}
+    for number, piece in enumerate(model.pieces[: len(_BASE_SPECIAL)]):
+        if piece.text in _BASE_SPECIAL:
+            added.setdefault(number, AddedToken(number, piece.text))
+    tokenizer = build_tokenizer(model, list(added.values()))
+    tokenizer.save(str(target))
+    return target
+
+
+def added_tokens(directory: Path) -> list[AddedToken]:
+    """The tokens that the checkpoint adds to its vocabulary, from the first file that lists any."""
+    try:
+        if listed := _settings(directory).get("added_tokens_decoder"):
+            return [_added_token(int(number), entry) for number, entry in listed.items()]
+        if (directory / "added_tokens.json").is_file():
+            listed = read_json(directory / "added_tokens.json", what="list of added tokens")
+            return [AddedToken(int(number), content) for content, number in listed.items()]
+        if (directory / TOKENIZER_FILE).is_file():
+            listed = read_json(directory / TOKENIZER_FILE, what="tokenizer").get("added_tokens", [])
+            return [_added_token(int(entry["id"]), entry) for entry in listed]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise VaExportError(f"the list of added tokens is malformed: {error!r}", where=directory) from error
+    return []
+
+
+def adds_bos(directory: Path) -> bool:
+    """Whether a prompt starts with the beginning-of-sequence token: yes, unless a file says otherwise."""
+    return bool(_settings(directory).get("add_bos_token", True))
+
+
+def _settings(directory: Path) -> dict[str, Any]:
+    """`tokenizer_config.json`, or nothing without that file."""
+    path = directory / "tokenizer_config.json"
+    return read_json(path, what="tokenizer configuration") if path.is_file() else {}
+
+
+def _added_token(number: int, entry: dict[str, Any]) -> AddedToken:
+    return AddedToken(
+        number,
+        entry["content"],
+        special=bool(entry.get("special", True)),
+        lstrip=bool(entry.get("lstrip", False)),
+        rstrip=bool(entry.get("rstrip", False)),
+    )

@@ -1,0 +1,84 @@
+"""Rotary position embedding as pure tensor arithmetic, so that `torch.export` can take it.
+
+Hugging Face's dynamic variant decides in Python, from the data, whether to recompute its frequencies. The
+same numbers follow from one formula (dynamic NTK scaling; u/bloc97 and u/emozilla, 2023): for a sequence of
+length n,
+
+    base' = base · (f·L/M − (f − 1))^(d/(d−2)),   L = max(n, M),   inverse frequency i = base'^(−2i/d)
+
+with M = max_position_embeddings, f the factor and d = head_dim. Pulled apart, base'^(−2i/d) is the unscaled
+frequency times r^(−2i/(d−2)) with r = 1 + f·max(n − M, 0)/M. That form is used here: r is exactly 1 up to M,
+so ordinary lengths do not depend on how well a runtime computes powers.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from va_export.models.family import TextShape
+
+
+def inverse_frequencies(base: float, head_dim: int) -> tuple[float, ...]:
+    """base^(−2i/d) for i in [0, d/2), in double precision."""
+    return tuple(base ** (-2.0 * i / head_dim) for i in range(head_dim // 2))
+
+
+class DynamicNtkRotaryEmbedding(nn.Module):
+    """Cosines and sines for rotary embedding; `factor=None` is the plain, unscaled embedding.
+
+    It has neither parameters nor buffers: its constants are Python numbers, so nothing is lost when the model
+    is built without storage. Trace it with (fake) CPU or CUDA tensors: on the meta device its constants have
+    no values.
+    """
+
+    def __init__(
+        self, head_dim: int, base: float, max_position_embeddings: int, factor: float | None = None
+    ) -> None:
+        super().__init__()
+        self.head_dim = head_dim
+        self.base = base
+        self.max_position_embeddings = max_position_embeddings
+        self.factor = factor
+
+    def forward(self, x: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Angles of `position_ids` [B, S] → (cos, sin), each [B, S, head_dim], computed in float32, typed as
+        `x`.
+
+        A row's sequence length is taken to be its largest position + 1.
+        """
+        positions = position_ids.float()  # exact below 2²⁴
+        inv_freq = torch.tensor(
+            inverse_frequencies(self.base, self.head_dim), dtype=torch.float32, device=position_ids.device
+        )[None]  # [1, d/2]
+        if self.factor is not None:
+            inv_freq = inv_freq * self._stretch(positions)  # [B, d/2]
+        angles = positions[:, :, None] * inv_freq[:, None, :]  # [B, S, d/2]
+        angles = torch.cat((angles, angles), dim=-1)
+        return angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+
+    def _stretch(self, positions: torch.Tensor) -> torch.Tensor:
+        """r^(−2i/(d−2)) for every row, [B, d/2]; see the module's docstring."""
+        assert self.factor is not None
+        exponents = torch.tensor(
+            [-2.0 * i / (self.head_dim - 2) for i in range(self.head_dim // 2)],
+            dtype=torch.float32,
+            device=positions.device,
+        )[None]
+        excess = torch.clamp(
+            positions.amax(dim=-1, keepdim=True) + 1.0 - self.max_position_embeddings, min=0.0
+        )
+        ratio = 1.0 + excess * (self.factor / self.max_position_embeddings)  # [B, 1]
+        return torch.pow(ratio, exponents)
+
+
+def replace_rotary_embedding(text_model: nn.Module, text: TextShape) -> None:
+    """Give a Hugging Face text model (the module with a `rotary_emb`) the exportable embedding, in place."""
+    if not isinstance(getattr(text_model, "rotary_emb", None), nn.Module):
+        raise TypeError(f"{type(text_model).__name__} has no rotary_emb to replace")
+    text_model.rotary_emb = DynamicNtkRotaryEmbedding(
+        head_dim=text.head_dim,
+        base=text.rope_theta,
+        max_position_embeddings=text.max_position_embeddings,
+        factor=None if text.rope_scaling is None else text.rope_scaling.factor,
+    )

@@ -1,0 +1,240 @@
+"""A SentencePiece BPE model (`tokenizer.model`) → a `tokenizers.Tokenizer` with the same ids.
+
+SentencePiece merges, again and again, the two neighbours whose concatenation is the best-scored piece. The
+tokenizers
+library wants that as a list of pairs in order: every way to split a piece into two pieces, at the piece's
+score. The model file is a protocol buffer; the handful of fields needed are read here, so that no protobuf
+runtime is.
+
+Field numbers: google/sentencepiece, `src/sentencepiece_model.proto`.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from va_export.errors import VaExportError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer, decoders, normalizers
+
+_SPACE = "▁"  # SentencePiece's visible space, U+2581
+_MODEL_TYPE_BPE = 2
+
+
+class PieceType(IntEnum):
+    """`SentencePiece.Type` of the proto."""
+
+    NORMAL = 1
+    UNKNOWN = 2
+    CONTROL = 3
+    USER_DEFINED = 4
+    UNUSED = 5
+    BYTE = 6
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One row of the vocabulary; its id is its place in the list."""
+
+    text: str
+    score: float
+    type: PieceType
+
+
+@dataclass(frozen=True)
+class SentencePieceModel:
+    """What of a `tokenizer.model` decides the ids."""
+
+    pieces: tuple[Piece, ...]
+    byte_fallback: bool
+    charsmap: bytes
+    add_dummy_prefix: bool
+    remove_extra_whitespaces: bool
+
+
+@dataclass(frozen=True)
+class AddedToken:
+    """A token that is cut out of the text before anything else."""
+
+    id: int
+    content: str
+    special: bool = True
+    lstrip: bool = False
+    rstrip: bool = False
+
+
+def read_model(path: Path) -> SentencePieceModel:
+    """Parse a `tokenizer.model`.
+
+    Raises:
+        VaExportError: not a SentencePiece model, or not a BPE one.
+    """
+    try:
+        fields = _fields(path.read_bytes())
+        pieces = tuple(_piece(_single(value)) for value in fields[1])
+        trainer = {number: values[-1] for number, values in _fields(_single(fields[2][-1])).items()}
+        normalizer = {number: values[-1] for number, values in _fields(_single(fields[3][-1])).items()}
+    except (OSError, ValueError, KeyError, IndexError, struct.error) as error:
+        raise VaExportError(
+            f"not a SentencePiece model: {error}", where=path, fix="download tokenizer.model again"
+        ) from error
+    if trainer.get(3, 1) != _MODEL_TYPE_BPE:
+        raise VaExportError(
+            f"the SentencePiece model is of type {trainer.get(3, 1)!r}, not BPE (2)",
+            where=path,
+            fix="provide a tokenizer.json beside it",
+        )
+    charsmap = normalizer.get(2, b"")
+    return SentencePieceModel(
+        pieces=pieces,
+        byte_fallback=bool(trainer.get(35, 0)),
+        charsmap=charsmap if isinstance(charsmap, bytes) else b"",
+        add_dummy_prefix=bool(normalizer.get(3, 1)),
+        remove_extra_whitespaces=bool(normalizer.get(4, 1)),
+    )
+
+
+def build_tokenizer(model: SentencePieceModel, added: Sequence[AddedToken]) -> Tokenizer:
+    """The equivalent fast tokenizer.
+
+    An added token with the id of a piece takes the piece's place. Text between added tokens is tokenized on
+    its own, as Hugging Face's tokenizers over SentencePiece do. One difference remains: with a dummy prefix,
+    text after a user-defined piece is prefixed again.
+
+    Raises:
+        VaExportError: the ids of the added tokens leave gaps after the pieces.
+    """
+    import tokenizers
+
+    texts = [piece.text for piece in model.pieces]
+    types = [piece.type for piece in model.pieces]
+    for token in added:
+        if token.id < len(texts):
+            texts[token.id], types[token.id] = token.content, PieceType.CONTROL
+    vocabulary = {text: number for number, text in enumerate(texts)}
+    mergeable = {text: number for text, number in vocabulary.items() if types[number] == PieceType.NORMAL}
+    unknown = next((text for text, kind in zip(texts, types, strict=True) if kind == PieceType.UNKNOWN), None)
+    tokenizer = tokenizers.Tokenizer(
+        tokenizers.models.BPE(
+            vocab=vocabulary,
+            merges=_merges(mergeable, [piece.score for piece in model.pieces]),
+            unk_token=unknown,
+            fuse_unk=True,
+            byte_fallback=model.byte_fallback,
+        )
+    )
+    tokenizer.normalizer = _normalizer(model)
+    tokenizer.decoder = _decoder(model)
+    user_defined = [
+        AddedToken(number, text, special=False)
+        for number, (text, kind) in enumerate(zip(texts, types, strict=True))
+        if kind == PieceType.USER_DEFINED
+    ]
+    for token in sorted([*added, *user_defined], key=lambda token: token.id):
+        spelled = token.content.replace(_SPACE, " ") if token in user_defined else token.content
+        fast = tokenizers.AddedToken(
+            spelled, special=token.special, lstrip=token.lstrip, rstrip=token.rstrip, normalized=False
+        )
+        (tokenizer.add_special_tokens if token.special else tokenizer.add_tokens)([fast])
+        if tokenizer.token_to_id(spelled) != token.id:
+            raise VaExportError(
+                f"added token {token.content} of id {token.id} would get id {tokenizer.token_to_id(spelled)}",
+                where="tokenizer_config.json",
+                fix="take tokenizer.model and the list of added tokens from one checkpoint",
+            )
+    return tokenizer
+
+
+def _merges(mergeable: Mapping[str, int], scores: Sequence[float]) -> list[tuple[str, str]]:
+    """All splits of all pieces into two pieces, best score first."""
+    ranked: list[tuple[float, int, int, str, str]] = []
+    for text, number in mergeable.items():
+        for cut in range(1, len(text)):
+            left, right = text[:cut], text[cut:]
+            if left in mergeable and right in mergeable:
+                ranked.append((-scores[number], number, -cut, left, right))
+    ranked.sort()
+    return [(left, right) for *_, left, right in ranked]
+
+
+def _normalizer(model: SentencePieceModel) -> normalizers.Normalizer:
+    from tokenizers import Regex, normalizers
+
+    steps: list[normalizers.Normalizer] = []
+    if model.charsmap:
+        steps.append(normalizers.Precompiled(model.charsmap))
+    if model.remove_extra_whitespaces:
+        steps += [normalizers.Replace(Regex("^ +| +$"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
+    if model.add_dummy_prefix:
+        steps.append(normalizers.Prepend(_SPACE))
+    steps.append(normalizers.Replace(" ", _SPACE))
+    return normalizers.Sequence(steps)
+
+
+def _decoder(model: SentencePieceModel) -> decoders.Decoder:
+    from tokenizers import decoders
+
+    steps: list[decoders.Decoder] = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    if model.add_dummy_prefix:
+        steps.append(decoders.Strip(content=" ", left=1))
+    return decoders.Sequence(steps)
+
+
+def _piece(message: bytes) -> Piece:
+    fields = {number: values[-1] for number, values in _fields(message).items()}
+    score = fields.get(2, b"\0\0\0\0")
+    kind = fields.get(3, PieceType.NORMAL)
+    if not isinstance(score, bytes) or not isinstance(kind, int):
+        raise ValueError("a piece is malformed")
+    return Piece(_single(fields[1]).decode("utf-8"), struct.unpack("<f", score)[0], PieceType(kind))
+
+
+def _single(value: int | bytes) -> bytes:
+    if not isinstance(value, bytes):
+        raise ValueError("a number stands where a message belongs")
+    return value
+
+
+def _fields(message: bytes) -> dict[int, list[int | bytes]]:
+    """A protobuf message's fields by number; numbers decoded as varints, everything else left as bytes."""
+    fields: dict[int, list[int | bytes]] = {}
+    for number, value in _iterate_fields(message):
+        fields.setdefault(number, []).append(value)
+    return fields
+
+
+def _iterate_fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
+    at = 0
+    while at < len(message):
+        tag, at = _varint(message, at)
+        number, wire_type = tag >> 3, tag & 7
+        if wire_type == 0:
+            value, at = _varint(message, at)
+            yield number, value
+            continue
+        if wire_type == 2:
+            length, at = _varint(message, at)
+        elif wire_type in (1, 5):
+            length = 8 if wire_type == 1 else 4
+        else:
+            raise ValueError(f"wire type {wire_type} at byte {at}")
+        if at + length > len(message):
+            raise ValueError(f"the file ends inside a field at byte {at}")
+        yield number, message[at : at + length]
+        at += length
+
+
+def _varint(message: bytes, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = message[at]
+        value |= (byte & 0x7F) << shift
+        at, shift = at + 1, shift + 7
+        if byte < 0x80:
+            return value, at

@@ -1,0 +1,106 @@
+"""Text ↔ ids with a bundle's `tokenizer.json`, and text from ids as they arrive."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from va_export.errors import VaExportError
+
+TOKENIZER_FILE = "tokenizer.json"
+_INCOMPLETE = "\ufffd"  # what a decoder gives for bytes that are not (yet) a character
+_MAX_PENDING = (
+    8  # ids held back at most: a character has four bytes; beyond that the bytes are simply invalid
+)
+
+
+class Tokenizer:
+    """A tokenizer; make one with `load_tokenizer`."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids that it knows, added tokens included."""
+        return int(self._tokenizer.get_vocab_size(with_added_tokens=True))
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of `text`; special tokens that it spells are recognised, none are added."""
+        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of `ids`, special tokens left out."""
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
+
+    def token_id(self, token: str) -> int | None:
+        """Id of a whole token, None if there is no such token."""
+        number = self._tokenizer.token_to_id(token)
+        return None if number is None else int(number)
+
+    def stream(self) -> TextStream:
+        """A fresh incremental decoder."""
+        return TextStream(self)
+
+
+class TextStream:
+    """Turns ids into text one at a time: the pieces put together are `decode` of all ids.
+
+    An id's text depends on its neighbours (spaces, characters spread over several ids), so each step decodes
+    a short window twice, with and without the new ids, and gives the difference; unfinished characters wait.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._context: list[int] = []  # already given out, kept so that the next ids are decoded in context
+        self._pending: list[int] = []
+
+    def push(self, token_id: int) -> str:
+        """The text that `token_id` completes, possibly empty."""
+        self._pending.append(token_id)
+        before = self._tokenizer.decode(self._context)
+        after = self._tokenizer.decode(self._context + self._pending)
+        if after.endswith(_INCOMPLETE) and len(self._pending) < _MAX_PENDING:
+            return ""
+        return self._give(before, after)
+
+    def finish(self) -> str:
+        """The text still held back, with replacement characters for what never became a character."""
+        if not self._pending:
+            return ""
+        return self._give(
+            self._tokenizer.decode(self._context), self._tokenizer.decode(self._context + self._pending)
+        )
+
+    def _give(self, before: str, after: str) -> str:
+        # Special tokens decode to nothing; context without text would lose the leading space of what follows.
+        if len(after) > len(before):
+            self._context = self._pending if before else self._context + self._pending
+        else:
+            self._context = self._context + self._pending
+        self._pending = []
+        return after[len(before) :]
+
+
+def load_tokenizer(directory: Path | str) -> Tokenizer | None:
+    """The tokenizer of a bundle (or checkpoint) directory, None if it has no tokenizer.json.
+
+    Raises:
+        VaExportError: the file cannot be read, or the package tokenizers is not installed.
+    """
+    path = Path(directory) / TOKENIZER_FILE
+    if not path.is_file():
+        return None
+    try:
+        import tokenizers
+    except ImportError:
+        raise VaExportError(
+            "text prompts need the package tokenizers, which is not installed",
+            where=path,
+            fix="pip install tokenizers, or pass token ids",
+        ) from None
+    try:
+        return Tokenizer(tokenizers.Tokenizer.from_file(str(path)))
+    except Exception as error:  # the library raises bare Exception for anything wrong with the file
+        raise VaExportError(f"the tokenizer cannot be read: {error}", where=path) from error
