@@ -1,0 +1,79 @@
+// AnchoredAttention: checks the parameters, picks the instance of the kernel and launches it.
+#include "anchored_attention.h"
+
+#include <cuda_runtime.h>
+
+#include <cmath>
+
+#include "kernel.cuh"
+
+namespace va_export {
+namespace {
+
+constexpr int64_t kMaxGridYZ = 65535;
+constexpr int64_t kMaxRows = INT32_MAX - kTileRows;  // positions and packed rows are counted in int32
+constexpr size_t kDefaultSharedBytes = 48 * 1024;    // more must be asked for, function by function
+
+bool in_range(int64_t x, int64_t low, int64_t high) {
+  return low <= x && x <= high;
+}
+
+bool is_valid(const VaAnchoredAttentionParams& p) {
+  const bool pointers = p.query && p.key && p.value && p.key_log_gain && p.value_gain && p.out;
+  const bool sizes = in_range(p.batch, 1, kMaxGridYZ) && in_range(p.kv_heads, 1, kMaxGridYZ) &&
+                     in_range(p.query_heads, 1, kMaxRows) && p.query_heads % p.kv_heads == 0 &&
+                     in_range(p.q_len, 1, kMaxRows) && in_range(p.kv_len, 1, kMaxRows) &&
+                     p.q_len * (p.query_heads / p.kv_heads) <= kMaxRows &&
+                     in_range(p.head_dim, 1, VA_ANCHORED_ATTENTION_MAX_HEAD_DIM) &&
+                     in_range(p.value_head_dim, 1, VA_ANCHORED_ATTENTION_MAX_HEAD_DIM);
+  return pointers && sizes && std::isfinite(p.scale) && p.scale > 0.0f;
+}
+
+template <typename T, int kChannelGroups>
+cudaError_t launch(const VaAnchoredAttentionParams& p, cudaStream_t stream) {
+  auto* kernel = anchored_attention_kernel<T, kChannelGroups>;
+  const SharedLayout layout(static_cast<int>(p.head_dim), kChannelGroups * kWarpSize);
+  const size_t shared_bytes = layout.total * sizeof(float);
+  if (shared_bytes > kDefaultSharedBytes) {
+    const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                                   static_cast<int>(shared_bytes));
+    if (error != cudaSuccess) return error;
+  }
+  const int64_t rows = p.q_len * (p.query_heads / p.kv_heads);
+  const dim3 grid(static_cast<unsigned>((rows + kTileRows - 1) / kTileRows),
+                  static_cast<unsigned>(p.kv_heads), static_cast<unsigned>(p.batch));
+  VaAnchoredAttentionParams argument = p;
+  void* arguments[] = {&argument};
+  return cudaLaunchKernel(kernel, grid, dim3(kWarps * kWarpSize), arguments, shared_bytes, stream);
+}
+
+template <typename T>
+cudaError_t launch_for_channels(const VaAnchoredAttentionParams& p, cudaStream_t stream) {
+  if (p.value_head_dim <= 64) return launch<T, 2>(p, stream);
+  if (p.value_head_dim <= 128) return launch<T, 4>(p, stream);
+  return launch<T, 8>(p, stream);
+}
+
+}  // namespace
+}  // namespace va_export
+
+extern "C" size_t va_anchored_attention_workspace_bytes(const VaAnchoredAttentionParams*) {
+  return 0;  // one pass over the keys, nothing to combine
+}
+
+extern "C" cudaError_t va_anchored_attention_launch(const VaAnchoredAttentionParams* params,
+                                                    cudaStream_t stream) {
+  if (params == nullptr || params->struct_bytes != sizeof(*params) || !va_export::is_valid(*params)) {
+    return cudaErrorInvalidValue;
+  }
+  switch (params->dtype) {
+    case VA_FLOAT16:
+      return va_export::launch_for_channels<__half>(*params, stream);
+    case VA_BFLOAT16:
+      return va_export::launch_for_channels<__nv_bfloat16>(*params, stream);
+    case VA_FLOAT32:
+      return va_export::launch_for_channels<float>(*params, stream);
+    default:
+      return cudaErrorInvalidValue;
+  }
+}
