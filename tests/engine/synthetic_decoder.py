@@ -132,16 +132,16 @@ def _layer_text(shape: DecoderShape, i: int, hidden_in: str) -> str:
 def decoder_model(shape: DecoderShape, seed: int = 0) -> ModelProto:
     """The decoder as one ModelProto with its weights inside."""
     t = {"float32": "float", "float16": "float16", "bfloat16": "bfloat16"}[shape.dtype]
-    cache = f"{t}[B,{shape.kv_heads},C,{shape.head_dim}]"
+    cache = f"{t}[batch,{shape.kv_heads},capacity,{shape.head_dim}]"
     pairs = [(i, kind) for i in range(shape.layers) for kind in ("key", "value")]
     inputs = [
-        f"{t}[B,S,{shape.hidden}] inputs_embeds",
-        "float[B,C] key_log_gain",
-        "float[B,C] value_gain",
-        "int64[B] past_length",
+        f"{t}[batch,sequence,{shape.hidden}] inputs_embeds",
+        "float[batch,capacity] key_log_gain",
+        "float[batch,capacity] value_gain",
+        "int64[batch] past_length",
         *(f'{cache} "past_key_values.{i}.{kind}"' for i, kind in pairs),
     ]
-    outputs = [f"{t}[B,{shape.vocabulary}] logits", *(f'{cache} "present.{i}.{kind}"' for i, kind in pairs)]
+    outputs = [f"{t}[batch,{shape.vocabulary}] logits", *(f'{cache} "present.{i}.{kind}"' for i, kind in pairs)]
     layers = "".join(
         _layer_text(shape, i, "inputs_embeds" if i == 0 else f"hidden{i - 1}") for i in range(shape.layers)
     )
