@@ -19,9 +19,9 @@ from torch import nn
 from va_export.models.family import TextShape
 
 
-def inverse_frequencies(base: float, head_dim: int) -> tuple[float, ...]:
-    """base^(−2i/d) for i in [0, d/2), in double precision."""
-    return tuple(base ** (-2.0 * i / head_dim) for i in range(head_dim // 2))
+def inverse_frequencies(base: float, head_dim: int, device: torch.device) -> torch.Tensor:
+    """base^(−2i/d) for i in [0, d/2), float32 [d/2], rounded as Hugging Face rounds it."""
+    return 1.0 / base ** (torch.arange(0, head_dim, 2, dtype=torch.float32, device=device) / head_dim)
 
 
 class DynamicNtkRotaryEmbedding(nn.Module):
@@ -48,9 +48,7 @@ class DynamicNtkRotaryEmbedding(nn.Module):
         A row's sequence length is taken to be its largest position + 1.
         """
         positions = position_ids.float()  # exact below 2²⁴
-        inv_freq = torch.tensor(
-            inverse_frequencies(self.base, self.head_dim), dtype=torch.float32, device=position_ids.device
-        )[None]  # [1, d/2]
+        inv_freq = inverse_frequencies(self.base, self.head_dim, position_ids.device)[None]  # [1, d/2]
         if self.factor is not None:
             inv_freq = inv_freq * self._stretch(positions)  # [B, d/2]
         angles = positions[:, :, None] * inv_freq[:, None, :]  # [B, S, d/2]
@@ -60,11 +58,8 @@ class DynamicNtkRotaryEmbedding(nn.Module):
     def _stretch(self, positions: torch.Tensor) -> torch.Tensor:
         """r^(−2i/(d−2)) for every row, [B, d/2]; see the module's docstring."""
         assert self.factor is not None
-        exponents = torch.tensor(
-            [-2.0 * i / (self.head_dim - 2) for i in range(self.head_dim // 2)],
-            dtype=torch.float32,
-            device=positions.device,
-        )[None]
+        exponents = torch.arange(0, self.head_dim, 2, dtype=torch.float32, device=positions.device)[None]
+        exponents = exponents / -(self.head_dim - 2)
         excess = torch.clamp(
             positions.amax(dim=-1, keepdim=True) + 1.0 - self.max_position_embeddings, min=0.0
         )

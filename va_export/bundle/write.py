@@ -1,0 +1,156 @@
+"""Write a bundle under a temporary name and give it its own name when it is whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from va_export._version import __version__
+from va_export.bundle.manifest import MANIFEST_NAME, MANIFEST_VERSION, bundle_files, sha256
+from va_export.errors import VaExportError
+
+
+class BundleWriter:
+    """The working directory of a bundle in the making.
+
+    Attributes:
+        output: where the bundle goes.
+        directory: where it is written until `commit`.
+    """
+
+    def __init__(self, output: Path, directory: Path) -> None:
+        self.output = output
+        self.directory = directory
+        self.committed: Path | None = None
+
+    def path(self, relative: str) -> Path:
+        """The path of a file to be written; its folder exists when this returns."""
+        path = self.directory / relative
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def write_json(self, relative: str, data: Any) -> Path:
+        """Write a JSON file."""
+        path = self.path(relative)
+        path.write_text(
+            json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
+        )
+        return path
+
+    def write_manifest(self, data: Mapping[str, Any]) -> None:
+        """Write the manifest over all files that are there now; later files need another call."""
+        files = {
+            name: {"bytes": path.stat().st_size, "sha256": sha256(path)}
+            for name, path in bundle_files(self.directory)
+        }
+        document = {
+            "manifest_version": MANIFEST_VERSION,
+            "tool": {"name": "va-export", "version": __version__},
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            **data,
+            "files": files,
+        }
+        self.write_json(MANIFEST_NAME, document)
+
+    def commit(self, passed: bool) -> Path:
+        """Move the bundle to its place; returns that.
+
+        A bundle that failed its parity goes to `<output>.failed`, so that it never takes the place of a good one.
+        """
+        destination = self.output if passed else self.output.with_name(self.output.name + ".failed")
+        _sync(self.directory)
+        previous = None
+        if destination.exists():
+            previous = destination.with_name(f"{destination.name}.old-{os.getpid()}")
+            destination.rename(previous)
+        try:
+            self.directory.rename(destination)
+        except OSError:
+            if previous is not None:
+                previous.rename(destination)
+            raise
+        if previous is not None:
+            shutil.rmtree(previous)
+        self.committed = destination
+        return destination
+
+
+@contextmanager
+def bundle_writer(output: Path, *, overwrite: bool) -> Iterator[BundleWriter]:
+    """Open a bundle for writing; whatever was not committed is removed on the way out.
+
+    Raises:
+        VaExportError: the output exists, another run writes it now, or its folder cannot be written.
+    """
+    output = Path(os.path.abspath(output))
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(output.with_name(f".{output.name}.lock"))
+        lock.acquire(blocking=False)
+    except Timeout as error:
+        raise VaExportError(
+            "another va-export is writing this bundle now",
+            where=output,
+            fix="wait for it, or choose another --output",
+        ) from error
+    except OSError as error:
+        raise VaExportError(
+            f"the output folder cannot be written: {error.strerror or error}",
+            where=output.parent,
+            fix="choose another --output",
+        ) from error
+    try:
+        _check_destination(output, overwrite)
+        _remove_leftovers(output)
+        directory = output.with_name(f"{output.name}.tmp-{os.getpid()}")
+        directory.mkdir()
+        try:
+            yield BundleWriter(output, directory)
+        finally:
+            shutil.rmtree(directory, ignore_errors=True)  # gone already if it was committed
+    finally:
+        lock.release()
+        Path(lock.lock_file).unlink(missing_ok=True)
+
+
+def _check_destination(output: Path, overwrite: bool) -> None:
+    if output.exists() and not overwrite:
+        raise VaExportError(
+            "the output exists already", where=output, fix="choose another --output, or give --overwrite"
+        )
+    if (
+        output.exists()
+        and not (output / MANIFEST_NAME).is_file()
+        and (output.is_file() or any(output.iterdir()))
+    ):
+        raise VaExportError(
+            "the output exists and is not a bundle, so it will not be overwritten",
+            where=output,
+            fix="choose another --output",
+        )
+
+
+def _remove_leftovers(output: Path) -> None:
+    """Clear away what a run that was killed left behind; the lock says that no other run owns it."""
+    for leftover in output.parent.glob(f"{output.name}.tmp-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    for replaced in output.parent.glob(f"{output.name}.old-*"):
+        if output.exists():
+            shutil.rmtree(replaced, ignore_errors=True)
+        else:  # killed between the two renames: the earlier bundle is still the good one
+            replaced.rename(output)
+
+
+def _sync(directory: Path) -> None:
+    """Flush file contents to the disk, so that a rename never outlives the data it names."""
+    for _, path in bundle_files(directory):
+        with path.open("rb") as stream:
+            os.fsync(stream.fileno())

@@ -1,0 +1,50 @@
+"""Token embedding with the visual tokens put in their places."""
+
+from __future__ import annotations
+
+import torch
+
+from va_export.graph.component import Component
+from va_export.models.family import ModelSpec
+
+
+class EmbeddingGraph(torch.nn.Module):
+    """Ids (B, S), which of them are image placeholders (B, S) and visual tokens (N, D) → embeddings (B, S, D) float32.
+
+    The k-th placeholder, counted through the batch row by row, takes visual token k. Text-only steps pass any one row of
+    visual tokens, which is then not read. Which id is the placeholder is the host's knowledge, not the graph's: a
+    checkpoint without tokenizer files does not tell.
+    """
+
+    def __init__(self, hf: torch.nn.Module) -> None:
+        super().__init__()
+        self.hf = hf
+
+    def forward(
+        self, input_ids: torch.Tensor, is_visual: torch.Tensor, visual_tokens: torch.Tensor
+    ) -> torch.Tensor:
+        embeddings = self.hf.get_input_embeddings()(input_ids).to(torch.float32)
+        order = is_visual.reshape(-1).to(torch.int32).cumsum(0, dtype=torch.int32) - 1
+        # Clamped: at text positions before the first placeholder the order is −1, and whatever is gathered is not used.
+        order = order.clamp(min=0).to(torch.int64).reshape(input_ids.shape)
+        visual = torch.nn.functional.embedding(order, visual_tokens)
+        return torch.where(is_visual[..., None], visual, embeddings)
+
+
+def embedding_component(hf: torch.nn.Module, spec: ModelSpec) -> Component:
+    """The embedding component; call it under the fake tensor mode that `hf` was made in."""
+    return Component(
+        name="embedding",
+        module=EmbeddingGraph(hf),
+        inputs={
+            "input_ids": torch.zeros(2, 3, dtype=torch.int64),
+            "is_visual": torch.zeros(2, 3, dtype=torch.bool),
+            "visual_tokens": torch.zeros(5, spec.text.hidden_size),
+        },
+        dynamic={
+            "input_ids": {0: "batch", 1: "sequence"},
+            "is_visual": {0: "batch", 1: "sequence"},
+            "visual_tokens": {0: "visual_count"},
+        },
+        outputs=("inputs_embeds",),
+    )

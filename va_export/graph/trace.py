@@ -1,0 +1,145 @@
+"""Component → ONNX graph without weights.
+
+The model is traced on fake tensors, so a 40-GB model costs what its graph costs. The initializers keep the names of the Hugging
+Face parameters; `weights.py` streams their values in when the file is written.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import onnx_ir as ir
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from va_export.graph import kv_cache
+from va_export.graph.component import Component
+from va_export.graph.decoder import decoder_component
+from va_export.graph.embedding import embedding_component
+from va_export.graph.vision import vision_component
+from va_export.models.family import ModelFamily, ModelSpec
+from va_export.ops import anchored_attention
+from va_export.ops.declaration import DOMAIN, VERSION
+
+OPSET = 24  # the first with TensorScatter and Attention's nonpad_kv_seqlen
+IR_VERSION = 11  # opset 24's; the newest that TensorRT's parser and ONNX Runtime both read
+COMPONENTS = ("vision", "embedding", "decoder")
+_BUILDERS = {"vision": vision_component, "embedding": embedding_component, "decoder": decoder_component}
+TORCH_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def trace_component(name: str, family: ModelFamily, spec: ModelSpec, precision: str) -> ir.Model:
+    """Trace one of `COMPONENTS` at the given precision (`fp32`, `fp16`, `bf16`) to an ONNX model without weights."""
+    with _quiet_exporter(), FakeTensorMode(), torch.no_grad():
+        with _default_dtype(TORCH_DTYPES[precision]):
+            hf = family.build_model(spec).eval()
+        component = _BUILDERS[name](hf, spec)
+        program = torch.export.export(
+            component.module,
+            tuple(component.inputs.values()),
+            dynamic_shapes=_dynamic_shapes(component),
+            strict=False,
+        )
+        onnx_program = torch.onnx.export(
+            program,
+            dynamo=True,
+            opset_version=OPSET,
+            optimize=False,  # folding would read the weights, and there are none; passes/ does what is needed
+            verbose=False,
+            custom_translation_table={**anchored_attention.onnx_translation(), **kv_cache.onnx_translation()},
+        )
+    assert onnx_program is not None  # only None when it writes a file itself
+    return _named(onnx_program.model, component)
+
+
+def _dynamic_shapes(component: Component) -> tuple[object, ...]:
+    dims = {name: torch.export.Dim(name) for axes in component.dynamic.values() for name in axes.values()}
+    per_input = [
+        {axis: dims[dim] for axis, dim in component.dynamic.get(name, {}).items()}
+        for name in component.inputs
+    ]
+    n_named = _positional_count(component)
+    if n_named == len(per_input):
+        return tuple(per_input)
+    return (*per_input[:n_named], tuple(per_input[n_named:]))
+
+
+def _positional_count(component: Component) -> int:
+    code = type(component.module).forward.__code__
+    return code.co_argcount - 1  # without self; what is left over goes to *args
+
+
+def _named(model: ir.Model, component: Component) -> ir.Model:
+    """Give inputs, outputs, dimensions and weights their public names, and drop the weights' placeholders."""
+    graph = model.graph
+    model.ir_version = IR_VERSION
+    graph.name = component.name
+    for value in list(graph.initializers.values()):
+        if not value.uses() and not value.is_graph_output():
+            del graph.initializers[value.name]
+        elif value.name is not None and value.name.startswith("hf."):
+            value.const_value = None
+            _rename_initializer(graph, value, value.name.removeprefix("hf."))
+    symbols: dict[str, str] = {}
+    for value, (name, axes) in zip(
+        graph.inputs, ((n, component.dynamic.get(n, {})) for n in component.inputs), strict=True
+    ):
+        assert value.shape is not None
+        for axis, dim in axes.items():
+            symbols[str(value.shape[axis])] = dim
+        value.name = name
+    for value, name in zip(graph.outputs, component.outputs, strict=True):
+        value.name = name
+    _rename_dimensions(graph, symbols)
+    if any(node.domain == DOMAIN for node in graph):
+        model.opset_imports[DOMAIN] = VERSION
+        function = ir.serde.deserialize_function(anchored_attention.function_body())
+        model.functions[function.identifier()] = function
+    return model
+
+
+def _rename_initializer(graph: ir.Graph, value: ir.Value, name: str) -> None:
+    del graph.initializers[value.name]
+    value.name = name
+    graph.initializers[name] = value
+
+
+def _rename_dimensions(graph: ir.Graph, symbols: dict[str, str]) -> None:
+    values = [*graph.inputs, *(output for node in graph for output in node.outputs)]
+    for value in values:
+        if value.shape is not None and not all(isinstance(dim, int) for dim in value.shape):
+            value.shape = ir.Shape(
+                [dim if isinstance(dim, int) else _renamed(str(dim), symbols) for dim in value.shape]
+            )
+
+
+def _renamed(expression: str, symbols: dict[str, str]) -> str:
+    return re.sub(r"\w+", lambda match: symbols.get(match.group(), match.group()), expression)
+
+
+@contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+@contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """torch's exporter logs that torchvision is absent and warns of its own deprecations; neither concerns the user."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

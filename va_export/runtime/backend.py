@@ -1,0 +1,97 @@
+"""What a backend does: run a bundle's components. Arrays at its borders are NumPy float32 or int64."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from va_export.errors import VaExportError
+
+if TYPE_CHECKING:
+    from va_export.bundle.manifest import Manifest
+
+BACKENDS = ("onnxruntime", "tensorrt", "tensorrt-rtx", "torch")
+Float32 = npt.NDArray[np.float32]
+Int64 = npt.NDArray[np.int64]
+
+
+class Backend(Protocol):
+    """The three components of a bundle, on one runtime. A KV cache is whatever the backend makes of it."""
+
+    name: str
+    device: str
+
+    def vision(self, pixel_values: Float32) -> Float32:
+        """(frames, 3, S, S) → visual tokens (frames · tokens_per_frame, D)."""
+
+    def embed(self, input_ids: Int64, visual_tokens: Float32) -> Float32:
+        """Ids (B, S) and visual tokens (N ≥ 1, D) → input embeddings (B, S, D)."""
+
+    def new_cache(self, batch: int, capacity: int) -> Any:
+        """An empty KV cache of `capacity` slots a row."""
+
+    def decode(
+        self,
+        inputs_embeds: Float32,
+        key_log_gain: Float32,
+        value_gain: Float32,
+        past_length: Int64,
+        cache: Any,
+    ) -> Float32:
+        """Append S positions to the cache; (B, vocab) logits of the last one. The gains are (B, capacity)."""
+
+    def close(self) -> None:
+        """Free what the backend holds."""
+
+
+def open_backend(name: str, manifest: Manifest, attention: str | None = None) -> Backend:
+    """Open a bundle's components.
+
+    Args:
+        name: one of `BACKENDS`.
+        attention: `plugin` or `native`, where both forms of the decoder are there; None: the form that the bundle was made with.
+
+    Raises:
+        VaExportError: an unknown name, a library that is not installed, or a component that the bundle lacks.
+    """
+    form = attention or manifest.data["attention"]
+    if name == "onnxruntime":
+        from va_export.runtime.onnxruntime_backend import OnnxRuntimeBackend
+
+        return OnnxRuntimeBackend(manifest, form)
+    if name in ("tensorrt", "tensorrt-rtx"):
+        from va_export.runtime.tensorrt_backend import TensorRTBackend
+
+        return TensorRTBackend(manifest, name)
+    if name == "torch":
+        from va_export.runtime.torch_backend import TorchBackend
+
+        return TorchBackend(manifest)
+    raise VaExportError(
+        f"unknown backend {name!r}", where="backend", fix=f"use one of: {', '.join(BACKENDS)}"
+    )
+
+
+def component_file(manifest: Manifest, component: str, kind: str) -> str:
+    """The name of a component's file (`onnx`, `onnx_native` or an engine's flavour) in the manifest.
+
+    Raises:
+        VaExportError: the bundle was exported without it.
+    """
+    entry = manifest.data["components"].get(component)
+    if entry is None:
+        raise VaExportError(
+            f"this bundle has no {component}: it was exported with --components {','.join(manifest.data['components'])}",
+            where=manifest.directory,
+            fix="export all components to run the whole model",
+        )
+    name = entry.get(kind) if kind.startswith("onnx") else entry.get("engines", {}).get(kind, {}).get("file")
+    if name is None:
+        raise VaExportError(
+            f"this bundle has no {kind} form of {component}",
+            where=manifest.directory,
+            fix="use --backend onnxruntime, or export the bundle with that form",
+        )
+    return str(name)

@@ -1,0 +1,46 @@
+"""External data of an ONNX file must lie beside it: a path that leaves the directory is refused before it is opened."""
+
+from __future__ import annotations
+
+from pathlib import Path, PurePosixPath
+
+import onnx
+from onnx.external_data_helper import uses_external_data
+
+from va_export.errors import VaExportError
+
+
+def check_external_data(path: Path) -> None:
+    """Check every external-data reference of an ONNX file, without reading the data.
+
+    Raises:
+        VaExportError: the file cannot be parsed, or a reference is absolute, leaves the directory, is a link to outside, or
+            names a file that is missing or too short.
+    """
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except Exception as error:  # protobuf raises several unrelated types
+        raise VaExportError(
+            f"the ONNX file cannot be parsed: {error}", where=path, fix="export the bundle again"
+        ) from error
+    root = path.parent.resolve()
+    for tensor in model.graph.initializer:
+        if not uses_external_data(tensor):
+            continue
+        entries = {entry.key: entry.value for entry in tensor.external_data}
+        location = entries.get("location", "")
+        pure = PurePosixPath(location)
+        target = (root / location).resolve()
+        if not location or pure.is_absolute() or ".." in pure.parts or not target.is_relative_to(root):
+            raise VaExportError(
+                f"tensor {tensor.name} refers to external data outside of the bundle: {location!r}",
+                where=path,
+                fix="do not use this file; export the bundle again",
+            )
+        end = int(entries.get("offset", 0)) + int(entries.get("length", 0))
+        if not target.is_file() or target.stat().st_size < end:
+            raise VaExportError(
+                f"tensor {tensor.name} needs {end} bytes of {location}, which is missing or shorter",
+                where=path,
+                fix="copy or export the bundle again",
+            )

@@ -1,0 +1,122 @@
+"""What a user decides, as frozen dataclasses: scoring, gains and sizes. Shared by the exporter and the runtimes.
+
+Field names are the JSON names in a bundle's manifest and the TOML names in a recipe.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Self
+
+from va_export.errors import VaExportError
+
+
+@dataclass(frozen=True)
+class _Table:
+    """A flat table of settings that reads itself from a mapping and refuses what it does not know."""
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any], where: str) -> Self:
+        """Build from a TOML or JSON table.
+
+        Raises:
+            VaExportError: an unknown key, a value of the wrong type, or an illegal combination.
+        """
+        known = {field.name: field.type for field in fields(cls)}
+        if unknown := sorted(set(values) - set(known)):
+            raise VaExportError(
+                f"unknown setting {', '.join(unknown)}", where=where, fix=f"use one of: {', '.join(known)}"
+            )
+        converted = {}
+        for name, value in values.items():
+            expected = float if known[name] == "float" else int
+            if (
+                isinstance(value, bool)
+                or not isinstance(value, int | float)
+                or (expected is int and value != int(value))
+            ):
+                raise VaExportError(
+                    f"{name} must be {'a number' if expected is float else 'a whole number'}, not {value!r}",
+                    where=where,
+                )
+            converted[name] = expected(value)
+        try:
+            return cls(**converted)
+        except TypeError as error:  # a field without a default was left out
+            raise VaExportError(f"a setting is missing: {error}", where=where) from error
+
+    def to_mapping(self) -> dict[str, Any]:
+        """The JSON form."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class ScoreSettings(_Table):
+    """How visual tokens are scored; the defaults are the paper's (arXiv 2509.25151, section 4.1)."""
+
+    n_subspaces: int = 24
+    pca_rank: int = 0
+    rho: float = 300.0
+    alpha_e: float = 800.0
+    alpha_z: float = 800.0
+    eps: float = 2e-4
+    max_iter: int = 10000
+
+    def __post_init__(self) -> None:
+        for name in ("n_subspaces", "rho", "alpha_e", "alpha_z", "eps", "max_iter"):
+            if not getattr(self, name) > 0:
+                raise VaExportError(
+                    f"{name} must be above 0, not {getattr(self, name)}", where="score settings"
+                )
+        if self.pca_rank < 0:
+            raise VaExportError(
+                f"pca_rank must be 0 (no projection) or more, not {self.pca_rank}", where="score settings"
+            )
+
+
+@dataclass(frozen=True)
+class GainSettings(_Table):
+    """How strongly anchors are raised: γ_K = 1 + alpha_k · score, γ_V = 1 + alpha_v · score at visual positions.
+
+    alpha_q is recorded because the paper states it; it cancels in the softmax and is not used.
+    """
+
+    alpha_k: float
+    alpha_v: float
+    alpha_q: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("alpha_k", "alpha_v"):
+            value = getattr(self, name)
+            if not -1 <= value < 1e4:
+                raise VaExportError(
+                    f"{name} must lie in [-1, 10000), not {value}: below -1 a gain would be negative",
+                    where="gain settings",
+                )
+
+
+@dataclass(frozen=True)
+class Limits(_Table):
+    """The sizes that engines are built for, and the sizes that they are tuned for."""
+
+    max_batch_size: int = 1
+    max_input_len: int = 4096
+    max_kv_cache_capacity: int = 8192
+    max_frames: int = 16
+    opt_input_len: int = 2304
+    opt_frames: int = 8
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            if getattr(self, field.name) < 1:
+                raise VaExportError(
+                    f"{field.name} must be at least 1, not {getattr(self, field.name)}", where="limits"
+                )
+        if self.max_input_len > self.max_kv_cache_capacity:
+            raise VaExportError(
+                f"max_input_len ({self.max_input_len}) is larger than max_kv_cache_capacity "
+                f"({self.max_kv_cache_capacity}): the longest prompt would not fit the cache",
+                where="limits",
+                fix="raise --max-kv-cache-capacity or lower --max-input-len",
+            )
