@@ -10,9 +10,7 @@ from va_export.errors import VaExportError
 
 TOKENIZER_FILE = "tokenizer.json"
 _INCOMPLETE = "\ufffd"  # what a decoder gives for bytes that are not (yet) a character
-_MAX_PENDING = (
-    8  # ids held back at most: a character has four bytes; beyond that the bytes are simply invalid
-)
+_MAX_PENDING = 4  # a character has at most four bytes, so at most four ids; what is longer is no character
 
 
 class Tokenizer:
@@ -59,28 +57,27 @@ class TextStream:
     def push(self, token_id: int) -> str:
         """The text that `token_id` completes, possibly empty."""
         self._pending.append(token_id)
-        before = self._tokenizer.decode(self._context)
-        after = self._tokenizer.decode(self._context + self._pending)
-        if after.endswith(_INCOMPLETE) and len(self._pending) < _MAX_PENDING:
+        text, complete = self._decode_pending()
+        if not complete and len(self._pending) < _MAX_PENDING:
             return ""
-        return self._give(before, after)
+        # Broken bytes are no context. Ids without text (a special token, a first space) do not replace what
+        # is there.
+        if complete:
+            self._context = self._pending if text else self._context + self._pending
+        self._pending = []
+        return text
 
     def finish(self) -> str:
         """The text still held back, with replacement characters for what never became a character."""
-        if not self._pending:
-            return ""
-        return self._give(
-            self._tokenizer.decode(self._context), self._tokenizer.decode(self._context + self._pending)
-        )
-
-    def _give(self, before: str, after: str) -> str:
-        # Special tokens decode to nothing; context without text would lose the leading space of what follows.
-        if len(after) > len(before):
-            self._context = self._pending if before else self._context + self._pending
-        else:
-            self._context = self._context + self._pending
+        text, _ = self._decode_pending()
         self._pending = []
-        return after[len(before) :]
+        return text
+
+    def _decode_pending(self) -> tuple[str, bool]:
+        """The pending ids' text in context, and whether it ends in a whole character."""
+        before = self._tokenizer.decode(self._context)
+        after = self._tokenizer.decode(self._context + self._pending)
+        return after[len(before) :], not after.endswith(_INCOMPLETE)
 
 
 def load_tokenizer(directory: Path | str) -> Tokenizer | None:
