@@ -44,9 +44,7 @@ class PluginRecord:
     fields: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
 
-def find_plugin_records(
-    engine_path: Path, name: str, version: str, namespace: str
-) -> tuple[PluginRecord, ...]:
+def find_plugin_records(engine_path: Path, name: str, version: str, namespace: str) -> tuple[PluginRecord, ...]:
     """Every record of that plugin in an engine file; layers × profiles of them in RTX 1.7.
 
     Raises:

@@ -121,9 +121,7 @@ def _hand_over_to_plugins(
             fix="give the plugin library, or build with --attention native",
         )
     if orphans := {node.op_type for node in nodes} - served - bodies:
-        raise VaExportError(
-            f"{', '.join(sorted(orphans))} has neither a plugin nor a function body", where=onnx_path
-        )
+        raise VaExportError(f"{', '.join(sorted(orphans))} has neither a plugin nor a function body", where=onnx_path)
     strip_function_body(model, served, DOMAIN, PLUGIN_VERSION)
     return tuple(PluginNode(node.name or "", node.op_type) for node in nodes if node.op_type in served)
 

@@ -47,9 +47,7 @@ class DimensionRange:
     max: int
 
 
-def dimension_ranges(
-    component: str, limits: Limits, tokens_per_frame: int
-) -> dict[str, dict[str, DimensionRange]]:
+def dimension_ranges(component: str, limits: Limits, tokens_per_frame: int) -> dict[str, dict[str, DimensionRange]]:
     """Profile name → symbolic dimension → range, for a component of a bundle.
 
     The decoder gets two profiles of one engine: `prefill` (any number of tokens) and `decode` (one token, for
@@ -90,9 +88,7 @@ def check_limits(limits: Limits, tokens_per_frame: int) -> None:
                 where="limits",
             )
     if tokens_per_frame < 1:
-        raise VaExportError(
-            f"a frame must have at least one token, not {tokens_per_frame}", where="tokens_per_frame"
-        )
+        raise VaExportError(f"a frame must have at least one token, not {tokens_per_frame}", where="tokens_per_frame")
     if limits.max_frames * tokens_per_frame > limits.max_input_len:
         raise VaExportError(
             f"max_frames ({limits.max_frames}) times {tokens_per_frame} tokens a frame is "

@@ -128,9 +128,7 @@ def _is_installed(flavor: Flavor) -> bool:
 
 def _load(flavor: Flavor) -> TensorRT:
     if not _is_installed(flavor):
-        raise VaExportError(
-            f"the Python module {_MODULE_NAMES[flavor]} is not installed", fix=_INSTALL[flavor]
-        )
+        raise VaExportError(f"the Python module {_MODULE_NAMES[flavor]} is not installed", fix=_INSTALL[flavor])
     try:
         module = importlib.import_module(_MODULE_NAMES[flavor])
     except (ImportError, OSError) as error:
@@ -138,9 +136,7 @@ def _load(flavor: Flavor) -> TensorRT:
             f"{_MODULE_NAMES[flavor]} is installed but cannot be imported: {error}", fix=_INSTALL[flavor]
         ) from error
     if not hasattr(module, "Builder"):
-        raise VaExportError(
-            f"{_MODULE_NAMES[flavor]} has no builder", where=module.__file__, fix=_INSTALL[flavor]
-        )
+        raise VaExportError(f"{_MODULE_NAMES[flavor]} has no builder", where=module.__file__, fix=_INSTALL[flavor])
     if flavor == "tensorrt-rtx":
         _answer_to_bare_name()
     return TensorRT(flavor, module, str(module.__version__))
