@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 BACKENDS = ("onnxruntime", "tensorrt", "tensorrt-rtx", "torch")
 Float32 = npt.NDArray[np.float32]
 Int64 = npt.NDArray[np.int64]
+Bool = npt.NDArray[np.bool_]
 
 
 class Backend(Protocol):
@@ -26,8 +27,11 @@ class Backend(Protocol):
     def vision(self, pixel_values: Float32) -> Float32:
         """(frames, 3, S, S) → visual tokens (frames · tokens_per_frame, D)."""
 
-    def embed(self, input_ids: Int64, visual_tokens: Float32) -> Float32:
-        """Ids (B, S) and visual tokens (N ≥ 1, D) → input embeddings (B, S, D)."""
+    def embed(self, input_ids: Int64, is_visual: Bool, visual_tokens: Float32) -> Float32:
+        """Ids (B, S), image placeholders (B, S) and visual tokens (N ≥ 1, D) → input embeddings (B, S, D)."""
+
+    def cache_capacity(self, needed: int, limit: int) -> int:
+        """Slots of a cache that is to hold `needed`, at most `limit`."""
 
     def new_cache(self, batch: int, capacity: int) -> Any:
         """An empty KV cache of `capacity` slots a row."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from va_export.errors import VaExportError
-from va_export.runtime.backend import Float32, Int64, component_file
+from va_export.runtime.backend import Bool, Float32, Int64, component_file
 from va_export.runtime.external_data import check_external_data
 
 if TYPE_CHECKING:
@@ -41,8 +41,13 @@ class OnnxRuntimeBackend:
     def vision(self, pixel_values: Float32) -> Float32:
         return self._run("vision", {"pixel_values": pixel_values})
 
-    def embed(self, input_ids: Int64, visual_tokens: Float32) -> Float32:
-        return self._run("embedding", {"input_ids": input_ids, "visual_tokens": visual_tokens})
+    def embed(self, input_ids: Int64, is_visual: Bool, visual_tokens: Float32) -> Float32:
+        inputs = {"input_ids": input_ids, "is_visual": is_visual, "visual_tokens": visual_tokens}
+        return self._run("embedding", inputs)
+
+    def cache_capacity(self, needed: int, limit: int) -> int:
+        # The portable attention reads the whole cache, so a small one is faster; steps of 64 keep the shapes few.
+        return min(limit, -(-needed // 64) * 64)
 
     def new_cache(self, batch: int, capacity: int) -> list[ort.OrtValue]:
         import onnxruntime as ort
@@ -76,7 +81,7 @@ class OnnxRuntimeBackend:
         names = [value.name for value in session.get_inputs()][4:]
         for name, value in zip(names, cache, strict=True):
             binding.bind_ortvalue_input(name, value)
-            # The written cache goes where the old one lies: TensorScatter then writes the new slots and nothing else.
+            # The written cache goes where the old one lies, so that TensorScatter writes the new slots alone.
             binding.bind_ortvalue_output(name.replace("past_key_values", "present"), value)
         binding.bind_output("logits", "cpu")
         session.run_with_iobinding(binding)

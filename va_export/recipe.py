@@ -1,0 +1,203 @@
+"""What to export: a recipe by name, a checkpoint directory, or a hub id; and all options of one run."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from va_export.errors import VaExportError
+from va_export.settings import GainSettings, Limits, ScoreSettings
+
+PRECISIONS = ("fp32", "fp16", "bf16")
+ATTENTIONS = ("plugin", "native")
+COMPONENTS = ("vision", "embedding", "decoder")
+FLAVORS = ("auto", "tensorrt", "tensorrt-rtx")
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+# The paper's gains for InternVL2-8B; a checkpoint without a recipe of its own starts from them.
+_DEFAULT_GAINS = GainSettings(alpha_k=9.5, alpha_v=2.5, alpha_q=4.0)
+_KEYS = ("description", "checkpoint", "revision", "random_weights", "seed", "frames", "gains", "score", "limits")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One model and how it is exported.
+
+    Attributes:
+        name: of the recipe, or of the checkpoint.
+        checkpoint: a local directory or a hub id; empty when the weights are random.
+        random_weights: the family whose tiny random checkpoint is made; empty for a real checkpoint.
+        frames: frames of a question, unless asked otherwise.
+    """
+
+    name: str
+    checkpoint: str = ""
+    revision: str | None = None
+    random_weights: str = ""
+    seed: int = 0
+    frames: int = 8
+    description: str = ""
+    gains: GainSettings = _DEFAULT_GAINS
+    score: ScoreSettings = field(default_factory=ScoreSettings)
+    limits: Limits = field(default_factory=Limits)
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """All options of one export, checked against each other here and nowhere else.
+
+    Attributes:
+        output: the bundle's directory.
+        targets: GPU architectures, such as `sm86`; empty: the default of the TensorRT that is used.
+        components: which of `COMPONENTS` to export.
+        video: the clip whose frames prove the bundle; None: a clip that a package ships.
+        question: asked about the clip, where there is a tokenizer.
+        new_tokens: greedy steps compared in the parity report.
+        atol, rtol: override the parity tolerances.
+        image_token_id: the placeholder's id, for a checkpoint that does not tell it.
+        latency_iterations: timed repeats; 0 leaves latency out.
+    """
+
+    recipe: Recipe
+    output: Path
+    precision: str = "fp16"
+    attention: str = "plugin"
+    flavor: str = "auto"
+    targets: tuple[str, ...] = ()
+    onnx_only: bool = False
+    components: tuple[str, ...] = COMPONENTS
+    num_decoder_layers: int | None = None
+    overwrite: bool = False
+    video: Path | None = None
+    question: str = "What moves in this video, and where?"
+    new_tokens: int = 8
+    atol: float | None = None
+    rtol: float | None = None
+    image_token_id: int | None = None
+    latency_iterations: int = 10
+
+    def __post_init__(self) -> None:
+        _choice("--precision", self.precision, PRECISIONS)
+        _choice("--attention", self.attention, ATTENTIONS)
+        _choice("--tensorrt", self.flavor, FLAVORS)
+        for component in self.components:
+            _choice("--components", component, COMPONENTS)
+        if not self.components:
+            raise VaExportError("no component is left to export", where="--components")
+        recipe = self.recipe
+        if recipe.frames > recipe.limits.max_frames:
+            raise VaExportError(
+                f"{recipe.frames} frames are more than max_frames ({recipe.limits.max_frames})",
+                where="--frames",
+                fix="raise --max-frames",
+            )
+        for name, value in (("--new-tokens", self.new_tokens), ("--frames", recipe.frames)):
+            if value < 1:
+                raise VaExportError(f"{name} must be at least 1, not {value}", where=name)
+        if self.num_decoder_layers is not None and self.num_decoder_layers < 1:
+            raise VaExportError("at least one decoder layer is needed", where="--num-decoder-layers")
+        for name, tolerance in (("--atol", self.atol), ("--rtol", self.rtol)):
+            if tolerance is not None and not 0 <= tolerance < float("inf"):
+                raise VaExportError(f"a tolerance is a number of at least 0, not {tolerance}", where=name)
+
+    @property
+    def runs_whole_model(self) -> bool:
+        """Whether every component is exported, so that the bundle can be run and proved."""
+        return set(self.components) == set(COMPONENTS)
+
+
+def _choice(option: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise VaExportError(f"{option} cannot be {value!r}", where=option, fix=f"use one of: {', '.join(choices)}")
+
+
+def recipe_directory() -> Path:
+    """Where the recipes lie: in the source tree when run from one, else in the installed package."""
+    source = Path(__file__).parent.parent / "engines"
+    return source if (source / "internvl2-tiny.toml").is_file() else Path(__file__).parent / "recipes"
+
+
+def recipe_names() -> list[str]:
+    """The recipes that `--model` takes by name."""
+    return sorted(path.stem for path in recipe_directory().glob("*.toml"))
+
+
+def resolve_model(model: str) -> Recipe:
+    """The recipe for a recipe name, a local checkpoint directory or a hub id.
+
+    Raises:
+        VaExportError: none of the three, with the nearest recipe names.
+    """
+    if model in recipe_names():
+        return read_recipe(recipe_directory() / f"{model}.toml")
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return Recipe(name=path.resolve().name, checkpoint=str(path))
+    if path.suffix == ".toml" and path.is_file():
+        return read_recipe(path)
+    looks_local = model.startswith((".", "/", "~")) or path.exists() or model.count("/") > 1
+    if _HUB_ID.fullmatch(model) and not looks_local:
+        return Recipe(name=model.split("/")[1], checkpoint=model)
+    if looks_local:
+        raise VaExportError("there is no checkpoint directory at this path", where=model, fix="check the path")
+    nearest = difflib.get_close_matches(model.lower(), recipe_names(), n=3, cutoff=0.4)
+    raise VaExportError(
+        f"unknown model {model!r}",
+        where="--model",
+        fix=f"use one of {', '.join(nearest or recipe_names())}, a checkpoint directory, or a hub id (organisation/name)",
+    )
+
+
+def read_recipe(path: Path) -> Recipe:
+    """Read a recipe file.
+
+    Raises:
+        VaExportError: not TOML, unknown or contradicting settings.
+    """
+    try:
+        data: Mapping[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise VaExportError(f"the recipe is not valid TOML: {error}", where=path) from error
+    if unknown := sorted(set(data) - set(_KEYS)):
+        raise VaExportError(f"unknown setting {', '.join(unknown)}", where=path, fix=f"use: {', '.join(_KEYS)}")
+    if bool(data.get("checkpoint")) == bool(data.get("random_weights")):
+        raise VaExportError("a recipe names either a checkpoint or random_weights", where=path)
+    tables = {
+        name: table.from_mapping(data[name], f"{path}: [{name}]")
+        for name, table in (("gains", GainSettings), ("score", ScoreSettings), ("limits", Limits))
+        if name in data
+    }
+    return Recipe(name=path.stem, **{**{key: value for key, value in data.items() if key not in tables}, **tables})
+
+
+def with_overrides(
+    recipe: Recipe,
+    *,
+    seed: int | None = None,
+    frames: int | None = None,
+    revision: str | None = None,
+    gains: Mapping[str, float | None] | None = None,
+    score: Mapping[str, float | None] | None = None,
+    limits: Mapping[str, int | None] | None = None,
+) -> Recipe:
+    """A recipe with what the command line says; None leaves a setting as it is.
+
+    A limit that is lowered below what the engine was to be tuned for takes that along.
+    """
+    given = {name: value for name, value in (limits or {}).items() if value is not None}
+    for tuned, largest in (("opt_input_len", "max_input_len"), ("opt_frames", "max_frames")):
+        if largest in given:
+            given[tuned] = min(getattr(recipe.limits, tuned), given[largest])
+    return replace(
+        recipe,
+        seed=recipe.seed if seed is None else seed,
+        frames=recipe.frames if frames is None else frames,
+        revision=recipe.revision if revision is None else revision,
+        gains=replace(recipe.gains, **{k: v for k, v in (gains or {}).items() if v is not None}),
+        score=replace(recipe.score, **{k: v for k, v in (score or {}).items() if v is not None}),
+        limits=replace(recipe.limits, **given),
+    )

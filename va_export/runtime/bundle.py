@@ -1,0 +1,318 @@
+"""Open a bundle and answer questions with it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+
+from va_export.anchor.gains import gains_from_score
+from va_export.bundle.manifest import Manifest, read_manifest, verify_hashes
+from va_export.errors import VaExportError
+from va_export.runtime.backend import Backend, Float32, Int64, open_backend
+from va_export.runtime.processing import Processing
+from va_export.runtime.scoring import Scored, score_visual_tokens
+from va_export.runtime.tokenizer import Tokenizer, load_tokenizer
+from va_export.settings import GainSettings, Limits, ScoreSettings
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One answer and what led to it.
+
+    Attributes:
+        tokens: (T,) the generated ids; the last is a stop id if one came up.
+        logits: (T, vocab) float32, row t is what token t was chosen from, so prefill's last position comes first; None unless
+            asked for.
+        visual_tokens: (N, hidden_size) as they entered the decoder; None without frames.
+        sharing_score: (N,) in [0, 1]; None without frames or with anchors off.
+        labels: (N,) subspace of each visual token, with the score.
+        timings: milliseconds by stage: vision, score, prefill, decode (all steps), total.
+    """
+
+    tokens: Int64
+    logits: Float32 | None
+    visual_tokens: Float32 | None
+    sharing_score: Float32 | None
+    labels: npt.NDArray[np.int64] | None
+    timings: dict[str, float] = field(default_factory=dict)
+
+
+class Bundle:
+    """A bundle with its components opened on one backend. Use it as a context manager, or call `close`."""
+
+    def __init__(self, manifest: Manifest, backend: Backend, attention: str | None = None) -> None:
+        self.manifest = manifest
+        self.backend = backend
+        self.attention: str = attention or manifest.data["attention"]
+        self.limits = Limits.from_mapping(manifest.data["limits"], "manifest.json: limits")
+        self.gains = GainSettings.from_mapping(manifest.data["gains"], "manifest.json: gains")
+        self.score_settings = ScoreSettings.from_mapping(manifest.data["score"], "manifest.json: score")
+        self.processing = Processing.from_json(manifest.path("processing.json").read_text(encoding="utf-8"))
+        self.tokenizer: Tokenizer | None = load_tokenizer(manifest.directory)
+
+    @classmethod
+    def open(
+        cls,
+        path: str | Path,
+        backend: str = "onnxruntime",
+        *,
+        attention: str | None = None,
+        check_hashes: bool = False,
+    ) -> Self:
+        """Open a bundle directory.
+
+        Args:
+            backend: `onnxruntime`, `tensorrt`, `tensorrt-rtx` or `torch`.
+            attention: `plugin` or `native` form of the decoder; None: the form that the bundle was exported with.
+            check_hashes: also compare the SHA-256 of every file; sizes are always compared.
+
+        Raises:
+            VaExportError: not a bundle, damaged, of an unknown version, or the backend is not available.
+        """
+        manifest = read_manifest(Path(path))
+        if check_hashes:
+            verify_hashes(manifest)
+        return cls(manifest, open_backend(backend, manifest, attention), attention)
+
+    def close(self) -> None:
+        """Free the backend."""
+        self.backend.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def prompt(self, question: str, n_frames: int) -> Int64:
+        """Ids (1, S) of a question about `n_frames` frames.
+
+        Raises:
+            VaExportError: the bundle has no tokenizer.
+        """
+        if self.tokenizer is None:
+            raise VaExportError(
+                "this bundle has no tokenizer: its checkpoint came without tokenizer files",
+                where=self.manifest.directory,
+                fix="give token ids (input_ids), or export from a checkpoint with its tokenizer",
+            )
+        return self.processing.input_ids(question, n_frames, self.tokenizer)
+
+    def generate(
+        self,
+        pixel_values: npt.ArrayLike | None = None,
+        input_ids: npt.ArrayLike | None = None,
+        max_new_tokens: int = 32,
+        anchors: bool = True,
+        alpha_k: float | None = None,
+        alpha_v: float | None = None,
+        key_log_gain: npt.ArrayLike | None = None,
+        value_gain: npt.ArrayLike | None = None,
+        return_logits: bool = False,
+        forced_tokens: npt.ArrayLike | None = None,
+        ignore_stop: bool = False,
+        on_token: Callable[[int], None] | None = None,
+    ) -> Generation:
+        """Answer greedily.
+
+        Args:
+            pixel_values: (frames, 3, S, S) float32, normalised; None for a text-only prompt.
+            input_ids: (S,) or (1, S); the image placeholders take the visual tokens in order.
+            max_new_tokens: tokens to generate at the most; fewer when a stop id comes up.
+            anchors: False leaves VideoAnchor out.
+            alpha_k, alpha_v: gains; None: those of the manifest.
+            key_log_gain, value_gain: (S,) gains of every prompt position, instead of the scored ones.
+            return_logits: keep the logits of every step.
+            forced_tokens: (T,) feed these instead of the greedy choice, for comparisons; stop ids then do not stop.
+            ignore_stop: generate `max_new_tokens` whatever comes up.
+            on_token: called with each token as it is chosen.
+
+        Raises:
+            VaExportError: shapes that do not fit each other, or a prompt beyond the bundle's limits.
+        """
+        forced = None if forced_tokens is None else np.asarray(forced_tokens, dtype=np.int64).reshape(-1)
+        n_new = max_new_tokens if forced is None else len(forced)
+        ids = self._checked_ids(input_ids, n_new)
+        clock = _Clock()
+        with clock("total"):
+            visual = None if pixel_values is None else self._vision(pixel_values, clock)
+            is_visual = self._placeholders(ids, visual)
+            explicit = key_log_gain is not None and value_gain is not None
+            scored = None
+            if anchors and visual is not None and not explicit:
+                with clock("score"):
+                    scored = score_visual_tokens(visual, self.score_settings)
+            gains = self._gains(ids.shape[1], is_visual, scored, anchors, (alpha_k, alpha_v), (key_log_gain, value_gain))
+            stops = () if ignore_stop or forced is not None else self.processing.stop_token_ids
+            tokens, logits = self._decode(ids, is_visual, visual, gains, n_new, forced, stops, on_token, clock)
+        return Generation(
+            tokens=tokens,
+            logits=logits if return_logits else None,
+            visual_tokens=visual,
+            sharing_score=None if scored is None else scored.sharing_score,
+            labels=None if scored is None else scored.labels,
+            timings=clock.milliseconds,
+        )
+
+    def _vision(self, pixel_values: npt.ArrayLike, clock: _Clock) -> Float32:
+        pixels = np.ascontiguousarray(pixel_values, dtype=np.float32)
+        size = self.processing.image_size
+        if pixels.ndim != 4 or pixels.shape[1:] != (3, size, size) or not len(pixels):
+            raise VaExportError(
+                f"pixel_values has shape {pixels.shape}; this bundle takes (frames, 3, {size}, {size})", where="generate"
+            )
+        if len(pixels) > self.limits.max_frames:
+            raise VaExportError(
+                f"{len(pixels)} frames are more than this bundle's max_frames ({self.limits.max_frames})",
+                where="generate",
+                fix="use fewer frames, or export with a larger --max-frames",
+            )
+        if not np.isfinite(pixels).all():
+            raise VaExportError("pixel_values has NaN or infinite values", where="generate")
+        with clock("vision"):
+            return self.backend.vision(pixels)
+
+    def _checked_ids(self, input_ids: npt.ArrayLike | None, n_new: int) -> Int64:
+        if input_ids is None:
+            raise VaExportError("generate needs input_ids", where="generate", fix="make them with Bundle.prompt")
+        ids = np.atleast_2d(np.asarray(input_ids, dtype=np.int64))
+        if ids.ndim != 2 or ids.shape[0] != 1 or ids.shape[1] < 1:
+            raise VaExportError(
+                f"input_ids has shape {ids.shape}; generate takes one prompt, (S,) or (1, S)", where="generate"
+            )
+        vocab = self.manifest.data["model"]["text"]["vocab_size"]
+        if ids.min() < 0 or ids.max() >= vocab:
+            raise VaExportError(f"input_ids has ids outside of [0, {vocab})", where="generate")
+        if n_new < 1:
+            raise VaExportError(f"max_new_tokens must be at least 1, not {n_new}", where="generate")
+        length = ids.shape[1]
+        if length > self.limits.max_input_len:
+            raise VaExportError(
+                f"the prompt has {length} tokens; this bundle takes {self.limits.max_input_len}",
+                where="generate",
+                fix="use fewer frames or a shorter question, or export with a larger --max-input-len",
+            )
+        if length + n_new > self.limits.max_kv_cache_capacity:
+            raise VaExportError(
+                f"{length} prompt tokens and {n_new} new ones do not fit the KV cache ({self.limits.max_kv_cache_capacity})",
+                where="generate",
+                fix="lower max_new_tokens, or export with a larger --max-kv-cache-capacity",
+            )
+        return ids
+
+    def _placeholders(self, ids: Int64, visual: Float32 | None) -> npt.NDArray[np.bool_]:
+        """Which positions take visual tokens, (1, S)."""
+        if visual is None:
+            return np.zeros(ids.shape, dtype=np.bool_)
+        count, token = len(visual), self.processing.image_token_id
+        if token is None:
+            # The checkpoint did not say which id stands for the image: it is the one that occurs once a visual token.
+            values, occurrences = np.unique(ids, return_counts=True)
+            candidates = values[occurrences == count]
+            if len(candidates) != 1:
+                raise VaExportError(
+                    f"no single id occurs {count} times in the prompt, once for each visual token",
+                    where="generate",
+                    fix=f"put exactly {count} image placeholders into input_ids, or export with --image-token-id",
+                )
+            token = int(candidates[0])
+        is_visual = ids == token
+        if is_visual.sum() != count:
+            raise VaExportError(
+                f"the prompt has {int(is_visual.sum())} image placeholders (id {token}); the frames give {count} visual tokens",
+                where="generate",
+                fix=f"put {self.processing.tokens_per_frame} placeholders into the prompt for each frame",
+            )
+        return is_visual
+
+    def _gains(
+        self,
+        length: int,
+        is_visual: npt.NDArray[np.bool_],
+        scored: Scored | None,
+        anchors: bool,
+        alphas: tuple[float | None, float | None],
+        overrides: tuple[npt.ArrayLike | None, npt.ArrayLike | None],
+    ) -> tuple[Float32, Float32]:
+        """key_log_gain and value_gain of the prompt, (S,) each."""
+        if not anchors and any(override is not None for override in overrides):
+            raise VaExportError("anchors=False contradicts given gains", where="generate", fix="leave one of them out")
+        log_gain, gain = np.zeros(length, np.float32), np.ones(length, np.float32)
+        if scored is not None:
+            alpha_k = self.gains.alpha_k if alphas[0] is None else alphas[0]
+            alpha_v = self.gains.alpha_v if alphas[1] is None else alphas[1]
+            log_gain, gain = gains_from_score(
+                scored.sharing_score, is_visual[0], length, alpha_k=alpha_k, alpha_v=alpha_v
+            )
+        return (
+            log_gain if overrides[0] is None else _checked_gain("key_log_gain", overrides[0], length),
+            gain if overrides[1] is None else _checked_gain("value_gain", overrides[1], length),
+        )
+
+    def _decode(
+        self,
+        ids: Int64,
+        is_visual: npt.NDArray[np.bool_],
+        visual: Float32 | None,
+        gains: tuple[Float32, Float32],
+        n_new: int,
+        forced: Int64 | None,
+        stops: tuple[int, ...],
+        on_token: Callable[[int], None] | None,
+        clock: _Clock,
+    ) -> tuple[Int64, Float32]:
+        backend, length = self.backend, ids.shape[1]
+        no_visual = np.zeros((1, self.manifest.data["model"]["text"]["hidden_size"]), np.float32)
+        capacity = backend.cache_capacity(length + n_new, self.limits.max_kv_cache_capacity)
+        cache = backend.new_cache(1, capacity)
+        plain = np.zeros((1, capacity), np.float32), np.ones((1, capacity), np.float32)
+        padded = plain[0].copy(), plain[1].copy()
+        if length > 1:  # one query is plain attention (arXiv 2509.25151: prefill only)
+            padded[0][0, :length], padded[1][0, :length] = gains
+        with clock("prefill"):
+            embeds = backend.embed(ids, is_visual, no_visual if visual is None else visual)
+            logits = [backend.decode(embeds, *padded, np.zeros(1, np.int64), cache)[0]]
+        tokens: list[int] = []
+        is_text = np.zeros((1, 1), np.bool_)
+        with clock("decode"):
+            while True:
+                token = int(logits[-1].argmax()) if forced is None else int(forced[len(tokens)])
+                tokens.append(token)
+                if on_token is not None:
+                    on_token(token)
+                if len(tokens) == n_new or token in stops:
+                    break
+                embeds = backend.embed(np.array([[token]], np.int64), is_text, no_visual)
+                past = np.array([length + len(tokens) - 1], np.int64)
+                logits.append(backend.decode(embeds, *plain, past, cache)[0])
+        return np.array(tokens, np.int64), np.stack(logits)
+
+
+def _checked_gain(name: str, gain: npt.ArrayLike, length: int) -> Float32:
+    array = np.asarray(gain, dtype=np.float32).reshape(-1)
+    if array.shape != (length,):
+        raise VaExportError(f"{name} has {array.size} values; the prompt has {length} positions", where="generate")
+    if np.isnan(array).any() or np.isposinf(array).any() or (name == "value_gain" and not np.isfinite(array).all()):
+        raise VaExportError(f"{name} has NaN or infinite values", where="generate")
+    return array
+
+
+class _Clock:
+    """Milliseconds by stage."""
+
+    def __init__(self) -> None:
+        self.milliseconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.milliseconds[stage] = self.milliseconds.get(stage, 0.0) + 1e3 * (time.perf_counter() - start)
