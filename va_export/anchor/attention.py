@@ -60,9 +60,7 @@ def anchored_attention(
         value = value.masked_fill(~valid[:, None, :, None], 0.0)
         if value_gain is not None:
             value_gain = torch.where(valid, value_gain, 1.0)
-    visible = key_visibility(
-        query.shape[2], key.shape[2], kv_length, is_causal=is_causal, device=query.device
-    )
+    visible = key_visibility(query.shape[2], key.shape[2], kv_length, is_causal=is_causal, device=query.device)
     return attend_where_visible(query, key, value, key_log_gain, value_gain, visible, scale=scale)
 
 
@@ -97,9 +95,7 @@ def attend_where_visible(
         logits = logits.masked_fill(~visible, float("-inf"))
 
     peak = logits.amax(dim=3, keepdim=True)
-    peak = peak.masked_fill(
-        peak == float("-inf"), 0.0
-    )  # -inf - (-inf) is NaN; such a row has weights 0 instead
+    peak = peak.masked_fill(peak == float("-inf"), 0.0)  # -inf - (-inf) is NaN; such a row has weights 0 instead
     weights = torch.exp(logits - peak)
     total = weights.sum(dim=3, keepdim=True)
     weights = weights / total.masked_fill(total == 0.0, 1.0)

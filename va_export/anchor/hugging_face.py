@@ -87,9 +87,7 @@ def anchors(model: PreTrainedModel, key_log_gain: Tensor, value_gain: Tensor) ->
     gains = (key_log_gain.reshape(-1, length), value_gain.reshape(-1, length))
     signature = inspect.signature(decoder.forward)
 
-    def add_gains(
-        _: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[Any, dict[str, Any]]:
+    def add_gains(_: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         arguments = signature.bind_partial(*args, **kwargs).arguments
         step = _gains_for_step(arguments, *gains)
         if step is None:
@@ -162,11 +160,7 @@ def anchored_mask(
             where=ATTENTION_NAME,
             fix="prefill in one step, or use a cache without a sliding window",
         )
-    plain = (
-        mask_function is causal_mask_function
-        and _equal(kv_offset, 0)
-        and _equal(q_offset, kv_length - q_length)
-    )
+    plain = mask_function is causal_mask_function and _equal(kv_offset, 0) and _equal(q_offset, kv_length - q_length)
     if not plain or (attention_mask is not None and attention_mask.shape[-1] != kv_length):
         kwargs = {**kwargs, "allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
         dense: Tensor = sdpa_mask(
@@ -229,11 +223,7 @@ def anchored_attention_forward(
         visible = key_visibility(q_len, kv_len, None, is_causal=is_causal, device=query.device)
         if attention_mask is not None:
             # A padded key is one with gain 0, and log 0 removes it exactly: no dense mask for padding.
-            offset = (
-                torch.zeros_like(attention_mask, dtype=torch.float32)
-                if key_log_gain is None
-                else key_log_gain
-            )
+            offset = torch.zeros_like(attention_mask, dtype=torch.float32) if key_log_gain is None else key_log_gain
             key_log_gain = offset.masked_fill(~attention_mask, float("-inf"))
     output = attend_where_visible(query, key, value, key_log_gain, value_gain, visible, scale=scaling)
     return output.transpose(1, 2).contiguous(), None

@@ -1,0 +1,239 @@
+"""Sparse self-expression of tokens by ADMM, from one N × N state (arXiv 2509.25151; `textbook.py` is the
+literal form).
+
+Notation: Y = tokensᵀ [D, N], U = [√λ_z Y; √ρ 1ᵀ], E' = [√λ_z E; δ₁ᵀ/√ρ], θ = 1/ρ, T = Δ₂/ρ. The state is X =
+A + T: off the diagonal C is its soft threshold and T = X − C its clip to [−θ, θ]; on the diagonal C = 0 and T
+= X. With Z = C − T the paper's A-step is (UᵀU + ρI) A = Uᵀ(U − E') + ρZ. Let the columns of P be orthonormal
+and span U's columns, with PᵀU = F and FFᵀ diagonal. Woodbury's identity makes the step
+
+    g = (ρ + FFᵀ)⁻¹ (F − PᵀE' − FZ)      A = Z + Fᵀg      X⁺ = A + T = C + Fᵀg
+
+and, because then U − UA = P (PᵀE' + ρg) =: R, the steps for E (first D rows) and δ₁ (last row) need no
+product with A:
+
+    E'⁺ = soft(R, λ_e/√λ_z) in the first D rows,      E' − R in the last.
+
+So an iteration is two thin products, FZ and Fᵀg, around one elementwise pass over X, taken here over blocks
+of rows
+that fit a cache: one N × N array is alive, and nothing of that size is factored or solved. For D >= N, F is
+square. The same code runs on NumPy arrays and on torch tensors, on their device.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import array_api_compat
+import numpy as np
+
+from va_export.errors import VaExportError
+
+Array = Any  # numpy.ndarray or torch.Tensor: one dtype, one device
+
+_HOST_BLOCK_BYTES = 1 << 20  # a block of X and its temporaries stay in a core's second-level cache
+_DEVICE_BLOCK_BYTES = 1 << 28  # on a GPU a block only bounds the temporaries
+
+
+@dataclass(frozen=True)
+class AdmmOptions:
+    """The solver's settings, with the paper's values."""
+
+    rho: float = 300.0
+    alpha_e: float = 800.0
+    alpha_z: float = 800.0
+    eps: float = 2e-4
+    max_iter: int = 10000
+
+
+@dataclass(frozen=True)
+class SelfExpression:
+    """How tokens express one another, and how the solver ended.
+
+    Attributes:
+        matrix: C [N, N]: column j writes token j as a combination of the others; zero diagonal.
+        iterations: ADMM iterations taken.
+        lambda_e, lambda_z: weights of the error terms.
+        residual: max row sum of |A − C| at the end; converged means below eps.
+        converged: whether that was reached within max_iter.
+    """
+
+    matrix: Array
+    iterations: int
+    lambda_e: float
+    lambda_z: float
+    residual: float
+    converged: bool
+
+
+def solve_self_expression(tokens: Array, options: AdmmOptions) -> SelfExpression:
+    """Solve for C.
+
+    Args:
+        tokens: [N, D], float32 or float64, finite, N >= 2; the result has its dtype and device.
+        options: see `AdmmOptions`.
+
+    Raises:
+        VaExportError: if λ_e or λ_z would be infinite, or the iteration overflows.
+    """
+    xp = array_api_compat.array_namespace(tokens)
+    n = tokens.shape[0]
+    lambda_e, lambda_z = penalty_weights(tokens, options.alpha_e, options.alpha_z)
+    iteration = AdmmIteration(tokens.T, lambda_e, lambda_z, options.rho)
+
+    state = xp.zeros((n, n), dtype=tokens.dtype, device=array_api_compat.device(tokens))
+    iterations, residual = 0, math.inf
+    while residual >= options.eps and iterations < options.max_iter:
+        residual = iteration.advance(state)
+        iterations += 1
+    if not math.isfinite(residual):
+        raise VaExportError(
+            f"the self-expression solver overflowed in {tokens.dtype} at iteration {iterations}",
+            where="subspace_score",
+            fix='use dtype="float64", or settings nearer to the paper\'s',
+        )
+    state -= dual_of(state, 0, 1.0 / options.rho)
+    return SelfExpression(state, iterations, lambda_e, lambda_z, residual, residual < options.eps)
+
+
+def penalty_weights(tokens: Array, alpha_e: float, alpha_z: float) -> tuple[float, float]:
+    """(λ_e, λ_z) of tokens [N, D], with one block of rows of the Gram matrix at a time.
+
+    λ_e = α_e / min_i max_{j≠i} ‖y_j‖₁: leaving out the largest norm leaves the second largest.
+    λ_z = α_z / min_i max_{j≠i} |y_iᵀ y_j|.
+
+    Raises:
+        VaExportError: if all tokens but one are zero, or a token is orthogonal to every other.
+    """
+    xp = array_api_compat.array_namespace(tokens)
+    n = tokens.shape[0]
+    norms = xp.sort(xp.sum(xp.abs(tokens), axis=1))
+    mu_e = float(norms[-2])
+    mu_z, loneliest = math.inf, 0
+    for start, stop in row_blocks(tokens, n):
+        products = xp.abs(tokens[start:stop, :] @ tokens.T)
+        block_diagonal(products, start)[...] = 0.0
+        nearest = xp.max(products, axis=1)
+        row = int(xp.argmin(nearest))
+        if float(nearest[row]) < mu_z:
+            mu_z, loneliest = float(nearest[row]), start + row
+    if mu_e == 0.0 or mu_z == 0.0:
+        raise VaExportError(
+            f"token {loneliest} is zero or orthogonal to every other token: no combination of them expresses it",
+            where="subspace_score",
+            fix="leave such tokens out before scoring",
+        )
+    return alpha_e / mu_e, alpha_z / mu_z
+
+
+class AdmmIteration:
+    """One iteration of the solver over a given state; the module's text has the algebra and the names."""
+
+    def __init__(self, y: Array, lambda_e: float, lambda_z: float, rho: float) -> None:
+        xp = array_api_compat.array_namespace(y)
+        ones = xp.ones((1, y.shape[1]), dtype=xp.float64, device=array_api_compat.device(y))
+        u = xp.concat([math.sqrt(lambda_z) * xp.astype(y, xp.float64), math.sqrt(rho) * ones], axis=0)
+        basis, spectrum = orthonormal_columns(u)
+        self._basis = xp.astype(basis, y.dtype)  # P [D+1, R], R = min(D + 1, N)
+        self._f = xp.astype(basis.T @ u, y.dtype)  # [R, N]
+        self._gain = xp.astype(1.0 / (rho + spectrum), y.dtype)[:, None]  # [R, 1]
+        self._error = xp.zeros(u.shape, dtype=y.dtype, device=array_api_compat.device(y))  # E' [D+1, N]
+        self._fz = xp.zeros_like(self._f)
+        self._rho, self._theta, self._error_threshold = rho, 1.0 / rho, lambda_e / math.sqrt(lambda_z)
+
+    def advance(self, state: Array) -> float:
+        """Take X to X⁺ in place; returns max row sum |A − C|, the stopping value."""
+        xp = array_api_compat.array_namespace(state)
+        if bool(xp.any(self._error[:-1, :] != 0.0)):
+            projected = self._basis.T @ self._error
+        else:  # as it often stays: no token deviates from the others in single features
+            projected = self._basis[-1, :, None] * self._error[-1, :]
+        g = self._f - projected
+        g -= self._fz
+        g *= self._gain
+        self._update_error(projected, g)
+
+        self._fz[...] = 0.0
+        worst = []
+        for start, stop in row_blocks(state, state.shape[0]):
+            rows = state[start:stop, :]
+            columns = self._f[:, start:stop]
+            dual = dual_of(rows, start, self._theta)
+            new = columns.T @ g
+            new += rows
+            new -= dual  # C + Fᵀg
+            worst.append(replace_state(rows, new, dual, start, self._theta))
+            self._fz += columns @ new
+        return float(xp.max(xp.stack(worst)))
+
+    def _update_error(self, projected: Array, g: Array) -> None:
+        """E'⁺ from PᵀE' [R, N] and g [R, N]; `projected` is overwritten."""
+        projected += self._rho * g
+        remainder = self._basis @ projected  # U − UA
+        features = remainder[:-1, :]
+        features -= clip(features, self._error_threshold)
+        self._error[:-1, :] = features
+        self._error[-1, :] -= remainder[-1, :]
+
+
+def orthonormal_columns(u: Array) -> tuple[Array, Array]:
+    """Principal directions of a matrix u [M, N].
+
+    Returns:
+        (P [M, R], s [R]), R = min(M, N): orthonormal columns spanning those of u, and the diagonal of Pᵀu
+        uᵀP, which is diagonal. Nothing is divided by s, so a rank below R does no harm.
+    """
+    xp = array_api_compat.array_namespace(u)
+    if u.shape[0] <= u.shape[1]:
+        spectrum, basis = xp.linalg.eigh(u @ u.T)
+    else:
+        orthonormal, triangle = xp.linalg.qr(u)
+        spectrum, rotation = xp.linalg.eigh(triangle @ triangle.T)
+        basis = orthonormal @ rotation
+    return basis, xp.clip(spectrum, min=0.0)
+
+
+def replace_state(rows: Array, new: Array, dual: Array, start: int, theta: float) -> Array:
+    """Store X⁺ = `new` in the state's `rows`, and turn `new` into Z = C − T.
+
+    Returns:
+        max row sum of |T⁺ − T| = |A − C| over these rows, a scalar array; `dual` (the old T) is overwritten.
+    """
+    xp = array_api_compat.array_namespace(rows)
+    rows[...] = new
+    new_dual = dual_of(new, start, theta)
+    dual -= new_dual
+    residual = xp.max(xp.sum(xp.abs(dual, out=dual), axis=1))
+    new_dual *= 2.0
+    new -= new_dual
+    return residual
+
+
+def dual_of(rows: Array, start: int, theta: float) -> Array:
+    """T of the state's rows start, start + 1, …: X clipped to [−θ, θ], but X itself on the diagonal."""
+    dual = clip(rows, theta)
+    block_diagonal(dual, start)[...] = block_diagonal(rows, start)
+    return dual
+
+
+def block_diagonal(rows: Array, start: int) -> Array:
+    """The diagonal entries of an N × N matrix that lie in its contiguous rows start, start + 1, …: a view."""
+    n = rows.shape[1]
+    return rows.reshape(-1)[start :: n + 1]
+
+
+def clip(x: Array, bound: float) -> Array:
+    """x clipped to [−bound, bound]; x − clip(x, b) is the soft threshold."""
+    # array-api-compat's clip goes through comparisons and masks, an order of magnitude slower.
+    return np.clip(x, -bound, bound) if isinstance(x, np.ndarray) else x.clamp(-bound, bound)
+
+
+def row_blocks(array: Array, row_length: int) -> Iterator[tuple[int, int]]:
+    """(start, stop) of blocks of an array's rows whose temporaries of `row_length` entries stay near the processor."""
+    on_host = isinstance(array, np.ndarray) or array.device.type == "cpu"
+    limit = _HOST_BLOCK_BYTES if on_host else _DEVICE_BLOCK_BYTES
+    size = max(1, limit // (row_length * array.itemsize))
+    for start in range(0, array.shape[0], size):
+        yield start, min(start + size, array.shape[0])
