@@ -29,9 +29,7 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
 DOWNLOAD_PATTERNS = ("*.safetensors", "*.json", "tokenizer.model", "LICENSE*")
 
 _WEIGHT_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-_FINITE_CHECK_ELEMENTS = (
-    1 << 24
-)  # 16 M at a time, so that the mask of a 700 MB embedding is never held at once
+_FINITE_CHECK_ELEMENTS = 1 << 24  # 16 M at a time, so that the mask of a 700 MB embedding is never held at once
 
 
 @dataclass(frozen=True)
@@ -179,9 +177,7 @@ def read_json(path: Path, *, what: str) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise VaExportError(
-            f"the {what} is missing", where=path, fix="complete the checkpoint directory"
-        ) from None
+        raise VaExportError(f"the {what} is missing", where=path, fix="complete the checkpoint directory") from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise VaExportError(f"the {what} is not readable JSON: {error}", where=path) from error
     if not isinstance(content, dict):
@@ -207,14 +203,8 @@ def _read_index(directory: Path) -> dict[str, str] | None:
             fix="give the directory that holds the weights",
         )
     weight_map = read_json(directory / INDEX_FILE, what="index of shards").get("weight_map")
-    if (
-        not isinstance(weight_map, dict)
-        or not weight_map
-        or not all(isinstance(v, str) for v in weight_map.values())
-    ):
-        raise VaExportError(
-            "the index of shards has no weight_map of names to files", where=directory / INDEX_FILE
-        )
+    if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(v, str) for v in weight_map.values()):
+        raise VaExportError("the index of shards has no weight_map of names to files", where=directory / INDEX_FILE)
     outside = sorted({name for name in weight_map.values() if Path(name).name != name})
     if outside:
         raise VaExportError(

@@ -82,17 +82,13 @@ def _parse_entry(path: Path, name: str, entry: dict[str, Any]) -> TensorEntry:
     shape = tuple(int(length) for length in entry["shape"])
     begin, end = entry["data_offsets"]
     if end - begin != math.prod(shape) * dtype.itemsize:
-        raise ValueError(
-            f"tensor {name} of shape {list(shape)} and type {entry['dtype']} has {end - begin} bytes"
-        )
+        raise ValueError(f"tensor {name} of shape {list(shape)} and type {entry['dtype']} has {end - begin} bytes")
     return TensorEntry(path, shape, dtype)
 
 
 def _reject_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     keys = [key for key, _ in pairs]
-    duplicate = (
-        next((key for key in keys if keys.count(key) > 1), None) if len(set(keys)) < len(keys) else None
-    )
+    duplicate = next((key for key in keys if keys.count(key) > 1), None) if len(set(keys)) < len(keys) else None
     if duplicate is not None:
         raise ValueError(f"{duplicate} is there twice")
     return dict(pairs)

@@ -115,9 +115,7 @@ class WeightSource:
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of the parameter."""
-        return (
-            self.checkpoint_shape if self.blocks is None else (self.blocks.rows, *self.checkpoint_shape[1:])
-        )
+        return self.checkpoint_shape if self.blocks is None else (self.blocks.rows, *self.checkpoint_shape[1:])
 
     def view(self, tensor: torch.Tensor) -> torch.Tensor:
         """The parameter, from the checkpoint's tensor of shape `checkpoint_shape`."""

@@ -32,9 +32,7 @@ class DynamicNtkRotaryEmbedding(nn.Module):
     no values.
     """
 
-    def __init__(
-        self, head_dim: int, base: float, max_position_embeddings: int, factor: float | None = None
-    ) -> None:
+    def __init__(self, head_dim: int, base: float, max_position_embeddings: int, factor: float | None = None) -> None:
         super().__init__()
         self.head_dim = head_dim
         self.base = base
@@ -60,9 +58,7 @@ class DynamicNtkRotaryEmbedding(nn.Module):
         assert self.factor is not None
         exponents = torch.arange(0, self.head_dim, 2, dtype=torch.float32, device=positions.device)[None]
         exponents = exponents / -(self.head_dim - 2)
-        excess = torch.clamp(
-            positions.amax(dim=-1, keepdim=True) + 1.0 - self.max_position_embeddings, min=0.0
-        )
+        excess = torch.clamp(positions.amax(dim=-1, keepdim=True) + 1.0 - self.max_position_embeddings, min=0.0)
         ratio = 1.0 + excess * (self.factor / self.max_position_embeddings)  # [B, 1]
         return torch.pow(ratio, exponents)
 

@@ -56,9 +56,7 @@ def check_against_map(
             fix="make config.json and weights come from the same checkpoint",
         )
     typed = [
-        f"{name} is {checkpoint.dtype(name)}"
-        for name in sorted(present)
-        if checkpoint.dtype(name) not in _READABLE
+        f"{name} is {checkpoint.dtype(name)}" for name in sorted(present) if checkpoint.dtype(name) not in _READABLE
     ]
     if typed:
         raise VaExportError(
@@ -80,9 +78,7 @@ def load_parameters(
     """
     parameters = dict(model.named_parameters())
     if parameters.keys() != weight_map.keys():
-        raise RuntimeError(
-            f"weight map and model differ in {sorted(parameters.keys() ^ weight_map.keys())[:4]}"
-        )
+        raise RuntimeError(f"weight map and model differ in {sorted(parameters.keys() ^ weight_map.keys())[:4]}")
     by_tensor: dict[str, list[str]] = {}
     for name, source in weight_map.items():
         by_tensor.setdefault(source.checkpoint_name, []).append(name)
@@ -91,9 +87,7 @@ def load_parameters(
         for name in names:
             value = weight_map[name].view(tensor).to(dtype).contiguous()
             if value.shape != parameters[name].shape:
-                raise RuntimeError(
-                    f"{name} is {list(parameters[name].shape)}, its source {list(value.shape)}"
-                )
+                raise RuntimeError(f"{name} is {list(parameters[name].shape)}, its source {list(value.shape)}")
             module_name, _, leaf = name.rpartition(".")
             setattr(model.get_submodule(module_name), leaf, nn.Parameter(value, requires_grad=False))
 

@@ -77,9 +77,7 @@ class Processing:
         try:
             content = json.loads(text)
         except json.JSONDecodeError as error:
-            raise VaExportError(
-                f"the processing description is not JSON: {error}", where="processing"
-            ) from error
+            raise VaExportError(f"the processing description is not JSON: {error}", where="processing") from error
         expected = {field.name for field in dataclasses.fields(cls)}
         found = set(content) if isinstance(content, dict) else set()
         if found != expected:
@@ -138,9 +136,7 @@ class Processing:
             ids = [self.bos_token_id, *ids]
         return self._checked(ids, n_frames)
 
-    def token_prompt(
-        self, ids_before: Sequence[int], ids_after: Sequence[int], n_frames: int
-    ) -> npt.NDArray[np.int64]:
+    def token_prompt(self, ids_before: Sequence[int], ids_after: Sequence[int], n_frames: int) -> npt.NDArray[np.int64]:
         """Ids [1, S] without a tokenizer: `ids_before`, every frame's placeholders, `ids_after`, and nothing
         else.
 
@@ -170,9 +166,7 @@ def _fill(template: str, **values: str) -> str:
 def _check_fields(name: str, template: Any, expected: tuple[str, ...]) -> None:
     found = tuple(_FIELD.findall(template)) if isinstance(template, str) else ()
     if sorted(found) != sorted(expected):
-        raise VaExportError(
-            f"{name} has the fields {list(found)}, expected {list(expected)}", where="processing"
-        )
+        raise VaExportError(f"{name} has the fields {list(found)}, expected {list(expected)}", where="processing")
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -165,6 +165,4 @@ def _video_stream(path: Path, container: Any) -> Any:
 
 
 def _unreadable(path: Path, error: Exception) -> VaExportError:
-    return VaExportError(
-        f"the video cannot be read: {error}", where=path, fix="give a video file that FFmpeg decodes"
-    )
+    return VaExportError(f"the video cannot be read: {error}", where=path, fix="give a video file that FFmpeg decodes")

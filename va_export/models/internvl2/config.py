@@ -31,9 +31,7 @@ def spec_from_config(
     vision = _vision_shape(config, vit)
     template = _get(config, "template", str)
     if template not in backbone.prompt_templates:
-        raise _invalid(
-            f"template {template!r} is not one of {', '.join(backbone.prompt_templates)}", "template"
-        )
+        raise _invalid(f"template {template!r} is not one of {', '.join(backbone.prompt_templates)}", "template")
 
     known = backbone.known_tokens.get(text.vocab_size)
     if image_token_id is None and known is not None:
@@ -117,9 +115,7 @@ def _rope_scaling(llm: Mapping[str, Any]) -> DynamicNtkScaling | None:
         return None
     kind = scaling.get("type", scaling.get("rope_type")) if isinstance(scaling, Mapping) else scaling
     if kind != "dynamic":
-        raise _invalid(
-            f"rope_scaling {kind!r} is not supported, only 'dynamic' or null", "llm_config.rope_scaling"
-        )
+        raise _invalid(f"rope_scaling {kind!r} is not supported, only 'dynamic' or null", "llm_config.rope_scaling")
     factor = _positive_real(scaling, "factor")
     if factor < 1.0:
         raise _invalid(f"a dynamic rope_scaling factor of {factor} is below 1", "llm_config.rope_scaling")
@@ -137,18 +133,16 @@ def _vision_shape(config: Mapping[str, Any], vit: Mapping[str, Any]) -> VisionSh
         )
     if hidden % heads:
         raise _invalid(f"hidden_size {hidden} is not a multiple of {heads} attention heads", "vision_config")
+    if _get(vit, "hidden_act", str) != "gelu":
+        raise _invalid(f"hidden_act {vit['hidden_act']!r} is not gelu", "vision_config.hidden_act")
     if vit.get("num_channels", 3) != 3:
         raise _invalid(f"num_channels {vit['num_channels']} is not 3", "vision_config.num_channels")
     if _get(vit, "norm_type", str) not in ("layer_norm", "rms_norm"):
-        raise _invalid(
-            f"norm_type {vit['norm_type']!r} is not layer_norm or rms_norm", "vision_config.norm_type"
-        )
+        raise _invalid(f"norm_type {vit['norm_type']!r} is not layer_norm or rms_norm", "vision_config.norm_type")
     if config.get("select_layer", -1) != -1:
         raise _invalid(f"select_layer {config['select_layer']} is not -1, the last layer", "select_layer")
     if _get(config, "ps_version", str) != "v2":
-        raise _invalid(
-            f"ps_version {config['ps_version']!r}, a transposed pixel shuffle, is not v2", "ps_version"
-        )
+        raise _invalid(f"ps_version {config['ps_version']!r}, a transposed pixel shuffle, is not v2", "ps_version")
     ratio = _positive_real(config, "downsample_ratio")
     step = round(1 / ratio)
     grid = image // patch
@@ -196,7 +190,7 @@ def _hf_config(
             "intermediate_size": vision.intermediate_size,
             "attention_bias": _get(vit, "qkv_bias", bool),
             "use_qk_norm": _get(vit, "qk_normalization", bool),
-            "hidden_act": _get(vit, "hidden_act", str),
+            "hidden_act": "gelu",
             "norm_type": vit["norm_type"],
             "layer_norm_eps": _positive_real(vit, "layer_norm_eps"),
             "image_size": [vision.image_size, vision.image_size],
@@ -230,9 +224,7 @@ def _eos(llm: Mapping[str, Any]) -> tuple[int, ...]:
 
 def _get(section: Mapping[str, Any], key: str, kind: type[_Value] | tuple[type[_Value], ...]) -> _Value:
     if key not in section:
-        raise VaExportError(
-            f"config.json lacks {key}", where="config.json", fix="complete it from the original"
-        )
+        raise VaExportError(f"config.json lacks {key}", where="config.json", fix="complete it from the original")
     if not isinstance(section[key], kind):
         expected = " or ".join(one.__name__ for one in (kind if isinstance(kind, tuple) else (kind,)))
         raise _invalid(f"{key} is {section[key]!r}, not of type {expected}", key)

@@ -41,9 +41,7 @@ def _vision_layer(spec: ModelSpec, layer: int) -> dict[str, WeightSource]:
     hidden, width = spec.vision.hidden_size, spec.vision.intermediate_size
     config = spec.hf_config["vision_config"]
     weights = {
-        f"{target}attention.projection_layer.weight": WeightSource(
-            f"{source}attn.proj.weight", (hidden, hidden)
-        ),
+        f"{target}attention.projection_layer.weight": WeightSource(f"{source}attn.proj.weight", (hidden, hidden)),
         f"{target}attention.projection_layer.bias": WeightSource(f"{source}attn.proj.bias", (hidden,)),
         f"{target}mlp.fc1.weight": WeightSource(f"{source}mlp.fc1.weight", (width, hidden)),
         f"{target}mlp.fc1.bias": WeightSource(f"{source}mlp.fc1.bias", (width,)),

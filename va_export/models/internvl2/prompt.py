@@ -18,10 +18,7 @@ END_OF_TURN = "<|im_end|>"
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
 _FRAME = "Frame{number}: <img>{image}</img>\n"
-_SYSTEM = (
-    "你是由上海人工智能实验室联合商汤科技开发的书生多模态大模型，英文名叫"
-    "InternVL, 是一个有用无害的人工智能助手。"
-)
+_SYSTEM = "你是由上海人工智能实验室联合商汤科技开发的书生多模态大模型，英文名叫InternVL, 是一个有用无害的人工智能助手。"
 
 _CHAT_TEMPLATES: Mapping[str, str] = {
     "internlm2-chat": (

@@ -31,9 +31,7 @@ def build_model(spec: ModelSpec, attention: str = "anchored") -> nn.Module:
     for layer in model.model.vision_tower.encoder.layer:
         for norm in (layer.attention.q_norm, layer.attention.k_norm):
             if not isinstance(norm, nn.Identity):
-                norm.variance_epsilon = (
-                    eps  # Hugging Face fixes it at 1e-6; the original takes the layer norm's
-                )
+                norm.variance_epsilon = eps  # Hugging Face fixes it at 1e-6; the original takes the layer norm's
     model.train(False)
     assert isinstance(model, nn.Module)
     return model

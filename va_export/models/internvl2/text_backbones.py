@@ -49,9 +49,7 @@ def internlm2_weights(text: TextShape, bias: bool) -> dict[str, WeightSource]:
     """
     hidden, vocab = text.hidden_size, text.vocab_size
     weights = {
-        f"{_HF_TEXT}embed_tokens.weight": WeightSource(
-            f"{_CHECKPOINT}model.tok_embeddings.weight", (vocab, hidden)
-        ),
+        f"{_HF_TEXT}embed_tokens.weight": WeightSource(f"{_CHECKPOINT}model.tok_embeddings.weight", (vocab, hidden)),
         f"{_HF_TEXT}norm.weight": WeightSource(f"{_CHECKPOINT}model.norm.weight", (hidden,)),
         "lm_head.weight": WeightSource(f"{_CHECKPOINT}output.weight", (vocab, hidden)),
     }
@@ -68,9 +66,7 @@ def _internlm2_layer(text: TextShape, layer: int, bias: bool) -> dict[str, Weigh
     packed_rows = text.num_kv_heads * (queries + 2) * text.head_dim
 
     weights = {
-        f"{target}self_attn.o_proj.weight": WeightSource(
-            f"{source}attention.wo.weight", (hidden, query_rows)
-        ),
+        f"{target}self_attn.o_proj.weight": WeightSource(f"{source}attention.wo.weight", (hidden, query_rows)),
         f"{target}mlp.gate_proj.weight": WeightSource(f"{source}feed_forward.w1.weight", (width, hidden)),
         f"{target}mlp.up_proj.weight": WeightSource(f"{source}feed_forward.w3.weight", (width, hidden)),
         f"{target}mlp.down_proj.weight": WeightSource(f"{source}feed_forward.w2.weight", (hidden, width)),

@@ -1,0 +1,101 @@
+"""The model read from the original checkpoint reproduces the numbers of the original code (tests/data/golden)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from va_export.anchor.hugging_face import anchors
+from va_export.checkpoint import Checkpoint
+from va_export.models import family_for
+from va_export.models.family import ModelSpec
+
+GOLDEN = Path(__file__).parents[2] / "data" / "golden" / "internvl2_tiny"
+# Golden comes from a CPU in float32; sums of the same terms in another order differ by this much.
+TOLERANCE = 1e-5
+
+
+@pytest.fixture(scope="module")
+def golden() -> Mapping[str, np.ndarray]:
+    return dict(np.load(GOLDEN / "golden.npz"))
+
+
+@pytest.fixture(scope="module")
+def spec(golden: Mapping[str, np.ndarray]) -> ModelSpec:
+    config = Checkpoint.open(GOLDEN).config
+    return family_for(config).spec_from_config(config, image_token_id=int(golden["image_token_id"]))
+
+
+@pytest.fixture(scope="module")
+def model(spec: ModelSpec) -> Iterator[nn.Module]:
+    checkpoint = Checkpoint.open(GOLDEN)
+    with torch.no_grad():
+        yield family_for(checkpoint.config).load_reference(spec, checkpoint)
+
+
+def inputs(golden: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
+    return {name: torch.from_numpy(golden[name]) for name in ("input_ids", "pixel_values")}
+
+
+def close(actual: torch.Tensor, expected: np.ndarray) -> None:
+    np.testing.assert_allclose(actual.numpy(), expected, rtol=0, atol=TOLERANCE)
+
+
+def test_spec_counts_the_golden_tokens(spec: ModelSpec, golden: Mapping[str, np.ndarray]) -> None:
+    frames = len(golden["pixel_values"])
+    assert spec.vision.tokens_per_frame * frames == len(golden["visual_tokens"])
+    assert int((golden["input_ids"] == spec.image_token_id).sum()) == len(golden["visual_tokens"])
+
+
+def test_visual_tokens(model: nn.Module, golden: Mapping[str, np.ndarray]) -> None:
+    features = model.get_image_features(
+        torch.from_numpy(golden["pixel_values"]), vision_feature_layer=-1, vision_feature_select_strategy="default"
+    ).pooler_output
+    close(features.reshape(golden["visual_tokens"].shape), golden["visual_tokens"])
+
+
+def test_logits_without_anchors(model: nn.Module, golden: Mapping[str, np.ndarray]) -> None:
+    close(model(**inputs(golden)).logits[:, -1], golden["plain_last_logits"])
+
+
+def test_anchored_prefill_and_greedy_decoding(model: nn.Module, golden: Mapping[str, np.ndarray]) -> None:
+    gains = [torch.from_numpy(golden[name]) for name in ("key_log_gain_official", "gain_v")]
+    with anchors(model, *gains):
+        output = model(**inputs(golden), use_cache=True)
+        close(output.logits[:, -32:], golden["prefill_logits"])
+        logits = [output.logits[0, -1]]
+        for token in golden["tokens"]:
+            assert int(logits[-1].argmax()) == token
+            step = torch.tensor([[int(token)]])
+            output = model(input_ids=step, past_key_values=output.past_key_values, use_cache=True)
+            logits.append(output.logits[0, -1])
+    close(torch.stack(logits), golden["decode_logits"])
+
+
+def test_anchors_change_golden_far_beyond_the_tolerance(golden: Mapping[str, np.ndarray]) -> None:
+    difference = np.abs(golden["prefill_logits"][0, -1] - golden["plain_last_logits"][0]).max()
+    assert difference > 1000 * TOLERANCE
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_other_attentions_give_the_plain_model(
+    attention: str, spec: ModelSpec, golden: Mapping[str, np.ndarray]
+) -> None:
+    checkpoint = Checkpoint.open(GOLDEN)
+    model = family_for(checkpoint.config).load_reference(spec, checkpoint, attention=attention)
+    with torch.no_grad():
+        close(model(**inputs(golden)).logits[:, -1], golden["plain_last_logits"])
+
+
+def test_reference_is_loaded_in_the_asked_type(spec: ModelSpec) -> None:
+    checkpoint = Checkpoint.open(GOLDEN)
+    model = family_for(checkpoint.config).load_reference(spec, checkpoint, dtype=torch.bfloat16)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    assert {parameter.device.type for parameter in model.parameters()} == {"cpu"}
+    assert not model.training
+    assert not any(parameter.requires_grad for parameter in model.parameters())
