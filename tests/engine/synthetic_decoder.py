@@ -225,3 +225,20 @@ def numpy_decoder(shape: DecoderShape, inputs: Mapping[str, Array], seed: int = 
         hidden = hidden + attended.transpose(0, 2, 1, 3).reshape(batch, length, -1) @ weights[f"layer{i}_o"]
     outputs["logits"] = hidden[:, -1] @ weights["lm_head"]
     return outputs
+
+
+def decoder_feed(shape: DecoderShape, *, capacity: int, q_len: int, past: list[int], seed: int = 1) -> dict[str, Array]:
+    """Random inputs: embeddings, gains as strong as the paper's strongest, and caches filled to the brim."""
+    rng = np.random.default_rng(seed)
+    batch = len(past)
+    cache = (batch, shape.kv_heads, capacity, shape.head_dim)
+    feed: dict[str, Array] = {
+        "inputs_embeds": rng.standard_normal((batch, q_len, shape.hidden)).astype(shape.dtype),
+        "key_log_gain": np.log1p(9.5 * rng.random((batch, capacity))).astype(np.float32),
+        "value_gain": (1 + 2.5 * rng.random((batch, capacity))).astype(np.float32),
+        "past_length": np.array(past, np.int64),
+    }
+    for i in range(shape.layers):
+        for kind in ("key", "value"):
+            feed[f"past_key_values.{i}.{kind}"] = rng.standard_normal(cache).astype(shape.dtype)
+    return feed

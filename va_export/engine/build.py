@@ -72,7 +72,8 @@ def build_engine(
         ranges: profile name → symbolic dimension → range, as from `dimension_ranges`.
         attention: `plugin` leaves AnchoredAttention to `plugin_library`; `native` needs no plugin.
         capacity: slots of the KV cache, for a model that has one.
-        timing_cache: read if it exists, written after the build; saves full TensorRT most of a second build.
+        timing_cache: read if it exists, written after the build; saves full TensorRT most of a second build
+            and is ignored by RTX, which times nothing ahead of time.
         on_progress: called with (phase, steps done, steps in all), possibly from TensorRT's threads.
 
     Raises:
@@ -95,6 +96,8 @@ def build_engine(
     network, parser = _parse(api, builder, log, model, onnx_path)
     layer_counts = _count_layers(network)
     config = _configure(api, builder, targets, profiles, on_progress)
+    if flavor == "tensorrt-rtx":
+        timing_cache = None
     _load_timing_cache(config, timing_cache)
     serialized = builder.build_serialized_network(network, config)
     if serialized is None:
