@@ -1,8 +1,8 @@
 """The PEP 517 backend: scikit-build-core, told where nvcc and TensorRT's headers are.
 
-What this machine lacks is asked for as build requirements (nvcc) or fetched (headers); a machine with a CUDA toolkit
-and a TensorRT SDK downloads neither. Environment: VA_EXPORT_SKIP_PLUGINS=1 installs the Python package alone;
-VA_EXPORT_CUDA_ARCHS="90" compiles for fewer GPUs; TENSORRT_ROOT, CUDACXX and CUDA_HOME say where things are.
+What this machine lacks is asked for as build requirements (nvcc) or fetched (headers); a machine with a CUDA
+toolkit and a TensorRT SDK downloads neither. Environment: VA_EXPORT_SKIP_PLUGINS=1 installs the Python package
+alone; VA_EXPORT_CUDA_ARCHS="90" compiles for fewer GPUs; TENSORRT_ROOT, CUDACXX and CUDA_HOME say where things are.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ def _native(settings: Settings, scratch: Path) -> dict[str, Any]:
         nvcc = toolchain.find_nvcc_in_wheels()
         if nvcc is None:
             raise SystemExit(
-                f"No nvcc {'.'.join(map(str, toolchain.OLDEST_NVCC))} or newer was found. Install the CUDA toolkit "
-                f"and set CUDA_HOME, or `pip install {' '.join(toolchain.NVCC_WHEELS)}`; "
+                f"No nvcc {'.'.join(map(str, toolchain.OLDEST_NVCC))} or newer was found. Install the CUDA "
+                f"toolkit and set CUDA_HOME, or `pip install {' '.join(toolchain.NVCC_WHEELS)}`; "
                 "VA_EXPORT_SKIP_PLUGINS=1 installs without the plugins."
             )
         # The wheels keep libraries in lib, where their nvcc looks in lib64.
@@ -77,15 +77,11 @@ def prepare_metadata_for_build_editable(metadata_directory: str, config_settings
     return skbuild.prepare_metadata_for_build_editable(metadata_directory, settings)
 
 
-def build_wheel(
-    wheel_directory: str, config_settings: Settings = None, metadata_directory: str | None = None
-) -> str:
+def build_wheel(wheel_directory: str, config_settings: Settings = None, metadata_directory: str | None = None) -> str:
     if _skips_plugins():
         return skbuild.build_wheel(wheel_directory, _pure(config_settings), metadata_directory)
     with tempfile.TemporaryDirectory() as scratch:
-        return skbuild.build_wheel(
-            wheel_directory, _native(config_settings, Path(scratch)), metadata_directory
-        )
+        return skbuild.build_wheel(wheel_directory, _native(config_settings, Path(scratch)), metadata_directory)
 
 
 def build_editable(

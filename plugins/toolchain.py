@@ -18,10 +18,10 @@ from pathlib import Path
 
 OLDEST_NVCC = (12, 0)
 
-# nvcc as wheels, one release of CUDA. 13.0 is the oldest release that PyPI has with this layout: code that is
-# linked with its static runtime asks for the oldest driver (580), and its PTX is understood by every later one.
-# nvcc is only the driver program; nvvm is the device compiler, crt and cccl hold headers that cuda_fp16.h includes,
-# and runtime holds the CUDA headers and the static runtime.
+# nvcc as wheels, one release of CUDA. 13.0 is the oldest release of CUDA 13, the first whose wheels share one
+# directory as a toolkit does: what is linked with its static runtime asks for the oldest driver (580), and its PTX
+# is understood by every later one. nvcc itself is only the driver program; nvvm is the device compiler, crt and
+# cccl hold headers that cuda_fp16.h includes, and runtime holds CUDA's headers and the static runtime.
 NVCC_WHEELS = (
     "nvidia-cuda-nvcc==13.0.88",
     "nvidia-nvvm==13.0.88",
@@ -30,16 +30,16 @@ NVCC_WHEELS = (
     "nvidia-cuda-runtime==13.0.96",
 )
 
-# No wheel of NVIDIA's has TensorRT's C++ headers. This one carries those of TensorRT 10.14 (Apache-2.0), the oldest
-# plugin interface that TensorRT 10, 11 and RTX all load. It is fetched without its dependencies (PyTorch among them),
-# and nothing in it but the headers is used.
+# No wheel of NVIDIA's has TensorRT's C++ headers. This one carries those of TensorRT 10.14 (Apache-2.0), and a
+# plugin built with them loads in TensorRT-RTX 1.7. It is fetched without its dependencies (PyTorch among them), and
+# nothing in it but the headers is used.
 HEADER_WHEEL = "kernel-lens==2.0.1"
 HEADER_WHEEL_SHA256 = "07cc714e8b5e7f34b672f7c7fad93febe7c747be5837ba276b1527370134ffe0"
 HEADERS_IN_WHEEL = "kernel_lens/include/tensorrt/"
 
 
 def find_nvcc() -> Path | None:
-    """This machine's nvcc: CUDACXX, CUDA_HOME, CUDA_PATH, PATH, /usr/local/cuda; None where there is none to use."""
+    """This machine's nvcc (CUDACXX, CUDA_HOME, CUDA_PATH, PATH, /usr/local/cuda), or None."""
     homes = [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
     candidates = [os.environ.get("CUDACXX"), *(str(Path(home, "bin", "nvcc")) for home in homes)]
     candidates += ["nvcc", "/usr/local/cuda/bin/nvcc"]
@@ -90,8 +90,8 @@ def fetch_tensorrt_headers(directory: Path) -> Path:
         subprocess.run([*command, "--dest", str(directory), HEADER_WHEEL], check=True)
     except subprocess.CalledProcessError as error:
         raise SystemExit(
-            f"TensorRT's headers are not on this machine and {HEADER_WHEEL} could not be fetched. Set TENSORRT_ROOT to "
-            "a TensorRT 10+ SDK, or VA_EXPORT_SKIP_PLUGINS=1 to install without the plugins."
+            f"TensorRT's headers are not on this machine and {HEADER_WHEEL} could not be fetched. "
+            "Set TENSORRT_ROOT to a TensorRT 10+ SDK, or VA_EXPORT_SKIP_PLUGINS=1 to install without the plugins."
         ) from error
     (wheel,) = directory.glob("kernel_lens-*.whl")
     found = hashlib.sha256(wheel.read_bytes()).hexdigest()

@@ -54,149 +54,188 @@ __device__ inline float warp_sum(float x) {
   return x;
 }
 
-// Copies `rows` rows of `width` elements to shared memory as float32, one row a warp at a time, and fills the
-// rest of the tile's tile_rows x padded_width with zeros: what lies beyond the valid keys is never read.
+// What one warp keeps of its rows in registers. A lane has kChannelGroups channels of each row, 32 apart.
+template <int kChannelGroups>
+struct WarpRows {
+  int visible[kRowsPerWarp];  // how many keys, counted from the first, the row may see
+  int most_visible;
+  float max[kRowsPerWarp];  // of the logits so far, in units of log2
+  float sum[kRowsPerWarp];  // of the softmax weights so far; this lane's keys only, until the end
+  float acc[kRowsPerWarp][kChannelGroups];
+};
+
+// How many keys packed row `row` may see: 0 for the rows that fill up the last tile.
+__device__ inline int visible_keys(const VaAnchoredAttentionParams& p, int64_t valid_keys, int group,
+                                   int row) {
+  if (row >= p.q_len * group) return 0;
+  if (!p.is_causal) return static_cast<int>(valid_keys);
+  const int64_t seen = row / group + valid_keys - p.q_len + 1;
+  return static_cast<int>(seen < 0 ? 0 : (seen > valid_keys ? valid_keys : seen));
+}
+
+// Copies one row to shared memory as float32, all lanes of a warp together, and zeros up to padded_width.
 template <typename T>
-__device__ void load_tile(const T* source, int64_t position_stride, int rows, int width, float* tile,
-                          int tile_rows, int tile_stride, int padded_width) {
-  const int warp = threadIdx.x / kWarpSize, lane = threadIdx.x % kWarpSize;
-  for (int row = warp; row < tile_rows; row += kWarps) {
-    for (int d = lane; d < padded_width; d += kWarpSize) {
-      const bool inside = row < rows && d < width;
-      tile[row * tile_stride + d] = inside ? to_float(source[row * position_stride + d]) : 0.0f;
+__device__ inline void load_row(const T* source, bool exists, int width, float* row, int padded_width) {
+  for (int d = threadIdx.x % kWarpSize; d < padded_width; d += kWarpSize) {
+    row[d] = exists && d < width ? to_float(source[d]) : 0.0f;
+  }
+}
+
+// Loads `keys` rows of the key or value tile and zeros the others: what lies beyond the valid keys is never
+// read.
+template <typename T>
+__device__ inline void load_tile(const T* source, int64_t position_stride, int keys, int width, float* tile,
+                                 int tile_stride, int padded_width) {
+#pragma unroll 1  // more rows in flight spill registers
+  for (int j = threadIdx.x / kWarpSize; j < kTileKeys; j += kWarps) {
+    load_row(source + j * position_stride, j < keys, width, tile + j * tile_stride, padded_width);
+  }
+}
+
+// One step of the online softmax: this lane's key against the warp's rows. `logit` is scaled, in units of
+// log2, and has the key's gain in it. Writes the weights times the key's value gain for add_values.
+template <int kChannelGroups>
+__device__ inline void update_softmax(const float (&logit)[kRowsPerWarp], int key, float value_gain,
+                                      WarpRows<kChannelGroups>& rows, float* weights) {
+#pragma unroll
+  for (int r = 0; r < kRowsPerWarp; ++r) {
+    const bool seen = key < rows.visible[r];
+    const float x = seen ? logit[r] : -INFINITY;
+    const float new_max = fmaxf(rows.max[r], warp_max(x));
+    const float base =
+        new_max == -INFINITY ? 0.0f : new_max;  // nothing seen yet: exp2(-inf - 0) = 0, not NaN
+    const float weight = exp2f(x - base);
+    const float keep = exp2f(rows.max[r] - base);
+    rows.max[r] = new_max;
+    rows.sum[r] = rows.sum[r] * keep + weight;
+#pragma unroll
+    for (int t = 0; t < kChannelGroups; ++t) rows.acc[r][t] *= keep;
+    weights[r * kTileKeys + threadIdx.x % kWarpSize] = seen ? weight * value_gain : 0.0f;
+  }
+}
+
+// dot[r] = query row r . key_row, over `width` channels, a multiple of 4.
+__device__ inline void dot_queries(const float* query_rows, const float* key_row, int width,
+                                   float (&dot)[kRowsPerWarp]) {
+#pragma unroll 2
+  for (int d = 0; d < width; d += 4) {
+    const float k0 = key_row[d], k1 = key_row[d + 1], k2 = key_row[d + 2], k3 = key_row[d + 3];
+#pragma unroll
+    for (int r = 0; r < kRowsPerWarp; ++r) {
+      const float4 q = *reinterpret_cast<const float4*>(query_rows + r * width + d);
+      dot[r] += q.x * k0 + q.y * k1 + q.z * k2 + q.w * k3;
     }
   }
 }
 
-// Grid: (ceil(q_len * group / kTileRows), kv_heads, batch). Block: kWarps * 32 threads.
-// A lane holds kChannelGroups channels of each of its warp's rows: value_head_dim <= 32 * kChannelGroups.
-template <typename T, int kChannelGroups>
-__global__ void __launch_bounds__(kWarps* kWarpSize)
-    anchored_attention_kernel(const VaAnchoredAttentionParams p) {
-  extern __shared__ float4 shared_memory[];
-  float* shared = reinterpret_cast<float*>(shared_memory);
-  const SharedLayout layout(static_cast<int>(p.head_dim), kChannelGroups * kWarpSize);
-  const int warp = threadIdx.x / kWarpSize, lane = threadIdx.x % kWarpSize;
-  float* query_tile = shared;
-  float* tile = shared + layout.tile;
-  float* weights = shared + layout.weights + warp * kRowsPerWarp * kTileKeys;
-
-  const int64_t batch = blockIdx.z, kv_head = blockIdx.y;
-  const int group = static_cast<int>(p.query_heads / p.kv_heads);
-  const int row_count = static_cast<int>(p.q_len) * group;
-  // The last rows see the most keys when causal: start them first, so that no long block is left for the end.
-  const int first_row = static_cast<int>(gridDim.x - 1 - blockIdx.x) * kTileRows;
-
-  int64_t valid_keys = p.kv_length == nullptr ? p.kv_len : p.kv_length[batch];
-  valid_keys = valid_keys < 0 ? 0 : (valid_keys > p.kv_len ? p.kv_len : valid_keys);
-
-  // How many keys, counted from the first, row `row` may see.
-  auto visible_keys = [&](int row) -> int {
-    if (row >= row_count) return 0;
-    if (!p.is_causal) return static_cast<int>(valid_keys);
-    const int64_t seen = row / group + valid_keys - p.q_len + 1;
-    return static_cast<int>(seen < 0 ? 0 : (seen > valid_keys ? valid_keys : seen));
-  };
-  const int last_row = first_row + kTileRows < row_count ? first_row + kTileRows - 1 : row_count - 1;
-  const int block_visible = visible_keys(last_row);
-
-  int visible[kRowsPerWarp];
-  int warp_visible = 0;
-  float row_max[kRowsPerWarp], row_sum[kRowsPerWarp];  // row_sum: this lane's keys only, until the end
-  float acc[kRowsPerWarp][kChannelGroups];
-  for (int r = 0; r < kRowsPerWarp; ++r) {
-    visible[r] = visible_keys(first_row + warp * kRowsPerWarp + r);
-    warp_visible = visible[r] > warp_visible ? visible[r] : warp_visible;
-    row_max[r] = -INFINITY;
-    row_sum[r] = 0.0f;
-    for (int t = 0; t < kChannelGroups; ++t) acc[r][t] = 0.0f;
-  }
-
-  const T* query = static_cast<const T*>(p.query) + batch * p.query_strides.batch;
-  for (int row = warp; row < kTileRows; row += kWarps) {
-    const int packed = first_row + row;
-    const T* source = query + (kv_head * group + packed % group) * p.query_strides.head +
-                      static_cast<int64_t>(packed / group) * p.query_strides.position;
-    for (int d = lane; d < layout.query_row; d += kWarpSize) {
-      const bool inside = packed < row_count && d < p.head_dim;
-      query_tile[row * layout.query_row + d] = inside ? to_float(source[d]) : 0.0f;
+// acc += weights (kRowsPerWarp, keys) x values (keys, channels). Takes keys four at a time: up to three too
+// many, whose weights and values are zeros.
+template <int kChannelGroups>
+__device__ inline void add_values(const float* weights, const float* values, int keys, int value_row,
+                                  WarpRows<kChannelGroups>& rows) {
+  for (int j = 0; j < keys; j += 4) {
+    float4 w[kRowsPerWarp];
+#pragma unroll
+    for (int r = 0; r < kRowsPerWarp; ++r) {
+      w[r] = *reinterpret_cast<const float4*>(weights + r * kTileKeys + j);
+    }
+#pragma unroll
+    for (int t = 0; t < kChannelGroups; ++t) {
+      const float* v = values + j * value_row + t * kWarpSize + threadIdx.x % kWarpSize;
+      const float v0 = v[0], v1 = v[value_row], v2 = v[2 * value_row], v3 = v[3 * value_row];
+#pragma unroll
+      for (int r = 0; r < kRowsPerWarp; ++r) {
+        rows.acc[r][t] += w[r].x * v0 + w[r].y * v1 + w[r].z * v2 + w[r].w * v3;
+      }
     }
   }
+}
 
+// Walks over the keys that any row of the block may see.
+template <typename T, int kChannelGroups>
+__device__ inline void attend(const VaAnchoredAttentionParams& p, int block_visible,
+                              const SharedLayout& layout, float* shared, WarpRows<kChannelGroups>& rows) {
+  const int64_t batch = blockIdx.z, kv_head = blockIdx.y;
   const T* key = static_cast<const T*>(p.key) + batch * p.key_strides.batch + kv_head * p.key_strides.head;
   const T* value =
       static_cast<const T*>(p.value) + batch * p.value_strides.batch + kv_head * p.value_strides.head;
   const float* key_log_gain = p.key_log_gain + batch * p.key_log_gain_batch_stride;
   const float* value_gain = p.value_gain + batch * p.value_gain_batch_stride;
-  const float scale_log2 = p.scale * kLog2E;
+  const int warp = threadIdx.x / kWarpSize, lane = threadIdx.x % kWarpSize;
+  const float* query_rows = shared + warp * kRowsPerWarp * layout.query_row;
+  float* tile = shared + layout.tile;
+  float* weights = shared + layout.weights + warp * kRowsPerWarp * kTileKeys;
 
-  for (int first_key = 0; first_key < block_visible; first_key += kTileKeys) {
-    const int keys = block_visible - first_key < kTileKeys ? block_visible - first_key : kTileKeys;
-    __syncthreads();  // the previous value tile is no longer read, and the query tile is written
-    load_tile(key + first_key * p.key_strides.position, p.key_strides.position, keys,
-              static_cast<int>(p.head_dim), tile, kTileKeys, layout.key_row, layout.query_row);
+  for (int first = 0; first < block_visible; first += kTileKeys) {
+    const int keys = block_visible - first < kTileKeys ? block_visible - first : kTileKeys;
+    const bool warp_sees_tile = first < rows.most_visible;
+    __syncthreads();  // the queries are written; the previous tile's values are no longer read
+    load_tile(key + first * p.key_strides.position, p.key_strides.position, keys,
+              static_cast<int>(p.head_dim), tile, layout.key_row, layout.query_row);
     __syncthreads();
-
-    if (first_key < warp_visible) {  // the same for all lanes of a warp
+    if (warp_sees_tile) {
       float logit[kRowsPerWarp] = {};
-      const float* key_row = tile + lane * layout.key_row;
-      for (int d = 0; d < layout.query_row; d += 4) {
-        const float k0 = key_row[d], k1 = key_row[d + 1], k2 = key_row[d + 2], k3 = key_row[d + 3];
-        for (int r = 0; r < kRowsPerWarp; ++r) {
-          const float4 q =
-              *reinterpret_cast<const float4*>(query_tile + (warp * kRowsPerWarp + r) * layout.query_row + d);
-          logit[r] += q.x * k0 + q.y * k1 + q.z * k2 + q.w * k3;
-        }
-      }
-
-      const int k = first_key + lane;
-      const float log2_gain = lane < keys ? key_log_gain[k] * kLog2E : 0.0f;
-      const float gain = lane < keys ? value_gain[k] : 0.0f;
-      for (int r = 0; r < kRowsPerWarp; ++r) {
-        const bool seen = k < visible[r];
-        const float x = seen ? logit[r] * scale_log2 + log2_gain : -INFINITY;
-        const float new_max = fmaxf(row_max[r], warp_max(x));
-        const float base =
-            new_max == -INFINITY ? 0.0f : new_max;  // nothing seen yet: exp2(-inf - 0) = 0, no NaN
-        const float weight = exp2f(x - base);
-        const float keep = exp2f(row_max[r] - base);
-        row_max[r] = new_max;
-        row_sum[r] = row_sum[r] * keep + weight;
-        for (int t = 0; t < kChannelGroups; ++t) acc[r][t] *= keep;
-        weights[r * kTileKeys + lane] = seen ? weight * gain : 0.0f;
-      }
+      dot_queries(query_rows, tile + lane * layout.key_row, layout.query_row, logit);
+      const float gain = lane < keys ? key_log_gain[first + lane] : 0.0f;
+      for (int r = 0; r < kRowsPerWarp; ++r) logit[r] = (logit[r] * p.scale + gain) * kLog2E;
+      update_softmax(logit, first + lane, lane < keys ? value_gain[first + lane] : 0.0f, rows, weights);
     }
-
-    __syncthreads();  // the key tile is no longer read, and the weights are written
-    load_tile(value + first_key * p.value_strides.position, p.value_strides.position, keys,
-              static_cast<int>(p.value_head_dim), tile, kTileKeys, layout.value_row, layout.value_row);
+    __syncthreads();  // the weights are written; the keys are no longer read
+    load_tile(value + first * p.value_strides.position, p.value_strides.position, keys,
+              static_cast<int>(p.value_head_dim), tile, layout.value_row, layout.value_row);
     __syncthreads();
+    if (warp_sees_tile) add_values(weights, tile, keys, layout.value_row, rows);
+  }
+}
 
-    if (first_key < warp_visible) {
-      for (int j = 0; j < keys; j += 4) {  // up to three keys too many: their weights and values are zeros
-        for (int t = 0; t < kChannelGroups; ++t) {
-          const float* v = tile + j * layout.value_row + t * kWarpSize + lane;
-          const float v0 = v[0], v1 = v[layout.value_row];
-          const float v2 = v[2 * layout.value_row], v3 = v[3 * layout.value_row];
-          for (int r = 0; r < kRowsPerWarp; ++r) {
-            const float4 w = *reinterpret_cast<const float4*>(weights + r * kTileKeys + j);
-            acc[r][t] += w.x * v0 + w.y * v1 + w.z * v2 + w.w * v3;
-          }
-        }
-      }
-    }
+// Grid: (ceil(q_len * group / kTileRows), kv_heads, batch). Block: kWarps * 32 threads. Dynamic shared
+// memory: SharedLayout::total floats. Needs value_head_dim <= 32 * kChannelGroups.
+template <typename T, int kChannelGroups>
+__global__ void __launch_bounds__(kWarps* kWarpSize, 2)
+    anchored_attention_kernel(const VaAnchoredAttentionParams p) {
+  extern __shared__ float4 shared_memory[];
+  float* shared = reinterpret_cast<float*>(shared_memory);
+  const SharedLayout layout(static_cast<int>(p.head_dim), kChannelGroups * kWarpSize);
+  const int warp = threadIdx.x / kWarpSize, lane = threadIdx.x % kWarpSize;
+  const int64_t batch = blockIdx.z, kv_head = blockIdx.y;
+  const int group = static_cast<int>(p.query_heads / p.kv_heads);
+  const int row_count = static_cast<int>(p.q_len) * group;
+  // The last rows see the most keys when causal: start them first, so that no long block is left for the end.
+  const int first_row = static_cast<int>(gridDim.x - 1 - blockIdx.x) * kTileRows;
+  const int last_row = first_row + kTileRows < row_count ? first_row + kTileRows - 1 : row_count - 1;
+  int64_t valid_keys = p.kv_length == nullptr ? p.kv_len : p.kv_length[batch];
+  valid_keys = valid_keys < 0 ? 0 : (valid_keys > p.kv_len ? p.kv_len : valid_keys);
+
+  WarpRows<kChannelGroups> rows = {};
+#pragma unroll
+  for (int r = 0; r < kRowsPerWarp; ++r) {
+    const int row = first_row + warp * kRowsPerWarp + r;
+    rows.visible[r] = visible_keys(p, valid_keys, group, row);
+    rows.most_visible = rows.visible[r] > rows.most_visible ? rows.visible[r] : rows.most_visible;
+    rows.max[r] = -INFINITY;
+    const T* query = static_cast<const T*>(p.query) + batch * p.query_strides.batch +
+                     (kv_head * group + row % group) * p.query_strides.head +
+                     static_cast<int64_t>(row / group) * p.query_strides.position;
+    load_row(query, row < row_count, static_cast<int>(p.head_dim),
+             shared + (warp * kRowsPerWarp + r) * layout.query_row, layout.query_row);
   }
 
+  attend<T>(p, visible_keys(p, valid_keys, group, last_row), layout, shared, rows);
+
+#pragma unroll
   for (int r = 0; r < kRowsPerWarp; ++r) {
-    const float total = warp_sum(row_sum[r]);
+    const float total = warp_sum(rows.sum[r]);
     const int row = first_row + warp * kRowsPerWarp + r;
-    if (row >= row_count) continue;  // the same for all lanes of a warp
+    if (row >= row_count) continue;
     T* out = static_cast<T*>(p.out) + batch * p.out_strides.batch +
              (kv_head * group + row % group) * p.out_strides.head +
              static_cast<int64_t>(row / group) * p.out_strides.position;
+#pragma unroll
     for (int t = 0; t < kChannelGroups; ++t) {
       const int channel = t * kWarpSize + lane;
-      if (channel < p.value_head_dim) from_float(total == 0.0f ? 0.0f : acc[r][t] / total, out + channel);
+      // A row that sees nothing has sum 0.
+      if (channel < p.value_head_dim)
+        from_float(total == 0.0f ? 0.0f : rows.acc[r][t] / total, out + channel);
     }
   }
 }

@@ -40,7 +40,7 @@ def plugin_library() -> Path:
         if path.is_file():
             return path
     raise VaExportError(
-        f"{LIBRARY_NAME} is not installed: the package was installed with VA_EXPORT_SKIP_PLUGINS=1, or not installed",
+        f"{LIBRARY_NAME} is missing: va-export was installed with VA_EXPORT_SKIP_PLUGINS=1, or not at all",
         where=Path(__file__).parent,
         fix="Run `pip install .` in the repository without VA_EXPORT_SKIP_PLUGINS, or set "
         f"{LIBRARY_VARIABLE} to a library that is built already.",
@@ -70,7 +70,7 @@ def plugin_contract() -> dict[str, Any]:
 
     Returns:
         library_version, cuda_version, cuda_archs (CMake's names: "90-real" is native code, "90-virtual" PTX),
-        tensorrt_headers, and `ops`: for each its name, version, namespace, fields (name, type), inputs and outputs
-        (name, type, dims, optional), T (the element types) and max_head_dim.
+        tensorrt_headers, and `ops`: for each its name, version, namespace, fields (name, type), inputs and
+        outputs (name, type, dims, optional), T (the element types) and max_head_dim.
     """
     return cast(dict[str, Any], json.loads(load_library(plugin_library()).va_plugins_contract()))

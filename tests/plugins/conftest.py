@@ -1,0 +1,57 @@
+"""Builds the kernel for the CPU, once a session, and finds what only some machines have."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from va_export.errors import VaExportError
+from va_export.native import plugin_library
+from va_export.native.anchored_attention_params import bind
+
+REPOSITORY = Path(__file__).parents[2]
+SIMT = Path(__file__).parent / "simt"
+
+
+@pytest.fixture(scope="session")
+def cxx() -> str:
+    compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
+    if compiler is None:
+        pytest.skip("no C++ compiler on this machine")
+    return compiler
+
+
+@pytest.fixture(scope="session")
+def host_flags() -> list[str]:
+    """Flags that make the kernel's CUDA includes find the emulation."""
+    return [
+        "-std=c++17",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        "-Wno-unknown-pragmas",
+        f"-I{SIMT}",
+        f"-I{REPOSITORY / 'plugins'}",
+    ]
+
+
+@pytest.fixture(scope="session")
+def host_library(tmp_path_factory: pytest.TempPathFactory, cxx: str, host_flags: list[str]) -> ctypes.CDLL:
+    """The AnchoredAttention kernel and launcher, compiled for the CPU."""
+    path = tmp_path_factory.mktemp("simt") / "anchored_attention_host.so"
+    source = SIMT / "anchored_attention_host.cpp"
+    subprocess.run([cxx, *host_flags, "-O2", "-shared", "-fPIC", str(source), "-o", str(path)], check=True)
+    return bind(ctypes.CDLL(str(path)))
+
+
+@pytest.fixture(scope="session")
+def installed_library() -> Path:
+    try:
+        return plugin_library()
+    except VaExportError as error:
+        pytest.skip(f"no plugin library: {error.what}")
