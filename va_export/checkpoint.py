@@ -1,9 +1,8 @@
 """A checkpoint directory in safetensors, read one tensor at a time.
 
-`Checkpoint.open` reads every header and no weights: each shard must exist, be as long as its header says and
-agree with the index. `Checkpoint.tensor` maps one tensor from disk and refuses values that are not finite.
-Pickled
-weights are never opened: unpickling runs code.
+`Checkpoint.open` reads every header and no weights: each shard must exist, be as long as its header says and agree with
+the index. `Checkpoint.tensor` maps one tensor from disk and refuses values that are not finite. Pickled weights are
+never opened: unpickling runs code.
 
 Format: https://huggingface.co/docs/safetensors (8 bytes little-endian header length, JSON header, data).
 """
@@ -61,8 +60,8 @@ class Checkpoint:
         """Read `config.json` and all headers of the checkpoint in `directory`.
 
         Raises:
-            VaExportError: no such directory, no config or weights, a missing, truncated or malformed shard,
-                an index that disagrees with its shards, or a tensor that is stored twice.
+            VaExportError: no such directory, no config or weights, a missing, truncated or malformed shard, an index
+                that disagrees with its shards, or a tensor that is stored twice.
         """
         directory = Path(directory)
         if not directory.is_dir():

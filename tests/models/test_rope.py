@@ -58,6 +58,15 @@ def test_equals_hugging_face_and_the_formula(factor: float | None, length: int) 
         np.testing.assert_allclose(mine.numpy(), hugging_face.numpy(), rtol=0, atol=tolerance)
 
 
+@pytest.mark.parametrize("factor", [None, 2.0])
+def test_up_to_the_trained_length_equals_hugging_face_bit_for_bit(factor: float | None) -> None:
+    positions = torch.arange(MAX_POSITIONS)[None]
+    ours = DynamicNtkRotaryEmbedding(HEAD_DIM, BASE, MAX_POSITIONS, factor)(torch.zeros(1), positions)
+    theirs = LlamaRotaryEmbedding(llama_config(factor))(torch.zeros(1), positions)
+    assert torch.equal(ours[0], theirs[0])
+    assert torch.equal(ours[1], theirs[1])
+
+
 def test_up_to_the_trained_length_scaling_changes_nothing_at_all() -> None:
     positions = torch.arange(MAX_POSITIONS)[None]
     scaled = DynamicNtkRotaryEmbedding(HEAD_DIM, BASE, MAX_POSITIONS, 2.7)(torch.zeros(1), positions)

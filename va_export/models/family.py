@@ -1,8 +1,7 @@
 """What the exporter asks of a model family, and the plain data that a family answers with.
 
-Shapes are those of the Hugging Face model that is exported; names of weights are its parameter names. A
-family reads its own checkpoint layout through `weight_map`, so nothing else in the package knows how a
-checkpoint is packed.
+Shapes are those of the Hugging Face model that is exported; names of weights are its parameter names. A family reads
+its own checkpoint layout through `weight_map`, so nothing else in the package knows how a checkpoint is packed.
 """
 
 from __future__ import annotations
@@ -65,8 +64,7 @@ class ModelSpec:
         family: name of the family that made it.
         hf_config: arguments of the Hugging Face configuration (plain JSON data).
         text, vision: sizes.
-        checkpoint_layers: decoder layers in the checkpoint; `text.num_layers` of them are used, from the
-            first.
+        checkpoint_layers: decoder layers in the checkpoint; `text.num_layers` of them are used, from the first.
         text_architecture: the checkpoint's own name for its decoder.
         prompt_template: the checkpoint's name for its chat template.
         image_token_id: id of the placeholder that one visual token replaces.
@@ -88,8 +86,7 @@ class ModelSpec:
 class RowBlocks:
     """Which rows of a packed weight make up one parameter.
 
-    The first axis is read as (groups, blocks_per_group, block_rows); blocks [start, stop) of every group are
-    kept.
+    The first axis is read as (groups, blocks_per_group, block_rows); blocks [start, stop) of every group are kept.
     """
 
     groups: int
@@ -141,8 +138,8 @@ class ModelFamily(Protocol):
         """The model that `config` describes, with its first `num_decoder_layers` decoder layers (None: all).
 
         Raises:
-            VaExportError: `config` contradicts itself, asks for something unsupported, or leaves the id of
-                the image token open when `image_token_id` is not given.
+            VaExportError: `config` contradicts itself, asks for something unsupported, or leaves the id of the image
+                token open when `image_token_id` is not given.
         """
 
     def spec_from_checkpoint(
@@ -151,8 +148,7 @@ class ModelFamily(Protocol):
         """`spec_from_config`, with token ids looked up in the checkpoint's tokenizer files, if it has any."""
 
     def build_model(self, spec: ModelSpec, attention: str = "anchored") -> nn.Module:
-        """The Hugging Face model, weights uninitialised; `attention` names the decoder's attention
-        implementation.
+        """The Hugging Face model, weights uninitialised; `attention` names the decoder's attention implementation.
 
         Works under `torch.device("meta")` and under a `FakeTensorMode`.
         """

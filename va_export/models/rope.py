@@ -1,14 +1,13 @@
 """Rotary position embedding as pure tensor arithmetic, so that `torch.export` can take it.
 
-Hugging Face's dynamic variant decides in Python, from the data, whether to recompute its frequencies. The
-same numbers follow from one formula (dynamic NTK scaling; u/bloc97 and u/emozilla, 2023): for a sequence of
-length n,
+Hugging Face's dynamic variant decides in Python, from the data, whether to recompute its frequencies. The same numbers
+follow from one formula (dynamic NTK scaling; u/bloc97 and u/emozilla, 2023): for a sequence of length n,
 
     base' = base · (f·L/M − (f − 1))^(d/(d−2)),   L = max(n, M),   inverse frequency i = base'^(−2i/d)
 
-with M = max_position_embeddings, f the factor and d = head_dim. Pulled apart, base'^(−2i/d) is the unscaled
-frequency times r^(−2i/(d−2)) with r = 1 + f·max(n − M, 0)/M. That form is used here: r is exactly 1 up to M,
-so ordinary lengths do not depend on how well a runtime computes powers.
+with M = max_position_embeddings, f the factor and d = head_dim. Pulled apart, base'^(−2i/d) is the unscaled frequency
+times r^(−2i/(d−2)) with r = 1 + f·max(n − M, 0)/M. That form is used here: r is exactly 1 up to M, so at ordinary
+lengths the scaling changes no bit, and the unscaled frequency is a constant that a graph can fold.
 """
 
 from __future__ import annotations
@@ -27,9 +26,8 @@ def inverse_frequencies(base: float, head_dim: int, device: torch.device) -> tor
 class DynamicNtkRotaryEmbedding(nn.Module):
     """Cosines and sines for rotary embedding; `factor=None` is the plain, unscaled embedding.
 
-    It has neither parameters nor buffers: its constants are Python numbers, so nothing is lost when the model
-    is built without storage. Trace it with (fake) CPU or CUDA tensors: on the meta device its constants have
-    no values.
+    It has neither parameters nor buffers, and its constants are computed in `forward`: nothing is lost when the model
+    is built or traced without storage, on the meta device or with fake tensors.
     """
 
     def __init__(self, head_dim: int, base: float, max_position_embeddings: int, factor: float | None = None) -> None:
@@ -40,8 +38,7 @@ class DynamicNtkRotaryEmbedding(nn.Module):
         self.factor = factor
 
     def forward(self, x: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Angles of `position_ids` [B, S] → (cos, sin), each [B, S, head_dim], computed in float32, typed as
-        `x`.
+        """Angles of `position_ids` [B, S] → (cos, sin), each [B, S, head_dim], computed in float32, typed as `x`.
 
         A row's sequence length is taken to be its largest position + 1.
         """

@@ -1,10 +1,8 @@
 """A SentencePiece BPE model (`tokenizer.model`) → a `tokenizers.Tokenizer` with the same ids.
 
-SentencePiece merges, again and again, the two neighbours whose concatenation is the best-scored piece. The
-tokenizers
-library wants that as a list of pairs in order: every way to split a piece into two pieces, at the piece's
-score. The model file is a protocol buffer; the handful of fields needed are read here, so that no protobuf
-runtime is.
+SentencePiece merges, again and again, the two neighbours whose concatenation is the best-scored piece. The tokenizers
+library wants that as a list of pairs in order: every way to split a piece into two pieces, at the piece's score. The
+model file is a protocol buffer; the handful of fields needed are read here, so that no protobuf runtime is.
 
 Field numbers: google/sentencepiece, `src/sentencepiece_model.proto`.
 """
@@ -103,9 +101,9 @@ def read_model(path: Path) -> SentencePieceModel:
 def build_tokenizer(model: SentencePieceModel, added: Sequence[AddedToken]) -> Tokenizer:
     """The equivalent fast tokenizer.
 
-    An added token with the id of a piece takes the piece's place. Text between added tokens is tokenized on
-    its own, as Hugging Face's tokenizers over SentencePiece do. One difference remains: with a dummy prefix,
-    text after a user-defined piece is prefixed again.
+    An added token with the id of a piece takes the piece's place. Text between added tokens is tokenized on its own, as
+    Hugging Face's tokenizers over SentencePiece do. One difference remains: with a dummy prefix, text after a
+    user-defined piece is prefixed again.
 
     Raises:
         VaExportError: the ids of the added tokens leave gaps after the pieces.

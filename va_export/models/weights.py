@@ -69,8 +69,7 @@ def check_against_map(
 def load_parameters(
     model: nn.Module, weight_map: Mapping[str, WeightSource], checkpoint: Checkpoint, dtype: torch.dtype
 ) -> None:
-    """Give every parameter of `model` (which may be on the meta device) its value, as `dtype` on the CPU, in
-    place.
+    """Give every parameter of `model` (which may be on the meta device) its value, as `dtype` on the CPU, in place.
 
     Raises:
         VaExportError: a tensor cannot be read or is not finite.

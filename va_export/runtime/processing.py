@@ -137,8 +137,7 @@ class Processing:
         return self._checked(ids, n_frames)
 
     def token_prompt(self, ids_before: Sequence[int], ids_after: Sequence[int], n_frames: int) -> npt.NDArray[np.int64]:
-        """Ids [1, S] without a tokenizer: `ids_before`, every frame's placeholders, `ids_after`, and nothing
-        else.
+        """Ids [1, S] without a tokenizer: `ids_before`, every frame's placeholders, `ids_after`, and nothing else.
 
         Raises:
             VaExportError: the given ids contain the image token.

@@ -45,8 +45,8 @@ class Tokenizer:
 class TextStream:
     """Turns ids into text one at a time: the pieces put together are `decode` of all ids.
 
-    An id's text depends on its neighbours (spaces, characters spread over several ids), so each step decodes
-    a short window twice, with and without the new ids, and gives the difference; unfinished characters wait.
+    An id's text depends on its neighbours (spaces, characters spread over several ids), so each step decodes a short
+    window twice, with and without the new ids, and gives the difference; unfinished characters wait.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -60,8 +60,7 @@ class TextStream:
         text, complete = self._decode_pending()
         if not complete and len(self._pending) < _MAX_PENDING:
             return ""
-        # Broken bytes are no context. Ids without text (a special token, a first space) do not replace what
-        # is there.
+        # Broken bytes are no context. Ids without text (a special token, a first space) add to it, never replace it.
         if complete:
             self._context = self._pending if text else self._context + self._pending
         self._pending = []

@@ -35,11 +35,9 @@ class Frames:
 
 
 def segment_midpoints(frame_count: int, n_frames: int) -> list[int]:
-    """InternVL's rule: about the middle of each of `n_frames` equal segments (`get_index` of its evaluation
-    code).
+    """InternVL's rule: about the middle of each of `n_frames` equal segments (`get_index` of its evaluation code).
 
-    The last frame's index, not the count, is divided, and `round` goes to even; a short video may repeat a
-    frame.
+    The last frame's index, not the count, is divided, and `round` goes to even; a short video may repeat a frame.
     """
     segment = (frame_count - 1) / n_frames
     return [int(segment / 2 + float(np.round(segment * i))) for i in range(n_frames)]
@@ -68,8 +66,8 @@ def sample_frames(rule: str, frame_count: int, n_frames: int) -> list[int]:
 def read_frames(path: Path | str, n_frames: int, sampling: str = "segment-midpoint") -> Frames:
     """Decode a video from its start and keep `n_frames` of its frames.
 
-    The container's frame count is tried first; if decoding finds another number of frames, the video is
-    decoded a second time with that. At no time are more than the wanted frames held.
+    The container's frame count is tried first; if decoding finds another number of frames, the video is decoded a
+    second time with that. At no time are more than the wanted frames held.
 
     Raises:
         VaExportError: no such file, not a video, damaged, or too few frames.

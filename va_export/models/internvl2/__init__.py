@@ -1,5 +1,5 @@
-"""InternVL2 (OpenGVLab, 2024) in its original checkpoint layout: an InternViT, a pixel shuffle, a two-layer
-projector and a decoder; see `text_backbones` for the decoders that are read.
+"""InternVL2 (OpenGVLab, 2024) in its original checkpoint layout: an InternViT, a pixel shuffle, a two-layer projector
+and a decoder; see `text_backbones` for the decoders that are read.
 """
 
 from __future__ import annotations

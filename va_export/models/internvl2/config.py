@@ -1,7 +1,7 @@
 """InternVL2's original config.json → `ModelSpec`. Every check of one field against another is in this file.
 
-The layout is that of the OpenGVLab checkpoints (`InternVLChatModel`): a `vision_config` for InternViT, an
-`llm_config` for the decoder, and the projector's settings beside them.
+The layout is that of the OpenGVLab checkpoints (`InternVLChatModel`): a `vision_config` for InternViT, an `llm_config`
+for the decoder, and the projector's settings beside them.
 """
 
 from __future__ import annotations

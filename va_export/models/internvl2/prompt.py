@@ -1,8 +1,7 @@
 """InternVL2's chat templates and its preprocessing of video frames.
 
-Source: OpenGVLab's `conversation.py` (separator style MPT: system, separator, then role and message with a
-separator each; no line break after a separator) and the model cards' video code: one tile a frame, lines
-"Frame1: <image>".
+Source: OpenGVLab's `conversation.py` (separator style MPT: system, separator, then role and message with a separator
+each; no line break after a separator) and the model cards' video code: one tile a frame, lines "Frame1: <image>".
 """
 
 from __future__ import annotations

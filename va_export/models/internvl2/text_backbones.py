@@ -1,8 +1,7 @@
 """The decoders that InternVL2 comes with: one row a decoder.
 
-A row says which Hugging Face text model computes the same function and where its weights lie in the
-checkpoint. InternLM2 (the 2B, 8B and 26B models) is Llama with its query, key and value projections packed
-into one matrix.
+A row says which Hugging Face text model computes the same function and where its weights lie in the checkpoint.
+InternLM2 (the 2B, 8B and 26B models) is Llama with its query, key and value projections packed into one matrix.
 """
 
 from __future__ import annotations
@@ -44,8 +43,8 @@ class TextBackbone:
 def internlm2_weights(text: TextShape, bias: bool) -> dict[str, WeightSource]:
     """InternLM2 → Llama.
 
-    `wqkv` holds, for every key/value head, the rows of its query heads, then its key, then its value; `w1`,
-    `w3`, `w2` are gate, up and down.
+    `wqkv` holds, for every key/value head, the rows of its query heads, then its key, then its value; `w1`, `w3`, `w2`
+    are gate, up and down.
     """
     hidden, vocab = text.hidden_size, text.vocab_size
     weights = {
@@ -91,8 +90,7 @@ def _internlm2_layer(text: TextShape, layer: int, bias: bool) -> dict[str, Weigh
     return weights
 
 
-# Ids of <IMG_CONTEXT>, and of <|im_end|> and </s>, in the tokenizer that the 2B, 8B and 26B checkpoints
-# share.
+# Ids of <IMG_CONTEXT>, and of </s> and <|im_end|>, in the tokenizer that the 2B, 8B and 26B checkpoints share.
 _INTERNLM2_TOKENS = {92553: KnownTokens(image_token_id=92546, eos_token_ids=(2, 92542))}
 
 TEXT_BACKBONES: Mapping[str, TextBackbone] = {

@@ -1,9 +1,8 @@
-"""A small random InternVL2 checkpoint in the original layout, for tests and for trying the tool without a
-download.
+"""A small random InternVL2 checkpoint in the original layout, for tests and for trying the tool without a download.
 
-Weights are uniform numbers from NumPy's PCG64, scaled so that activations keep their size, attention is far
-from uniform and frames of a real video give different visual tokens. The tokenizer knows the 256 bytes and
-the prompt's special tokens, so any text can be asked and any output decoded.
+Weights are uniform numbers from NumPy's PCG64, scaled so that activations keep their size, attention is far from
+uniform and frames of a real video give different visual tokens. The tokenizer knows the 256 bytes and the prompt's
+special tokens, so any text can be asked and any output decoded.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """The original checkpoint's tokenizer as one `tokenizer.json`, made without its remote code.
 
-The checkpoints carry a SentencePiece `tokenizer.model`; the prompt's own tokens (`<|im_start|>`,
-`<IMG_CONTEXT>`, …) are listed in `tokenizer_config.json` and take the places of unused pieces or follow the
-last piece.
+The checkpoints carry a SentencePiece `tokenizer.model`; the prompt's own tokens (`<|im_start|>`, `<IMG_CONTEXT>`, …)
+are listed in `tokenizer_config.json` and take the places of unused pieces or follow the last piece.
 """
 
 from __future__ import annotations
@@ -17,8 +16,7 @@ from va_export.models.sentencepiece_bpe import AddedToken, build_tokenizer, read
 
 TOKENIZER_FILE = "tokenizer.json"
 _SENTENCEPIECE_FILE = "tokenizer.model"
-# Every published tokenizer of this family starts with these three pieces, which its code always treats as
-# special.
+# Every published tokenizer of this family starts with these three pieces, which its code always treats as special.
 _BASE_SPECIAL = ("<unk>", "<s>", "</s>")
 
 
