@@ -23,8 +23,8 @@ aaaa aaaaaaa abababab bababa ab aab aaab xxxxxxxx ======== --------
 def f(x):    return x ** 2"""
 
 SETTINGS: dict[str, dict[str, Any]] = {
-    "internlm2-like": {"normalization_rule_name": "identity", "add_dummy_prefix": False},
-    "llama-like": {"normalization_rule_name": "identity", "add_dummy_prefix": True},
+    "without-prefix": {"normalization_rule_name": "identity", "add_dummy_prefix": False},
+    "with-prefix": {"normalization_rule_name": "identity", "add_dummy_prefix": True},
     "pieces-across-words": {
         "normalization_rule_name": "identity",
         "add_dummy_prefix": False,
@@ -119,7 +119,7 @@ def reference_ids(truth: Any, added: list[AddedToken], text: str) -> list[int]:
     return ids
 
 
-@pytest.mark.parametrize("name", ["internlm2-like", "llama-like"])
+@pytest.mark.parametrize("name", ["without-prefix", "with-prefix"])
 def test_added_tokens_take_over_pieces_or_follow_the_last(name: str, tmp_path: Path) -> None:
     path = train(tmp_path, user_defined_symbols=["[UNUSED_0]", "[UNUSED_1]"], **SETTINGS[name])
     truth = sentencepiece.SentencePieceProcessor(model_file=str(path))
@@ -145,7 +145,7 @@ def test_added_tokens_take_over_pieces_or_follow_the_last(name: str, tmp_path: P
 
 
 def test_user_defined_pieces_stay_whole(tmp_path: Path) -> None:
-    path = train(tmp_path, user_defined_symbols=["[KEEP]", "fox"], **SETTINGS["internlm2-like"])
+    path = train(tmp_path, user_defined_symbols=["[KEEP]", "fox"], **SETTINGS["without-prefix"])
     truth = sentencepiece.SentencePieceProcessor(model_file=str(path))
     fast = build_tokenizer(read_model(path), [])
     for text in ("a[KEEP]b", "foxes jump", "[KEEP][KEEP]", "the fox", " [KEEP] "):

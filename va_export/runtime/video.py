@@ -35,7 +35,7 @@ class Frames:
 
 
 def segment_midpoints(frame_count: int, n_frames: int) -> list[int]:
-    """InternVL's rule: about the middle of each of `n_frames` equal segments (`get_index` of its evaluation code).
+    """About the middle of each of `n_frames` equal segments (`get_index` in OpenGVLab's evaluation code).
 
     The last frame's index, not the count, is divided, and `round` goes to even; a short video may repeat a frame.
     """
