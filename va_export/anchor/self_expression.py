@@ -33,7 +33,7 @@ from va_export.errors import VaExportError
 
 Array = Any  # numpy.ndarray or torch.Tensor: one dtype, one device
 
-_HOST_BLOCK_BYTES = 1 << 20  # a block of X and its temporaries stay in a core's second-level cache
+_HOST_BLOCK_BYTES = 1 << 21  # a block of X and its temporaries stay near a core
 _DEVICE_BLOCK_BYTES = 1 << 28  # on a GPU a block only bounds the temporaries
 
 

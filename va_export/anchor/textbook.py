@@ -1,4 +1,5 @@
-"""Subspace-to-Scaler's self-expression exactly as the paper writes it, in float64 NumPy: slow, literal, for comparison.
+"""Subspace-to-Scaler's self-expression exactly as the paper writes it, in float64 NumPy: slow, literal, for
+comparison.
 
     min ‖C‖₁ + λ_e ‖E‖₁ + λ_z/2 ‖Y − YA − E‖²   s.t.  Aᵀ1 = 1,  A = C − diag(C)
 
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.linalg import cho_factor, cho_solve
+from scipy.linalg import cho_factor, cho_solve  # type: ignore[import-untyped]
 
 Matrix = np.ndarray[Any, np.dtype[np.float64]]
 

@@ -161,6 +161,7 @@ def _configure(
 ) -> BuilderConfig:
     config = builder.create_builder_config()
     set_targets(api, config, targets)
+    config.clear_flag(api.module.BuilderFlag.TF32)  # on by default; a float32 export shall compute in float32
     for profile in profiles:
         optimization = builder.create_optimization_profile()
         for name, shapes in profile.ranges.items():

@@ -77,7 +77,7 @@ def prepare_onnx(
     _fix_capacity(model, capacity, onnx_path)
     if attention == "native":
         lower_anchored_attention(model)
-    _allow_decomposition(model)
+    _adapt_attention(model)
     nodes = _hand_over_to_plugins(model, has_plugin, attention, onnx_path)
     shapes = {str(value.name): _shape(value) for value in model.graph.inputs}
     return PreparedModel(_serialize(model, onnx_path), shapes, nodes)
@@ -97,15 +97,17 @@ def _fix_capacity(model: ir.Model, capacity: int | None, onnx_path: Path) -> Non
         value.shape = ir.Shape([capacity if d == CAPACITY else d for d in _shape(value)])
 
 
-def _allow_decomposition(model: ir.Model) -> None:
+def _adapt_attention(model: ir.Model) -> None:
     """Let standard attention be computed by several kernels where no fused one exists, as for float32.
 
     Without leave the builder fails there ("Attention operation was not supported by a dedicated kernel"). The
-    attribute is the parser's own; ONNX Runtime would refuse it, so it is set on the parsed copy only.
+    attribute is the parser's own; ONNX Runtime would refuse it, so it is set on the parsed copy only. The parser in
+    turn refuses softmax_precision, which tells ONNX Runtime what TensorRT's kernels do anyway.
     """
     for node in model.graph.all_nodes():
         if node.domain == "" and node.op_type == "Attention":
             node.attributes.add(ir.AttrInt64("TRT_decomposable", 1))
+            node.attributes.pop("softmax_precision", None)
 
 
 def _hand_over_to_plugins(

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import onnx
+import onnx.checker
 import onnx_ir as ir
 import torch
 
 from va_export.checkpoint import Checkpoint
 from va_export.errors import VaExportError
 from va_export.models.family import WeightSource
+from va_export.ops.anchored_attention import schema
 from va_export.passes.weights import is_transposed, is_weight
 
 _TORCH_FROM_IR = {
@@ -71,3 +74,16 @@ def _streamed(value: ir.Value, checkpoint: Checkpoint, source: WeightSource) -> 
         return ir.tensor(array, dtype=dtype, name=name)
 
     return ir.LazyTensor(load, dtype=dtype, shape=value.shape, name=name)
+
+
+def check_onnx(path: Path) -> None:
+    """Run `onnx.checker` with full shape inference over a file that was just written.
+
+    Raises:
+        VaExportError: the checker's own words; this is a bug of the exporter, not of its input.
+    """
+    schema()  # the checker needs the custom op's
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except Exception as error:  # the checker and shape inference each have their own type
+        raise VaExportError(f"the written graph is not valid ONNX: {error}", where=path, fix="please report this") from error

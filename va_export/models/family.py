@@ -67,7 +67,8 @@ class ModelSpec:
         checkpoint_layers: decoder layers in the checkpoint; `text.num_layers` of them are used, from the first.
         text_architecture: the checkpoint's own name for its decoder.
         prompt_template: the checkpoint's name for its chat template.
-        image_token_id: id of the placeholder that one visual token replaces.
+        image_token_id: id of the placeholder that one visual token replaces; None when the checkpoint does not tell, and
+            whoever makes the prompt must know.
         eos_token_ids: ids that end an answer.
     """
 
@@ -78,7 +79,7 @@ class ModelSpec:
     checkpoint_layers: int
     text_architecture: str
     prompt_template: str
-    image_token_id: int
+    image_token_id: int | None
     eos_token_ids: tuple[int, ...]
 
 
@@ -138,8 +139,7 @@ class ModelFamily(Protocol):
         """The model that `config` describes, with its first `num_decoder_layers` decoder layers (None: all).
 
         Raises:
-            VaExportError: `config` contradicts itself, asks for something unsupported, or leaves the id of the image
-                token open when `image_token_id` is not given.
+            VaExportError: `config` contradicts itself or asks for something unsupported.
         """
 
     def spec_from_checkpoint(

@@ -8,6 +8,8 @@ import onnx.defs
 
 DOMAIN = "ai.videoanchor"
 VERSION = 1
+# Every op of the domain and its newest version; the manifest records it.
+OP_VERSIONS = {"AnchoredAttention": 1, "SubspaceScore": 1}
 FLOAT_TYPES = ("tensor(float)", "tensor(float16)", "tensor(bfloat16)")
 
 

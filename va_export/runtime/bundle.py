@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -57,6 +58,12 @@ class Bundle:
         self.score_settings = ScoreSettings.from_mapping(manifest.data["score"], "manifest.json: score")
         self.processing = Processing.from_json(manifest.path("processing.json").read_text(encoding="utf-8"))
         self.tokenizer: Tokenizer | None = load_tokenizer(manifest.directory)
+
+    @property
+    def default_frames(self) -> int:
+        """Frames that a question takes unless asked otherwise."""
+        settings = json.loads(self.manifest.path("generation.json").read_text(encoding="utf-8"))
+        return int(settings["frames"])
 
     @classmethod
     def open(

@@ -35,7 +35,7 @@ class Processing:
         resample: "bicubic" or "bilinear", as Pillow computes them.
         frame_sampling: name of the rule that picks frames; see `runtime.video.SAMPLERS`.
         tokens_per_frame: placeholders (and visual tokens) of one frame.
-        image_token, image_token_id: the placeholder.
+        image_token, image_token_id: the placeholder; its id is None where the checkpoint does not tell it.
         chat_template: the whole prompt, with the fields {frames} and {question}.
         frame_template: one frame's line, with the fields {number} (from 1) and {image}.
         bos_token_id: first id of every prompt, or None.
@@ -49,7 +49,7 @@ class Processing:
     frame_sampling: str
     tokens_per_frame: int
     image_token: str
-    image_token_id: int
+    image_token_id: int | None
     chat_template: str
     frame_template: str
     bos_token_id: int | None
@@ -142,6 +142,12 @@ class Processing:
         Raises:
             VaExportError: the given ids contain the image token.
         """
+        if self.image_token_id is None:
+            raise VaExportError(
+                "the id of the image placeholder is not known",
+                where="processing",
+                fix="put the placeholders into the ids yourself, or export with --image-token-id",
+            )
         placeholders = [self.image_token_id] * (n_frames * self.tokens_per_frame)
         return self._checked([*ids_before, *placeholders, *ids_after], n_frames)
 

@@ -36,13 +36,7 @@ def spec_from_config(
     known = backbone.known_tokens.get(text.vocab_size)
     if image_token_id is None and known is not None:
         image_token_id = known.image_token_id
-    if image_token_id is None:
-        raise VaExportError(
-            f"the id of the image token is unknown for a vocabulary of {text.vocab_size}",
-            where="config.json",
-            fix="add the checkpoint's tokenizer files, or set image_token_id in the recipe",
-        )
-    if not 0 <= image_token_id < text.vocab_size:
+    if image_token_id is not None and not 0 <= image_token_id < text.vocab_size:
         raise VaExportError(
             f"the image token {image_token_id} is outside the vocabulary of {text.vocab_size}",
             where="image_token_id",
@@ -168,7 +162,7 @@ def _hf_config(
     vit: Mapping[str, Any],
     text: TextShape,
     vision: VisionShape,
-    image_token_id: int,
+    image_token_id: int | None,
     backbone: TextBackbone,
 ) -> dict[str, Any]:
     """Arguments of `transformers.InternVLConfig` that describe the same model."""
@@ -176,7 +170,8 @@ def _hf_config(
     if text.rope_scaling is not None:
         rope |= {"rope_type": "dynamic", "factor": text.rope_scaling.factor}
     return {
-        "image_token_id": image_token_id,
+        # Our graphs are told where the placeholders are; Hugging Face's class wants an id all the same.
+        "image_token_id": text.vocab_size - 1 if image_token_id is None else image_token_id,
         "image_seq_length": vision.tokens_per_frame,
         "downsample_ratio": float(config["downsample_ratio"]),
         "projector_hidden_act": "gelu",

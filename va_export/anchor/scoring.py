@@ -1,0 +1,233 @@
+"""Subspace-to-Scaler: from a video's visual tokens to one sharing score a token (arXiv 2509.25151, section 3)."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
+
+import array_api_compat
+import numpy as np
+
+from va_export.anchor.projection import project_to_principal_components, scale_to_unit
+from va_export.anchor.self_expression import AdmmOptions, SelfExpression, solve_self_expression
+from va_export.anchor.sharing import sharing_score
+from va_export.anchor.spectral import cluster_subspaces
+from va_export.errors import VaExportError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    Tokens = TypeVar("Tokens", np.ndarray[Any, Any], Tensor)
+
+_WHERE = "subspace_score"
+
+
+@dataclass(frozen=True)
+class SubspaceScore:
+    """Sharing scores and how they came about. Arrays are of the tokens' kind (NumPy or torch), on their
+    device.
+
+    Attributes:
+        sharing_score: [N], in [0, 1].
+        self_expression: C [N, N]: column j writes token j as a combination of the others; zero diagonal.
+        labels: [N] int64, the subspace of each token; the numbering means nothing.
+        iterations: ADMM iterations taken; 0 where all tokens are equal and there was nothing to solve.
+        lambda_e, lambda_z: weights of the error terms, for the tokens as given; NaN where nothing was solved.
+        converged: whether the residual fell below eps within max_iter.
+        residual: max row sum of |A − C| at the end.
+    """
+
+    sharing_score: Any
+    self_expression: Any
+    labels: Any
+    iterations: int
+    lambda_e: float
+    lambda_z: float
+    converged: bool
+    residual: float
+
+
+@overload
+def subspace_score(
+    tokens: Tokens,
+    n_subspaces: int = ...,
+    pca_rank: int = ...,
+    rho: float = ...,
+    alpha_e: float = ...,
+    alpha_z: float = ...,
+    eps: float = ...,
+    max_iter: int = ...,
+    dtype: Literal["float32", "float64"] = ...,
+    return_details: Literal[False] = ...,
+) -> Tokens: ...
+
+
+@overload
+def subspace_score(
+    tokens: Tokens,
+    n_subspaces: int = ...,
+    pca_rank: int = ...,
+    rho: float = ...,
+    alpha_e: float = ...,
+    alpha_z: float = ...,
+    eps: float = ...,
+    max_iter: int = ...,
+    dtype: Literal["float32", "float64"] = ...,
+    *,
+    return_details: Literal[True],
+) -> SubspaceScore: ...
+
+
+def subspace_score(
+    tokens: Any,
+    n_subspaces: int = 24,
+    pca_rank: int = 0,
+    rho: float = 300.0,
+    alpha_e: float = 800.0,
+    alpha_z: float = 800.0,
+    eps: float = 2e-4,
+    max_iter: int = 10000,
+    dtype: Literal["float32", "float64"] = "float32",
+    return_details: bool = False,
+) -> Any:
+    """Score how much each visual token of a video recurs; the defaults are the paper's settings.
+
+    Self-expression runs where the tokens are, PyTorch tensors on their device; only the spectral step (N × N
+    eigenvectors) runs on the host. PyTorch is not imported for NumPy arrays. The score does not depend on the
+    tokens' scale, nor on the order of their features.
+
+    Args:
+        tokens: [N, D] visual tokens as they enter the language model, NumPy array or torch tensor of any real
+            type.
+        n_subspaces: K, the number of clusters.
+        pca_rank: project the centred tokens to this many principal components first; 0 does not.
+        rho: the ADMM's penalty.
+        alpha_e, alpha_z: numerators of λ_e and λ_z.
+        eps: stop when the max row sum of |A − C| falls below it.
+        max_iter: stop there in any case, with a warning.
+        dtype: of the solver and the score: "float32" is within about 1e-5 of "float64".
+        return_details: return a `SubspaceScore` instead of the score alone.
+
+    Returns:
+        sharing score [N], in [0, 1], of the tokens' kind and on their device. Tokens that are all equal score
+        0.
+
+    Raises:
+        VaExportError: if the tokens are not a finite real [N, D] with N >= max(2, n_subspaces), a setting is
+            out of range, or a token (after PCA) is zero or orthogonal to every other, for which the paper's λ
+            is infinite.
+
+    Warns:
+        RuntimeWarning: if max_iter came before convergence; the score is that of the last iterate.
+    """
+    options = AdmmOptions(rho, alpha_e, alpha_z, eps, max_iter)
+    _check_settings(options, n_subspaces, pca_rank, dtype)
+    _check_tokens(tokens, n_subspaces, pca_rank)
+    with ExitStack() as stack:
+        if array_api_compat.is_torch_array(tokens):
+            import torch
+
+            # Inside a caller's autocast region, products would drop to half precision.
+            stack.enter_context(torch.autocast(tokens.device.type, enabled=False))
+            stack.enter_context(torch.no_grad())
+        details = _score(tokens, options, n_subspaces, pca_rank, dtype)
+    if not details.converged:
+        warnings.warn(
+            f"subspace_score stopped after {details.iterations} iterations with residual {details.residual:.3g},"
+            f" above eps {eps:.3g}: raise max_iter or eps",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return details if return_details else details.sharing_score
+
+
+def _score(tokens: Any, options: AdmmOptions, n_subspaces: int, pca_rank: int, dtype: str) -> SubspaceScore:
+    xp = array_api_compat.array_namespace(tokens)
+    solver_dtype = getattr(xp, dtype)
+    exact = xp.astype(tokens, xp.float64)
+    if bool(xp.all(exact == exact[0, :])):
+        return _score_of_equal_tokens(exact, solver_dtype)
+    scaled, scale = scale_to_unit(exact)
+    if pca_rank:
+        scaled = project_to_principal_components(scaled, pca_rank)
+    solution: SelfExpression = solve_self_expression(xp.astype(scaled, solver_dtype), options)
+
+    expression = solution.matrix
+    on_host = np.asarray(expression if isinstance(expression, np.ndarray) else expression.cpu())
+    labels = cluster_subspaces(on_host, n_subspaces)
+    score = sharing_score(on_host.sum(axis=1, dtype=np.float64), labels)
+    device = array_api_compat.device(tokens)
+    return SubspaceScore(
+        sharing_score=xp.asarray(score, dtype=solver_dtype, device=device),
+        self_expression=expression,
+        labels=xp.asarray(labels, device=device),
+        iterations=solution.iterations,
+        lambda_e=solution.lambda_e / scale,
+        lambda_z=solution.lambda_z / scale / scale,
+        converged=solution.converged,
+        residual=solution.residual,
+    )
+
+
+def _score_of_equal_tokens(tokens: Any, dtype: Any) -> SubspaceScore:
+    """No token recurs more than another: all score 0, which leaves attention plain."""
+    xp = array_api_compat.array_namespace(tokens)
+    n, device = tokens.shape[0], array_api_compat.device(tokens)
+    return SubspaceScore(
+        sharing_score=xp.zeros(n, dtype=dtype, device=device),
+        self_expression=xp.zeros((n, n), dtype=dtype, device=device),
+        labels=xp.zeros(n, dtype=xp.int64, device=device),
+        iterations=0,
+        lambda_e=math.nan,
+        lambda_z=math.nan,
+        converged=True,
+        residual=0.0,
+    )
+
+
+def _check_settings(options: AdmmOptions, n_subspaces: int, pca_rank: int, dtype: str) -> None:
+    for name in ("rho", "alpha_e", "alpha_z", "eps"):
+        setting = getattr(options, name)
+        if not (math.isfinite(setting) and setting > 0):
+            raise VaExportError(f"{name} = {setting} is not a positive number", where=_WHERE, fix=f"set {name} > 0")
+    for name, count, least in (
+        ("max_iter", options.max_iter, 1),
+        ("n_subspaces", n_subspaces, 1),
+        ("pca_rank", pca_rank, 0),
+    ):
+        if not isinstance(count, int | np.integer) or count < least:
+            raise VaExportError(
+                f"{name} = {count} is not an integer of at least {least}", where=_WHERE, fix=f"set {name} >= {least}"
+            )
+    if dtype not in ("float32", "float64"):
+        raise VaExportError(f"dtype = {dtype!r} is not supported", where=_WHERE, fix='use "float32" or "float64"')
+
+
+def _check_tokens(tokens: Any, n_subspaces: int, pca_rank: int) -> None:
+    if not isinstance(tokens, np.ndarray) and not array_api_compat.is_torch_array(tokens):
+        raise VaExportError(
+            f"tokens are a {type(tokens).__name__}", where=_WHERE, fix="pass a NumPy array or a torch tensor"
+        )
+    xp = array_api_compat.array_namespace(tokens)
+    shape = tuple(tokens.shape)
+    if tokens.ndim != 2 or 0 in shape:
+        raise VaExportError(f"tokens have shape {shape}", where=_WHERE, fix="pass [N, D]: one row per visual token")
+    if not xp.isdtype(tokens.dtype, ("real floating", "integral")):
+        raise VaExportError(f"tokens are of type {tokens.dtype}", where=_WHERE, fix="pass real numbers")
+    if shape[0] < max(2, n_subspaces):
+        raise VaExportError(
+            f"{shape[0]} tokens cannot form {n_subspaces} subspaces",
+            where=_WHERE,
+            fix="pass at least two tokens, and no fewer tokens than n_subspaces",
+        )
+    if pca_rank > min(shape):
+        raise VaExportError(
+            f"pca_rank = {pca_rank} is more than {shape[0]} tokens of {shape[1]} features have",
+            where=_WHERE,
+            fix=f"set pca_rank <= {min(shape)}, or 0 for no projection",
+        )
+    if not bool(xp.all(xp.isfinite(tokens))):
+        raise VaExportError("tokens hold NaN or infinity", where=_WHERE, fix="check the vision tower's output")

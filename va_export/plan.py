@@ -1,0 +1,147 @@
+"""What a run will write and need, said before it starts, and checked."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psutil
+
+from va_export.errors import VaExportError
+
+if TYPE_CHECKING:
+    from va_export.models.family import ModelSpec, WeightSource
+    from va_export.recipe import ExportOptions
+
+_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
+_PARTS = {"vision": ("vision_tower", "multi_modal_projector"), "embedding": ("embed_tokens",), "decoder": ("layers", "norm", "lm_head")}
+# An engine holds its weights once; its build holds them about twice (measured with TensorRT-RTX 1.7).
+_BUILD_MEMORY_FACTOR = 2.0
+# Python with torch, transformers and ONNX Runtime loaded; the rest of the plan comes on top.
+_BASE_MEMORY = 1 << 30
+_SMALL_FILES = 16 << 20
+
+
+@dataclass(frozen=True)
+class PlannedFile:
+    """One file of the bundle and its estimated size in bytes."""
+
+    name: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Files, disk and peak memory (bytes) of one export."""
+
+    files: tuple[PlannedFile, ...]
+    memory: int
+    memory_reason: str
+
+    @property
+    def disk(self) -> int:
+        """Bytes that the bundle takes."""
+        return sum(file.bytes for file in self.files)
+
+
+def component_bytes(spec: ModelSpec, weight_map: Mapping[str, WeightSource], precision: str) -> dict[str, int]:
+    """Bytes of each component's weights."""
+    sizes = dict.fromkeys(_PARTS, 0)
+    for name, source in weight_map.items():
+        count = math.prod(source.shape)
+        component = "vision" if any(part in name for part in _PARTS["vision"]) else (
+            "embedding" if "embed_tokens" in name else "decoder"
+        )
+        sizes[component] += count * _BYTES[precision]
+    return sizes
+
+
+def plan_export(
+    options: ExportOptions, spec: ModelSpec, weight_map: Mapping[str, WeightSource], flavors: Sequence[str]
+) -> Plan:
+    """Estimate an export from the shapes alone.
+
+    Args:
+        flavors: the TensorRT flavours that engines are built for; empty for ONNX only.
+    """
+    weights = {
+        name: size for name, size in component_bytes(spec, weight_map, options.precision).items() if name in options.components
+    }
+    files = [PlannedFile(f"onnx/{name}.onnx.data", size) for name, size in weights.items()]
+    files += [PlannedFile(f"engines/{flavor}/{name}.engine", size) for flavor in flavors for name, size in weights.items()]
+    files.append(PlannedFile("graphs, plugin, tokenizer, reference, reports", _SMALL_FILES + _reference_bytes(options, spec)))
+    candidates = {"writing the ONNX weights": 2 * max(_largest(weight_map) * 8, 1)}
+    if flavors:
+        candidates["building the largest engine"] = int(_BUILD_MEMORY_FACTOR * max(weights.values()))
+    if options.runs_whole_model:
+        reference = sum(math.prod(source.shape) for source in weight_map.values()) * 4
+        candidates["the float32 reference in PyTorch"] = reference
+        candidates["running the bundle"] = sum(weights.values()) * 2
+    reason = max(candidates, key=lambda name: candidates[name])
+    return Plan(tuple(files), _BASE_MEMORY + candidates[reason], reason)
+
+
+def _largest(weight_map: Mapping[str, WeightSource]) -> int:
+    return max(math.prod(source.shape) for source in weight_map.values())
+
+
+def _reference_bytes(options: ExportOptions, spec: ModelSpec) -> int:
+    if not options.runs_whole_model:
+        return 0
+    frames, size = options.recipe.frames, spec.vision.image_size
+    visual = frames * spec.vision.tokens_per_frame * spec.text.hidden_size
+    return 4 * (frames * 3 * size * size + visual + 2 * options.new_tokens * spec.text.vocab_size)
+
+
+def check_plan(plan: Plan, output: Path) -> None:
+    """Compare a plan with the free disk and memory.
+
+    Raises:
+        VaExportError: the disk is too small, or the memory.
+    """
+    free = free_disk(output)
+    if plan.disk > free:
+        raise VaExportError(
+            f"the bundle needs about {human(plan.disk)}, and {human(free)} are free on its disk",
+            where=output,
+            fix="free some space, or choose an --output on another disk",
+        )
+    available = psutil.virtual_memory().available
+    if plan.memory > available:
+        raise VaExportError(
+            f"the export needs about {human(plan.memory)} of memory for {plan.memory_reason}, and {human(available)} are available",
+            where="memory",
+            fix="export parts with --components or --num-decoder-layers, leave the engines out with --onnx-only, or use a larger machine",
+        )
+
+
+def free_disk(output: Path) -> int:
+    """Free bytes on the disk that `output` is to lie on."""
+    existing = Path(output).absolute()
+    while not existing.exists():
+        existing = existing.parent
+    return shutil.disk_usage(existing).free
+
+
+def human(size: float) -> str:
+    """Bytes as a person reads them."""
+    for unit in ("B", "KB", "MB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}"
+        size /= 1000
+    return f"{size:.1f} GB"
+
+
+def describe(plan: Plan, output: Path) -> list[str]:
+    """The plan as lines of text."""
+    lines = [f"output        {output}"]
+    lines += [f"  {human(file.bytes):>10}  {file.name}" for file in plan.files]
+    lines.append(f"disk          {human(plan.disk)} of {human(free_disk(output))} free")
+    lines.append(
+        f"peak memory   about {human(plan.memory)} ({plan.memory_reason}) of {human(psutil.virtual_memory().available)} available"
+    )
+    return lines

@@ -1,0 +1,148 @@
+"""Latency of a bundle on one backend, stage by stage: medians and tails of repeated runs on the reference's frames.
+
+Times on a shared CPU say little in themselves; they are there to be compared within one file, and to be measured again on the target with
+`va-check`.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import sys
+import time
+from collections.abc import Callable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from va_export.runtime.bundle import Bundle
+
+WARMUP = 2
+_LIBRARIES = ("onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx-cu13", "torch", "transformers", "numpy", "onnx")
+
+
+def measure_latency(
+    bundle: Bundle,
+    reference: Mapping[str, npt.NDArray[Any]],
+    *,
+    anchors: bool,
+    iterations: int,
+    new_tokens: int,
+    warmup: int = WARMUP,
+    on_step: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """One entry of `runs` in latency.json.
+
+    Stages: preprocess (resize and normalise frames that already have the model's size), vision, score (with anchors), prefill (embedding
+    included), decode_per_token, end_to_end. Peak memory is the process's, from its start.
+    """
+    samples: dict[str, list[float]] = {}
+    for step in range(warmup + iterations):
+        times = _once(bundle, reference, anchors, new_tokens)
+        if step >= warmup:
+            for stage, milliseconds in times.items():
+                samples.setdefault(stage, []).append(milliseconds)
+        if on_step is not None:
+            on_step(step + 1, warmup + iterations)
+    return {
+        "backend": bundle.backend.name,
+        "device": bundle.backend.device,
+        "attention": bundle.attention,
+        "anchors": anchors,
+        "warmup": warmup,
+        "iterations": iterations,
+        "new_tokens": new_tokens,
+        "stages": {stage: summarize(values) for stage, values in samples.items()},
+        "peak_memory_bytes": {"host": _peak_host_bytes(), "device": None},
+    }
+
+
+def _once(
+    bundle: Bundle, reference: Mapping[str, npt.NDArray[Any]], anchors: bool, new_tokens: int
+) -> dict[str, float]:
+    start = time.perf_counter()
+    pixels = bundle.processing.pixel_values(reference["frames"])
+    preprocess = 1e3 * (time.perf_counter() - start)
+    result = bundle.generate(
+        pixel_values=pixels,
+        input_ids=reference["input_ids"],
+        anchors=anchors,
+        max_new_tokens=new_tokens,
+        ignore_stop=True,
+    )
+    end_to_end = 1e3 * (time.perf_counter() - start)
+    times = {"preprocess": preprocess}
+    times.update({stage: result.timings[stage] for stage in ("vision", "score", "prefill") if stage in result.timings})
+    if new_tokens > 1:
+        times["decode_per_token"] = result.timings["decode"] / (new_tokens - 1)
+    times["end_to_end"] = end_to_end
+    return times
+
+
+def summarize(milliseconds: list[float]) -> dict[str, float | int]:
+    """Order statistics of repeated measurements; `cov` is the standard deviation over the mean."""
+    values = np.asarray(milliseconds, dtype=np.float64)
+    p90, p95, p99 = np.percentile(values, [90, 95, 99])
+    return {
+        "iterations": len(values),
+        "min_ms": float(values.min()),
+        "mean_ms": float(values.mean()),
+        "median_ms": float(np.median(values)),
+        "p90_ms": float(p90),
+        "p95_ms": float(p95),
+        "p99_ms": float(p99),
+        "max_ms": float(values.max()),
+        "cov": float(values.std() / values.mean()) if values.mean() > 0 else 0.0,
+    }
+
+
+def environment() -> dict[str, Any]:
+    """The machine and the libraries that the figures were taken with."""
+    return {
+        "cpu": _cpu_name(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "gpu": gpu_name(),
+        "os": platform.platform(),
+        "python": platform.python_version(),
+        "libraries": library_versions(),
+    }
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of the installed libraries that decide numbers and speed."""
+    versions = {}
+    for name in _LIBRARIES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def gpu_name() -> str | None:
+    """The first NVIDIA GPU's name as its driver tells it, or None where there is none."""
+    for information in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
+        for line in information.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("Model:"):
+                return line.split(":", 1)[1].strip()
+    return None
+
+
+def _cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _peak_host_bytes() -> int:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

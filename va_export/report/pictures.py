@@ -1,0 +1,187 @@
+"""Pictures of what VideoAnchor found: each frame with its tokens' sharing score or subspace laid over it.
+
+All pictures are uint8 RGB arrays; `data_uri` turns one into a string that a page can carry. A frame's tokens lie on
+a square grid, row by row, and token (r, c) covers the same share of the picture.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from va_export.errors import VaExportError
+
+UInt8 = npt.NDArray[np.uint8]
+Float64 = npt.NDArray[np.float64]
+AnyArray = npt.NDArray[Any]
+Colour = tuple[int, int, int]
+
+PICTURE_SIDE = 320
+"""Pixels: about the largest width that a page gives a frame; a picture is this, rounded to whole token cells."""
+
+HEAT_STOPS: tuple[Colour, ...] = (
+    (24, 16, 64),
+    (86, 22, 110),
+    (164, 40, 102),
+    (226, 82, 60),
+    (252, 162, 44),
+    (254, 246, 172),
+)
+"""Colours of scores 0, 0.2, … 1. Luminance only rises, so the order survives grey printing and colour blindness."""
+
+_HEAT_STRENGTH = 0.62
+_SUBSPACE_STRENGTH = 0.55
+_LUMA = (0.2126, 0.7152, 0.0722)  # ITU-R BT.709
+
+
+def token_grid(values: AnyArray, n_frames: int) -> AnyArray:
+    """Per-token values (N,) as (F, G, G), G² = N / F.
+
+    Raises:
+        VaExportError: the tokens do not fill a square grid in every frame.
+    """
+    per_frame, rest = divmod(values.size, n_frames) if n_frames else (0, 1)
+    side = math.isqrt(per_frame)
+    if rest or side == 0 or side * side != per_frame:
+        raise VaExportError(
+            f"{values.size} tokens do not make a square grid in each of {n_frames} frames",
+            where="reference.npz",
+            fix="export the bundle again",
+        )
+    return values.reshape(n_frames, side, side)
+
+
+def heat_colours(score: AnyArray) -> UInt8:
+    """Colours (…, 3) of scores in [0, 1]: HEAT_STOPS, interpolated. Outside values are clipped, NaN counts as 0."""
+    finite = np.clip(np.nan_to_num(score.astype(np.float64), nan=0.0), 0.0, 1.0)
+    stops = np.array(HEAT_STOPS, dtype=np.float64)
+    positions = np.linspace(0.0, 1.0, len(stops))
+    channels = [np.interp(finite, positions, stops[:, channel]) for channel in range(3)]
+    return np.rint(np.stack(channels, axis=-1)).astype(np.uint8)
+
+
+def distinct_colours(count: int) -> UInt8:
+    """(count, 3): colours that are far from each other, the first ones farthest.
+
+    Each next colour is the one of an RGB lattice that lies farthest, in OKLab, from those taken already. Very dark
+    and very pale ones are left out, for they would not show over a photograph.
+    """
+    levels = np.linspace(0, 255, 9)
+    lattice = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1).reshape(-1, 3)
+    lab = _oklab(lattice)
+    usable = (lab[:, 0] > 0.45) & (lab[:, 0] < 0.92) & (np.hypot(lab[:, 1], lab[:, 2]) > 0.09)
+    lattice, lab = lattice[usable], lab[usable]
+    taken = [int(np.argmin(np.abs(lattice - (255, 128, 0)).sum(axis=1)))]
+    nearest = np.full(len(lab), np.inf)
+    while len(taken) < min(count, len(lab)):
+        nearest = np.minimum(nearest, np.linalg.norm(lab - lab[taken[-1]], axis=1))
+        taken.append(int(np.argmax(nearest)))
+    colours = np.rint(lattice[taken]).astype(np.uint8)
+    return colours[np.arange(count) % len(colours)]  # more labels than colours: start again
+
+
+def tint(frame: UInt8, cell_colours: UInt8, strength: float) -> UInt8:
+    """A frame in grey under its cells' colours.
+
+    Args:
+        frame: (S, S, 3).
+        cell_colours: (G, G, 3).
+        strength: share of the cell's colour in the mixture, 0 to 1.
+
+    Returns:
+        (P, P, 3), P a multiple of G near PICTURE_SIDE: cell (r, c) is the block [r·P/G, (r+1)·P/G) × [c·P/G, …).
+    """
+    cells = len(cell_colours)
+    width = max(1, round(PICTURE_SIDE / cells))
+    resized = Image.fromarray(frame).resize((cells * width, cells * width), Image.Resampling.BICUBIC)
+    grey = np.asarray(resized, dtype=np.float64) @ np.array(_LUMA)
+    colour = cell_colours.astype(np.float64).repeat(width, axis=0).repeat(width, axis=1)
+    return np.rint((1 - strength) * grey[:, :, None] + strength * colour).astype(np.uint8)
+
+
+def outline_regions(picture: UInt8, labels: AnyArray) -> UInt8:
+    """The picture (P, P, 3) with a dark line wherever neighbouring cells of labels (G, G) differ.
+
+    The lines make the subspaces' shapes readable without telling their colours apart.
+    """
+    width = len(picture) // len(labels)
+    full = labels.repeat(width, axis=0).repeat(width, axis=1)
+    edge = np.zeros(full.shape, dtype=bool)
+    for thickness in (1, 2):
+        edge[thickness:] |= full[thickness:] != full[:-thickness]
+        edge[:, thickness:] |= full[:, thickness:] != full[:, :-thickness]
+    outlined = picture.copy()
+    outlined[edge] = outlined[edge] // 5
+    return outlined
+
+
+def score_pictures(frames: UInt8, sharing_score: AnyArray) -> list[UInt8]:
+    """Frames (F, S, S, 3) with the sharing score (N,) laid over as heat.
+
+    Raises:
+        VaExportError: as `token_grid`.
+    """
+    grid = token_grid(sharing_score, len(frames))
+    pairs = zip(frames, grid, strict=True)
+    return [tint(frame, heat_colours(cells), _HEAT_STRENGTH) for frame, cells in pairs]
+
+
+def subspace_pictures(frames: UInt8, labels: AnyArray, colours: dict[int, Colour]) -> list[UInt8]:
+    """Frames (F, S, S, 3) with each token's subspace (N,) in its colour, the same in all frames.
+
+    Args:
+        colours: label → RGB, for every label that occurs.
+
+    Raises:
+        VaExportError: as `token_grid`.
+    """
+    pictures = []
+    for frame, cells in zip(frames, token_grid(labels, len(frames)), strict=True):
+        cell_colours = np.array([[colours[int(label)] for label in row] for row in cells], dtype=np.uint8)
+        pictures.append(outline_regions(tint(frame, cell_colours, _SUBSPACE_STRENGTH), cells))
+    return pictures
+
+
+def label_colours(labels: AnyArray) -> dict[int, Colour]:
+    """Label → colour, the largest subspace first: the largest ones get the colours farthest apart."""
+    names, counts = np.unique(labels, return_counts=True)
+    order = np.lexsort((names, -counts))
+    colours = distinct_colours(len(names))
+    return {
+        int(names[place]): (int(r), int(g), int(b)) for place, (r, g, b) in zip(order, colours.tolist(), strict=True)
+    }
+
+
+def data_uri(picture: UInt8) -> str:
+    """The picture (H, W, 3) as a `data:` address: JPEG with full colour resolution, so that cells keep their edges."""
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "JPEG", quality=84, subsampling=0, optimize=True)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def _oklab(rgb: Float64) -> Float64:
+    """sRGB (N, 3) in 0…255 to OKLab (N, 3): Björn Ottosson, "A perceptual color space for image processing", 2020."""
+    encoded = rgb / 255
+    linear = np.where(encoded <= 0.04045, encoded / 12.92, ((encoded + 0.055) / 1.055) ** 2.4)
+    to_lms = np.array(
+        [
+            [0.4122214708, 0.5363325363, 0.0514459929],
+            [0.2119034982, 0.6806995451, 0.1073969566],
+            [0.0883024619, 0.2817188376, 0.6299787005],
+        ]
+    )
+    to_lab = np.array(
+        [
+            [0.2104542553, 0.7936177850, -0.0040720468],
+            [1.9779984951, -2.4285922050, 0.4505937099],
+            [0.0259040371, 0.7827717662, -0.8086757660],
+        ]
+    )
+    lab: Float64 = np.cbrt(linear @ to_lms.T) @ to_lab.T
+    return lab

@@ -1,0 +1,73 @@
+"""The sample that proves a bundle: real frames and a prompt about them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from va_export.errors import VaExportError
+from va_export.report.reference import Sample
+from va_export.runtime.tokenizer import load_tokenizer
+from va_export.runtime.video import read_frames, sample_clip
+
+if TYPE_CHECKING:
+    from va_export.models.family import ModelSpec
+    from va_export.recipe import ExportOptions
+    from va_export.runtime.processing import Processing
+
+# Lengths of the made-up text around the frames where there is no tokenizer.
+_IDS_BEFORE, _IDS_AFTER = 8, 16
+
+
+def make_sample(
+    options: ExportOptions, processing: Processing, spec: ModelSpec, tokenizer_directory: Path
+) -> tuple[Sample, dict[str, object]]:
+    """Read the clip and make the prompt; returns the sample and the manifest's `video`.
+
+    Raises:
+        VaExportError: no video, too few frames, or a prompt that does not fit the limits.
+    """
+    from PIL import Image
+
+    clip = options.video if options.video is not None else sample_clip()
+    n_frames = options.recipe.frames
+    video = read_frames(clip, n_frames, processing.frame_sampling)
+    size = (processing.image_size, processing.image_size)
+    resized = np.stack([np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BICUBIC)) for frame in video.pixels])
+    input_ids = _prompt(options, processing, spec, tokenizer_directory)
+    limits = options.recipe.limits
+    needed = input_ids.shape[1] + options.new_tokens
+    if input_ids.shape[1] > limits.max_input_len or needed > limits.max_kv_cache_capacity:
+        raise VaExportError(
+            f"the prompt for {n_frames} frames has {input_ids.shape[1]} tokens, and {options.new_tokens} follow: more than"
+            f" max_input_len ({limits.max_input_len}) or max_kv_cache_capacity ({limits.max_kv_cache_capacity})",
+            where="prompt",
+            fix="lower --frames, or raise --max-input-len and --max-kv-cache-capacity",
+        )
+    sample = Sample(
+        frames=resized,
+        pixel_values=processing.pixel_values(video.pixels),
+        input_ids=input_ids,
+        is_visual=input_ids == _placeholder(spec),
+    )
+    indices = [int(index) for index in video.indices]
+    return sample, {"file": clip.name, "frames": n_frames, "indices": indices, "question": options.question}
+
+
+def _placeholder(spec: ModelSpec) -> int:
+    """The image token's id; a checkpoint that does not tell it gets the last id, as tokenizers append it."""
+    return spec.text.vocab_size - 1 if spec.image_token_id is None else spec.image_token_id
+
+
+def _prompt(options: ExportOptions, processing: Processing, spec: ModelSpec, directory: Path) -> np.ndarray:
+    tokenizer = load_tokenizer(directory)
+    if tokenizer is not None:
+        return processing.input_ids(options.question, options.recipe.frames, tokenizer)
+    # No tokenizer: ids drawn from a fixed seed stand for the text, and say nothing, as the question would have.
+    token = _placeholder(spec)
+    text = np.random.default_rng(0).integers(0, spec.text.vocab_size - 1, _IDS_BEFORE + _IDS_AFTER)
+    text[text >= token] += 1  # any id but the placeholder
+    visual = np.full(options.recipe.frames * processing.tokens_per_frame, token)
+    return np.concatenate([text[:_IDS_BEFORE], visual, text[_IDS_BEFORE:]])[None].astype(np.int64)
