@@ -10,10 +10,11 @@ from synthetic_decoder import DecoderShape, save_decoder
 
 from va_export.engine.build import EngineInfo, build_engine
 from va_export.engine.inspect_engine import find_plugin_records
-from va_export.engine.profiles import DimensionRange
+from va_export.engine.profiles import DimensionRange, dimension_ranges
 from va_export.engine.targets import DEFAULT_TARGETS
 from va_export.engine.tensorrt_api import TensorRT
 from va_export.errors import VaExportError
+from va_export.settings import Limits
 
 TARGETS = DEFAULT_TARGETS["tensorrt-rtx"]
 Ranges = dict[str, dict[str, DimensionRange]]
@@ -114,3 +115,23 @@ def test_static_models_need_no_profile(rtx: TensorRT, tmp_path: Path) -> None:
     onnx.save(model, tmp_path / "relu.onnx")
     info = _build(tmp_path / "relu.onnx", {"p": {"n": DimensionRange(1, 1, 2)}})
     assert info.profiles == () and info.layer_counts == {"ACTIVATION": 1}
+
+
+def test_the_decode_profile_costs_no_second_copy_of_the_weights(rtx: TensorRT, tmp_path: Path) -> None:
+    shape = DecoderShape(layers=1, query_heads=16, kv_heads=16, head_dim=128, dtype="float16")
+    path = save_decoder(shape, tmp_path / "decoder.onnx")
+    weights = (tmp_path / "decoder.onnx.data").stat().st_size
+    limits = Limits(
+        max_batch_size=1,
+        max_input_len=64,
+        max_kv_cache_capacity=96,
+        max_frames=4,
+        opt_input_len=32,
+        opt_frames=2,
+    )
+    ranges = dimension_ranges("decoder", limits, tokens_per_frame=16)
+    size = _build(path, ranges, attention="native").size_bytes
+    assert weights < size < 1.25 * weights
+    # What it would be if the profile held one token and nothing else.
+    ranges["decode"]["sequence"] = DimensionRange(1, 1, 1)
+    assert _build(path, ranges, attention="native").size_bytes > 1.75 * weights

@@ -28,7 +28,7 @@ def test_the_decoder_has_a_profile_for_prefill_and_one_for_decode() -> None:
     prefill, decode = shape_profiles(shapes, dimension_ranges("decoder", LIMITS, 256))
     assert (prefill.name, decode.name) == ("prefill", "decode")
     assert prefill.ranges["inputs_embeds"] == ShapeRange((1, 1, 64), (1, 2304, 64), (2, 4096, 64))
-    assert decode.ranges["inputs_embeds"] == ShapeRange((1, 1, 64), (1, 1, 64), (2, 1, 64))
+    assert decode.ranges["inputs_embeds"] == ShapeRange((1, 1, 64), (1, 1, 64), (2, 2, 64))
     assert decode.ranges["past_key_values.0.key"].max == (2, 2, 8192, 16)
     assert "table" not in prefill.ranges
 

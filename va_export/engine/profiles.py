@@ -50,8 +50,9 @@ class DimensionRange:
 def dimension_ranges(component: str, limits: Limits, tokens_per_frame: int) -> dict[str, dict[str, DimensionRange]]:
     """Profile name → symbolic dimension → range, for a component of a bundle.
 
-    The decoder gets two profiles of one engine: `prefill` (any number of tokens) and `decode` (one token, for
-    which kernels are chosen apart); weights are shared between them.
+    The decoder gets two profiles of one engine: `prefill` (any number of tokens) and `decode`, tuned for one token.
+    Decode's range ends at two: where a profile holds one row of one token and nothing else, RTX stores every
+    weight a second time in another layout (measured: the engine's size doubles); with a range it shares them.
 
     Raises:
         VaExportError: the limits contradict each other, or no component has that name.
@@ -59,7 +60,7 @@ def dimension_ranges(component: str, limits: Limits, tokens_per_frame: int) -> d
     check_limits(limits, tokens_per_frame)
     batch = DimensionRange(1, 1, limits.max_batch_size)
     sequence = DimensionRange(1, limits.opt_input_len, limits.max_input_len)
-    one_token = DimensionRange(1, 1, 1)
+    decode = DimensionRange(1, 1, min(2, limits.max_input_len))
     match component:
         case "vision":
             return {"frames": {"frames": DimensionRange(1, limits.opt_frames, limits.max_frames)}}
@@ -73,7 +74,7 @@ def dimension_ranges(component: str, limits: Limits, tokens_per_frame: int) -> d
         case "decoder":
             return {
                 "prefill": {"batch": batch, "sequence": sequence},
-                "decode": {"batch": batch, "sequence": one_token},
+                "decode": {"batch": batch, "sequence": decode},
             }
     raise VaExportError(f"no profiles are known for {component!r}", fix="use vision, embedding or decoder")
 
