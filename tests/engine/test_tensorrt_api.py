@@ -76,11 +76,17 @@ def test_no_plugin_library_is_an_error_of_the_user(rtx: TensorRT, tmp_path: Path
         rtx.load_plugin_library(text)
 
 
-def test_the_plugin_library_can_be_loaded_twice(rtx: TensorRT, plugin_library: Path) -> None:
-    rtx.load_plugin_library(plugin_library)
-    rtx.load_plugin_library(plugin_library)
+def test_a_copy_of_the_plugin_library_is_not_loaded_again(rtx: TensorRT, plugin_library: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "libva_plugins.so"
+    copy.write_bytes(plugin_library.read_bytes())
+    for path in (plugin_library, plugin_library, copy):
+        rtx.load_plugin_library(path)
     assert rtx.has_plugin("AnchoredAttention", "1", "ai.videoanchor")
     assert not rtx.has_plugin("AnchoredAttention", "999", "ai.videoanchor")
+    copy.write_bytes(plugin_library.read_bytes() + b"another build")  # ELF does not mind bytes behind its end
+    with pytest.raises(VaExportError, match="refused the plugin library") as error:
+        rtx.load_plugin_library(copy)
+    assert error.value.fix is not None and str(plugin_library) in error.value.fix
 
 
 PROTOCOLS = {

@@ -8,6 +8,7 @@ in RTX's wheel. The code keeps to the part of the API in `tensorrt_types`, which
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import importlib
 import importlib.util
 import logging
@@ -68,29 +69,32 @@ class TensorRT:
         return builder.create_network(flags)
 
     def load_plugin_library(self, path: Path) -> None:
-        """Load a plugin library into the global registry.
+        """Load a plugin library into the process's registry; a copy of one that is loaded already is left alone.
 
         Raises:
-            VaExportError: the file is missing or is not a plugin library that this machine can load.
+            VaExportError: the file is missing, is no plugin library that this machine can load, or differs from
+                one that is loaded already: a registry holds one plugin of a name.
         """
         if not path.is_file():
             raise VaExportError(
                 "the plugin library does not exist", where=path, fix="build or install the plugins again"
             )
+        digest = hashlib.sha256(path.read_bytes()).digest()
+        known = _PLUGIN_LIBRARIES.setdefault(self.flavor, {})
+        if digest in known:
+            return
         registry: PluginRegistry = self.module.get_plugin_registry()
-        if str(path) in _PLUGIN_LIBRARIES.setdefault(self.flavor, set()):
-            return  # loading twice registers every creator twice, which TensorRT reports as an error
         try:
             handle = registry.load_library(str(path))
         except Exception as error:
             raise VaExportError(f"the plugin library cannot be loaded: {error}", where=path) from error
         if handle is None:
-            raise VaExportError(
-                f"{self.label} refused the plugin library",
-                where=path,
-                fix="build the plugins for this machine",
-            )
-        _PLUGIN_LIBRARIES[self.flavor].add(str(path))
+            fix = "build the plugins for this machine"
+            if known:
+                loaded = ", ".join(str(other) for other in known.values())
+                fix = f"run it in a process of its own: {loaded} may hold plugins of the same names"
+            raise VaExportError(f"{self.label} refused the plugin library", where=path, fix=fix)
+        known[digest] = path
 
     def has_plugin(self, name: str, version: str, namespace: str) -> bool:
         """Whether a creator of that name is registered."""
@@ -98,7 +102,7 @@ class TensorRT:
         return registry.get_creator(name, version, namespace) is not None
 
 
-_PLUGIN_LIBRARIES: dict[Flavor, set[str]] = {}
+_PLUGIN_LIBRARIES: dict[Flavor, dict[bytes, Path]] = {}  # by SHA-256
 
 
 def available_flavors() -> tuple[Flavor, ...]:

@@ -15,9 +15,7 @@ from collections.abc import Collection
 import onnx_ir as ir
 
 
-def strip_function_body(
-    model: ir.Model, served_ops: Collection[str], domain: str, plugin_version: str
-) -> int:
+def strip_function_body(model: ir.Model, served_ops: Collection[str], domain: str, plugin_version: str) -> int:
     """Do so for every node of `domain` whose type is in `served_ops`; returns how many nodes there are.
 
     The plugins' namespace is the ops' domain.
