@@ -189,10 +189,16 @@ def _score_of_equal_tokens(tokens: Any, dtype: Any) -> SubspaceScore:
 
 
 def _check_settings(options: AdmmOptions, n_subspaces: int, pca_rank: int, dtype: str) -> None:
-    for name in ("rho", "alpha_e", "alpha_z", "eps"):
+    for name in ("rho", "alpha_e", "alpha_z"):
         setting = getattr(options, name)
-        if not (math.isfinite(setting) and setting > 0):
-            raise VaExportError(f"{name} = {setting} is not a positive number", where=_WHERE, fix=f"set {name} > 0")
+        if not 1e-20 <= setting <= 1e20:  # beyond, float32 overflows
+            raise VaExportError(
+                f"{name} = {setting} is out of range",
+                where=_WHERE,
+                fix=f"set 1e-20 <= {name} <= 1e20 (the paper: hundreds)",
+            )
+    if not (math.isfinite(options.eps) and options.eps > 0):
+        raise VaExportError(f"eps = {options.eps} is not a positive number", where=_WHERE, fix="set eps > 0")
     for name, count, least in (
         ("max_iter", options.max_iter, 1),
         ("n_subspaces", n_subspaces, 1),

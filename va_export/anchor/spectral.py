@@ -40,6 +40,7 @@ def cluster_subspaces(self_expression: np.ndarray[Any, Any], n_subspaces: int) -
     with warnings.catch_warnings():
         # "Graph is not fully connected" is the best case here: subspaces that do not touch.
         warnings.filterwarnings("ignore", message="Graph is not fully connected", category=UserWarning)
+        warnings.filterwarnings("ignore", message="k >= N", category=RuntimeWarning)  # a dense solver takes over
         try:
             labels = spectral_clustering(
                 affinity, n_clusters=n_subspaces, assign_labels="discretize", random_state=_SEED
