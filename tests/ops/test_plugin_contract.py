@@ -1,0 +1,47 @@
+"""The op as Python declares it against the op as the built plugin library declares it."""
+
+from __future__ import annotations
+
+import pytest
+from onnx.defs import OpSchema
+
+from va_export.errors import VaExportError
+from va_export.native import plugin_contract
+from va_export.ops import anchored_attention
+from va_export.ops.declaration import DOMAIN, OP_VERSIONS
+
+_DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(bfloat16)": "bfloat16"}
+
+
+@pytest.fixture(scope="module")
+def contract():
+    try:
+        document = plugin_contract()
+    except VaExportError as error:
+        pytest.skip(f"the plugin library is not installed: {error.what}")
+    return next(op for op in document["ops"] if op["name"] == anchored_attention.OP_TYPE)
+
+
+def test_name_version_and_namespace(contract):
+    assert contract["namespace"] == DOMAIN
+    assert contract["version"] == str(OP_VERSIONS[anchored_attention.OP_TYPE])
+
+
+def test_fields_are_the_attributes(contract):
+    kinds = {OpSchema.AttrType.FLOAT: "float", OpSchema.AttrType.INT: "int"}
+    attributes = {
+        name: kinds[attribute.type] for name, attribute in anchored_attention.schema().attributes.items()
+    }
+    assert {field["name"]: field["type"].rstrip("0123456789") for field in contract["fields"]} == attributes
+
+
+def test_inputs_are_the_inputs(contract):
+    inputs = anchored_attention.schema().inputs
+    assert [entry["name"] for entry in contract["inputs"]] == [entry.name for entry in inputs]
+    optional = [entry.option == OpSchema.FormalParameterOption.Optional for entry in inputs]
+    assert [entry["optional"] for entry in contract["inputs"]] == optional
+
+
+def test_dtypes_are_the_type_constraint(contract):
+    (constraint,) = anchored_attention.schema().type_constraints
+    assert sorted(contract["dtypes"]) == sorted(_DTYPES[name] for name in constraint.allowed_type_strs)
