@@ -33,8 +33,7 @@ std::string symbols(const TensorSpec& spec) {
 std::string tensor_json(const TensorSpec& spec) {
   const std::vector<std::string> dims(spec.dims, spec.dims + spec.rank);
   return "{\"name\": " + quoted(spec.name) + ", \"type\": " + quoted(spec.type) +
-         ", \"dims\": " + json_list(dims, quoted) + ", \"optional\": " + (spec.optional ? "true" : "false") +
-         "}";
+         ", \"dims\": " + json_list(dims, quoted) + ", \"optional\": " + (spec.optional ? "true" : "false") + "}";
 }
 
 bool is_element(const TensorSpec& spec) {
@@ -160,10 +159,9 @@ std::string to_json(const OpContract& op) {
   const auto element = [](DataType type) { return quoted(type_name(type)); };
   return "{\"name\": " + quoted(op.name) + ", \"version\": " + quoted(op.version) +
          ", \"namespace\": " + quoted(op.name_space) + ", \"fields\": " + json_list(op.fields, field) +
-         ", \"inputs\": " + json_list(op.inputs, tensor_json) +
-         ", \"outputs\": " + json_list(op.outputs, tensor_json) +
-         ", \"T\": " + json_list(op.element_types, element) +
-         ", \"max_head_dim\": " + std::to_string(op.max_head_dim) + "}";
+         ", \"inputs\": " + json_list(op.inputs, tensor_json) + ", \"outputs\": " + json_list(op.outputs, tensor_json) +
+         ", \"T\": " + json_list(op.element_types, element) + ", \"max_head_dim\": " + std::to_string(op.max_head_dim) +
+         "}";
 }
 
 }  // namespace va_export

@@ -47,8 +47,7 @@ const char* type_name(nvinfer1::DataType type);
 const char* type_name(nvinfer1::PluginFieldType type);
 
 // Whether a tensor of this spec may have this type, where `element` is the type of the first T.
-bool type_fits(const OpContract& op, const TensorSpec& spec, nvinfer1::DataType type,
-               nvinfer1::DataType element);
+bool type_fits(const OpContract& op, const TensorSpec& spec, nvinfer1::DataType type, nvinfer1::DataType element);
 
 // The reason why these inputs do not fit the op, or "" where they do: count, then element types, or ranks and
 // sizes.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -160,8 +161,21 @@ class Guarded:
         assert changed.size == 0 if whole else np.all(inside), "memory was written that is no output"
 
 
-def run_on_host(library: ctypes.CDLL, case: Case, inputs: Inputs, schedule: int = 0) -> Array:
-    """The kernel's output as float64, after checking that it wrote its output buffer and nothing else."""
+Launch = Callable[[AnchoredAttentionParams], int]
+
+
+def launcher(library: ctypes.CDLL, schedule: int = 0) -> Launch:
+    """The C interface of a kernel compiled for the CPU, its threads taken in the order of `schedule`."""
+
+    def launch(params: AnchoredAttentionParams) -> int:
+        library.simt_set_schedule(schedule)
+        return int(library.va_anchored_attention_launch(ctypes.byref(params), None))
+
+    return launch
+
+
+def run_on_host(launch: Launch, case: Case, inputs: Inputs) -> Array:
+    """The output as float64, after checking that the launch wrote its output buffer and nothing else."""
     tensors = [
         Guarded(encode(array, case.dtype), case.packed_heads) for array in (inputs.query, inputs.key, inputs.value)
     ]
@@ -195,8 +209,7 @@ def run_on_host(library: ctypes.CDLL, case: Case, inputs: Inputs, schedule: int 
         is_causal=int(case.is_causal),
         dtype=DTYPE_CODES[case.dtype],
     )
-    library.simt_set_schedule(schedule)
-    assert library.va_anchored_attention_launch(ctypes.byref(params), None) == 0
+    assert launch(params) == 0
     for buffer in (*tensors, *vectors, *([lengths] if lengths else [])):
         buffer.assert_guards_intact(whole=True)
     out.assert_guards_intact(whole=False)

@@ -6,6 +6,7 @@ import ctypes
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,39 @@ def host_library(tmp_path_factory: pytest.TempPathFactory, cxx: str, host_flags:
     source = SIMT / "anchored_attention_host.cpp"
     subprocess.run([cxx, *host_flags, "-O2", "-shared", "-fPIC", str(source), "-o", str(path)], check=True)
     return bind(ctypes.CDLL(str(path)))
+
+
+@pytest.fixture(scope="session")
+def tensorrt_headers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of NvInferRuntime.h, found or fetched as the build does it."""
+    sys.path.insert(0, str(REPOSITORY / "plugins"))
+    try:
+        import toolchain
+    finally:
+        sys.path.pop(0)
+    try:
+        return toolchain.find_tensorrt_headers() or toolchain.fetch_tensorrt_headers(tmp_path_factory.mktemp("headers"))
+    except SystemExit as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def plugin_driver(
+    tmp_path_factory: pytest.TempPathFactory, cxx: str, host_flags: list[str], tensorrt_headers: Path
+) -> ctypes.CDLL:
+    """The TensorRT plugin with its kernel compiled for the CPU; functions of simt/plugin_driver.cpp."""
+    path = tmp_path_factory.mktemp("driver") / "plugin_driver.so"
+    plugins = REPOSITORY / "plugins"
+    sources = [
+        SIMT / "plugin_driver.cpp",
+        *(plugins / "anchored_attention").glob("*.cpp"),
+        *(plugins / "common").glob("*.cpp"),
+    ]
+    flags = [*host_flags, "-isystem", str(tensorrt_headers), "-O2", "-shared", "-fPIC"]
+    subprocess.run([cxx, *flags, *map(str, sources), "-o", str(path)], check=True)
+    library = ctypes.CDLL(str(path))
+    library.plugin_log.restype = ctypes.c_char_p
+    return library
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ import ctypes
 
 import numpy as np
 import pytest
-from attention_case import Case, random_inputs, reference, run_on_host
+from attention_case import Case, launcher, random_inputs, reference, run_on_host
 
 from va_export.native.anchored_attention_params import AnchoredAttentionParams
 
@@ -77,7 +77,7 @@ CASES = [*LENGTHS, *HEADS, *WIDTHS, *VALID_LENGTHS, *GAINS, *OTHERS]
 def test_kernel_matches_float64(host_library: ctypes.CDLL, case: Case) -> None:
     inputs = random_inputs(case)
     expected, magnitude = reference(case, inputs)
-    actual = run_on_host(host_library, case, inputs)
+    actual = run_on_host(launcher(host_library), case, inputs)
     assert np.all(np.isfinite(expected))
     # The error of a logit is relative to the logit, and enters the weights through exp.
     logit_error = 2.0**-24 * np.abs(np.nan_to_num(inputs.query)).max() ** 2 * (case.scale or 0.0) * case.head_dim
@@ -87,7 +87,7 @@ def test_kernel_matches_float64(host_library: ctypes.CDLL, case: Case) -> None:
 
 def test_rows_that_see_no_key_are_zero(host_library: ctypes.CDLL) -> None:
     case = Case(40, 20, batch=2, kv_length=(20, 0))  # causal: the first 20 queries of batch row 0 see nothing
-    actual = run_on_host(host_library, case, random_inputs(case))
+    actual = run_on_host(launcher(host_library), case, random_inputs(case))
     assert not actual[0, :, :20].any()
     assert np.all(actual[0, :, 20:].any(axis=-1))
     assert not actual[1].any()
@@ -95,7 +95,7 @@ def test_rows_that_see_no_key_are_zero(host_library: ctypes.CDLL) -> None:
 
 def test_rows_of_gain_zero_are_zero(host_library: ctypes.CDLL) -> None:
     case = Case(10, 40, batch=2, gains="zero", is_causal=False)
-    actual = run_on_host(host_library, case, random_inputs(case))
+    actual = run_on_host(launcher(host_library), case, random_inputs(case))
     assert actual[0].any()
     assert not actual[1].any()
 
@@ -104,7 +104,7 @@ def test_a_visible_nan_is_not_hidden(host_library: ctypes.CDLL) -> None:
     case = Case(4, 40, query_heads=1, is_causal=True)
     inputs = random_inputs(case)
     inputs.key[0, 0, 37] = np.nan  # causal: seen by queries 1, 2 and 3
-    actual = run_on_host(host_library, case, inputs)
+    actual = run_on_host(launcher(host_library), case, inputs)
     assert np.all(np.isfinite(actual[0, 0, 0]))
     assert np.all(np.isnan(actual[0, 0, 1:]))
 
@@ -119,8 +119,8 @@ RACE_CASES = [
 @pytest.mark.parametrize("schedule", [1, 2, 3])
 def test_result_does_not_depend_on_thread_order(host_library: ctypes.CDLL, case: Case, schedule: int) -> None:
     inputs = random_inputs(case)
-    in_order = run_on_host(host_library, case, inputs, schedule=0)
-    assert np.array_equal(run_on_host(host_library, case, inputs, schedule=schedule), in_order)
+    in_order = run_on_host(launcher(host_library, 0), case, inputs)
+    assert np.array_equal(run_on_host(launcher(host_library, schedule), case, inputs), in_order)
 
 
 @pytest.mark.parametrize(
