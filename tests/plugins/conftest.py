@@ -16,6 +16,9 @@ from va_export.native import plugin_library
 from va_export.native.anchored_attention_params import bind
 
 REPOSITORY = Path(__file__).parents[2]
+sys.path.insert(0, str(REPOSITORY / "plugins"))  # the build's own modules, which are not installed
+import toolchain  # noqa: E402
+
 SIMT = Path(__file__).parent / "simt"
 
 
@@ -53,15 +56,18 @@ def host_library(tmp_path_factory: pytest.TempPathFactory, cxx: str, host_flags:
 @pytest.fixture(scope="session")
 def tensorrt_headers(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory of NvInferRuntime.h, found or fetched as the build does it."""
-    sys.path.insert(0, str(REPOSITORY / "plugins"))
-    try:
-        import toolchain
-    finally:
-        sys.path.pop(0)
     try:
         return toolchain.find_tensorrt_headers() or toolchain.fetch_tensorrt_headers(tmp_path_factory.mktemp("headers"))
     except SystemExit as error:
         pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def nvcc() -> Path:
+    compiler = toolchain.find_nvcc()
+    if compiler is None:
+        pytest.skip("no nvcc on this machine")
+    return compiler
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,115 @@
+"""The built libva_plugins.so: it loads anywhere, holds code for every GPU that it names, and keeps its contract."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from va_export._version import __version__
+from va_export.native import plugin_contract
+from va_export.ops import anchored_attention as op
+
+PLUGINS = Path(__file__).parents[2] / "plugins"
+FATBIN_MAGIC = 0xBA55ED50
+FATBIN_PTX, FATBIN_SASS = 1, 2
+
+
+def gpu_code(library: Path) -> list[tuple[int, int]]:
+    """(kind, architecture) of every entry in the library's fat binaries, as fatbinary (CUDA 11 to 13) writes them."""
+    data = library.read_bytes()
+    entries = []
+    for match in re.finditer(re.escape(struct.pack("<I", FATBIN_MAGIC)), data):
+        _, _, header_size, size = struct.unpack_from("<IHHQ", data, match.start())
+        position, end = match.start() + header_size, match.start() + header_size + size
+        while position < end:
+            kind, _, entry_header, payload = struct.unpack_from("<HHIQ", data, position)
+            (architecture,) = struct.unpack_from("<I", data, position + 28)
+            entries.append((kind, architecture))
+            position += entry_header + payload
+    return entries
+
+
+def run_binutils(program: str, *arguments: str | Path) -> str:
+    if shutil.which(program) is None:
+        pytest.skip(f"{program} (binutils) is not on this machine")
+    return subprocess.run([program, *arguments], capture_output=True, text=True, check=True).stdout
+
+
+def test_holds_code_for_every_gpu_it_names(installed_library: Path) -> None:
+    named = plugin_contract()["cuda_archs"]
+    expected = set()
+    for name in named:
+        architecture = int(re.match(r"\d+", name)[0])  # type: ignore[index]
+        if not name.endswith("-virtual"):
+            expected.add((FATBIN_SASS, architecture))
+        if not name.endswith("-real"):
+            expected.add((FATBIN_PTX, architecture))
+    assert set(gpu_code(installed_library)) == expected
+
+
+def test_loads_without_a_driver_and_without_torch(installed_library: Path) -> None:
+    program = (
+        "import os, sys; os.environ['CUDA_VISIBLE_DEVICES'] = ''\n"
+        "from va_export.native import plugin_contract\n"
+        "print(plugin_contract()['library_version'], 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == f"{__version__} False\n"
+
+
+def test_needs_no_tensorrt_and_no_cuda_library(installed_library: Path) -> None:
+    text = run_binutils("readelf", "-d", installed_library)
+    needed = re.findall(r"NEEDED.*\[(.*)\]", text)
+    assert needed
+    assert not [name for name in needed if re.search(r"cuda|nvinfer|tensorrt|nvrtc", name)]
+
+
+def test_exports_its_interface_and_nothing_else(installed_library: Path) -> None:
+    text = run_binutils("nm", "-D", "--defined-only", installed_library)
+    assert {line.split()[-1] for line in text.splitlines()} == {
+        "getCreators",
+        "setLoggerFinder",
+        "va_anchored_attention_launch",
+        "va_anchored_attention_workspace_bytes",
+        "va_plugins_contract",
+        "va_plugins_error_string",
+    }
+
+
+def test_contract_agrees_with_the_onnx_schema(installed_library: Path) -> None:
+    schema = op.schema()
+    (contract,) = [entry for entry in plugin_contract()["ops"] if entry["name"] == schema.name]
+    assert contract["namespace"] == schema.domain
+    assert contract["version"] == str(schema.since_version)
+
+    field_types = {"FLOAT": "float32", "INT": "int32"}  # TensorRT's parser narrows INT to what the field asks for
+    attributes = {name: field_types[attribute.type.name] for name, attribute in schema.attributes.items()}
+    assert {field["name"]: field["type"] for field in contract["fields"]} == attributes
+    assert all(attribute.required for attribute in schema.attributes.values())
+
+    onnx_types = {"T": "T", "float32": "tensor(float)", "int64": "tensor(int64)", "float16": "tensor(float16)"}
+    onnx_types |= {"bfloat16": "tensor(bfloat16)"}
+    for ours, theirs in ((contract["inputs"], schema.inputs), (contract["outputs"], schema.outputs)):
+        declared = [(tensor["name"], onnx_types[tensor["type"]], tensor["optional"]) for tensor in ours]
+        assert declared == [(p.name, p.type_str, p.option == p.option.Optional) for p in theirs]
+        for tensor, parameter in zip(ours, theirs, strict=True):
+            assert f"({', '.join(tensor['dims'])}" in parameter.description
+    (constraint,) = schema.type_constraints
+    assert {onnx_types[name] for name in contract["T"]} == set(constraint.allowed_type_strs)
+
+
+@pytest.mark.parametrize("architecture", ["80", "90"])
+def test_kernel_spills_no_register(tmp_path: Path, nvcc: Path, architecture: str) -> None:
+    code = f"-gencode=arch=compute_{architecture},code=sm_{architecture}"
+    source = PLUGINS / "anchored_attention" / "anchored_attention.cu"
+    command = [nvcc, "-O3", "-std=c++17", "-DNDEBUG", "-Xptxas=-v", code, "-c", source, "-o", tmp_path / "kernel.o"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    usage = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", done.stderr)
+    assert len(usage) == 9  # three element types, three widths
+    assert set(usage) == {("0", "0", "0")}
