@@ -48,13 +48,16 @@ def export(options: ExportOptions, display: StageDisplay) -> ExportResult:
     Raises:
         VaExportError: anything that the user can mend. Nothing is left at `options.output` then, and what was there stays.
     """
-    with tempfile.TemporaryDirectory(prefix="va-export-") as scratch, bundle_writer(
-        options.output, overwrite=options.overwrite
-    ) as bundle:
+    with (
+        tempfile.TemporaryDirectory(prefix="va-export-") as scratch,
+        bundle_writer(options.output, overwrite=options.overwrite) as bundle,
+    ):
         with display.stage("open checkpoint") as stage:
             source = open_source(options, Path(scratch))
             engines = plan_engines(options, display)
-            check_plan(plan_export(options, source.spec, source.family.weight_map(source.spec), engines.flavors), bundle.output)
+            check_plan(
+                plan_export(options, source.spec, source.family.weight_map(source.spec), engines.flavors), bundle.output
+            )
             stage.say(f"{source.family.name}, {source.spec.text.num_layers} layers, from {source.checkpoint.directory}")
         components = write_components(options, source, bundle, display)
         engine_entries = build_engines(options, engines, components, source.spec, bundle, display)
@@ -115,7 +118,11 @@ def write_components(
             n_weights = len(model.graph.initializers)
             done = iter(range(1, n_weights + 1))
             write_onnx(
-                model, path, source.checkpoint, weight_map, lambda *_, d=done, n=n_weights, s=stage: s.advance(next(d, n), n)
+                model,
+                path,
+                source.checkpoint,
+                weight_map,
+                lambda *_, d=done, n=n_weights, s=stage: s.advance(next(d, n), n),
             )
             entries[name] = {"onnx": f"onnx/{name}.onnx"}
             if name == "decoder":
@@ -180,5 +187,3 @@ def describe(
         "plugin": engines.plugin_entry(),
         "tokenizer": "tokenizer.json" if source.checkpoint.has_tokenizer else None,
     }
-
-

@@ -18,7 +18,11 @@ if TYPE_CHECKING:
     from va_export.recipe import ExportOptions
 
 _BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
-_PARTS = {"vision": ("vision_tower", "multi_modal_projector"), "embedding": ("embed_tokens",), "decoder": ("layers", "norm", "lm_head")}
+_PARTS = {
+    "vision": ("vision_tower", "multi_modal_projector"),
+    "embedding": ("embed_tokens",),
+    "decoder": ("layers", "norm", "lm_head"),
+}
 # An engine holds its weights once; its build holds them about twice (measured with TensorRT-RTX 1.7).
 _BUILD_MEMORY_FACTOR = 2.0
 # Python with torch, transformers and ONNX Runtime loaded; the rest of the plan comes on top.
@@ -53,8 +57,10 @@ def component_bytes(spec: ModelSpec, weight_map: Mapping[str, WeightSource], pre
     sizes = dict.fromkeys(_PARTS, 0)
     for name, source in weight_map.items():
         count = math.prod(source.shape)
-        component = "vision" if any(part in name for part in _PARTS["vision"]) else (
-            "embedding" if "embed_tokens" in name else "decoder"
+        component = (
+            "vision"
+            if any(part in name for part in _PARTS["vision"])
+            else ("embedding" if "embed_tokens" in name else "decoder")
         )
         sizes[component] += count * _BYTES[precision]
     return sizes
@@ -69,11 +75,17 @@ def plan_export(
         flavors: the TensorRT flavours that engines are built for; empty for ONNX only.
     """
     weights = {
-        name: size for name, size in component_bytes(spec, weight_map, options.precision).items() if name in options.components
+        name: size
+        for name, size in component_bytes(spec, weight_map, options.precision).items()
+        if name in options.components
     }
     files = [PlannedFile(f"onnx/{name}.onnx.data", size) for name, size in weights.items()]
-    files += [PlannedFile(f"engines/{flavor}/{name}.engine", size) for flavor in flavors for name, size in weights.items()]
-    files.append(PlannedFile("graphs, plugin, tokenizer, reference, reports", _SMALL_FILES + _reference_bytes(options, spec)))
+    files += [
+        PlannedFile(f"engines/{flavor}/{name}.engine", size) for flavor in flavors for name, size in weights.items()
+    ]
+    files.append(
+        PlannedFile("graphs, plugin, tokenizer, reference, reports", _SMALL_FILES + _reference_bytes(options, spec))
+    )
     candidates = {"writing the ONNX weights": 2 * max(_largest(weight_map) * 8, 1)}
     if flavors:
         candidates["building the largest engine"] = int(_BUILD_MEMORY_FACTOR * max(weights.values()))

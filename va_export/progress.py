@@ -89,7 +89,5 @@ class StageDisplay:
         self.console.print(Text(text))
 
     def _line(self, mark: str, style: str, name: str, seconds: float, detail: str) -> None:
-        line = Text.assemble(
-            (mark, style), f" {name:<26}{seconds:8.1f} s", (f"  {detail}" if detail else "", "dim")
-        )
+        line = Text.assemble((mark, style), f" {name:<26}{seconds:8.1f} s", (f"  {detail}" if detail else "", "dim"))
         self.console.print(line, soft_wrap=True)

@@ -42,13 +42,17 @@ def prove(
         )
         write_reference(bundle.path(FILE_NAME), arrays)
         bundle.write_manifest(manifest)
-        stage.say(f"{options.recipe.frames} frames of {manifest['video']['file']}, {sample.input_ids.shape[1]} prompt tokens")
+        stage.say(
+            f"{options.recipe.frames} frames of {manifest['video']['file']}, {sample.input_ids.shape[1]} prompt tokens"
+        )
     runs = _runs_here(options)
     parity = run_parity(bundle.directory, runs, arrays, options.atol, options.rtol, display)
     parity["not_run"] = not_run_here(engines)
     bundle.write_json("parity.json", parity)
     if options.latency_iterations:
-        latency = run_latency(bundle.directory, runs[:1], arrays, options.latency_iterations, options.new_tokens, display)
+        latency = run_latency(
+            bundle.directory, runs[:1], arrays, options.latency_iterations, options.new_tokens, display
+        )
         bundle.write_json("latency.json", latency)
     with display.stage("report"):
         bundle.write_manifest({**manifest, "parity": {"passed": parity["passed"]}})
@@ -74,11 +78,15 @@ def not_run_here(engines: EnginePlan) -> list[dict[str, str]]:
             reason = "no NVIDIA GPU on the machine of the export"
         else:
             reason = "an export compares on ONNX Runtime only"
-        rows.append(
-            {"what": f"{flavor} engines", "reason": reason, "command": f"va-check BUNDLE --backend {flavor}"}
-        )
+        rows.append({"what": f"{flavor} engines", "reason": reason, "command": f"va-check BUNDLE --backend {flavor}"})
     if engines.reason:
-        rows.append({"what": "TensorRT engines", "reason": f"not built: {engines.reason}", "command": "va-export … without --onnx-only"})
+        rows.append(
+            {
+                "what": "TensorRT engines",
+                "reason": f"not built: {engines.reason}",
+                "command": "va-export … without --onnx-only",
+            }
+        )
     return rows
 
 
@@ -93,11 +101,17 @@ def run_parity(
     """parity.json over the given (backend, attention form) pairs, `not_run` left empty."""
     results = []
     for backend, attention in runs:
-        with display.stage(f"parity {backend}/{attention}") as stage, Bundle.open(directory, backend, attention=attention) as bundle:
+        with (
+            display.stage(f"parity {backend}/{attention}") as stage,
+            Bundle.open(directory, backend, attention=attention) as bundle,
+        ):
             result = check_parity(bundle, reference, atol, rtol)
             results.append(result)
             failed = [check["stage"] for check in result["checks"] if not check["passed"]]
-            stage.say(f"{len(result['checks'])} checks, " + (f"FAILED: {', '.join(failed)}" if failed else "all within tolerance"))
+            stage.say(
+                f"{len(result['checks'])} checks, "
+                + (f"FAILED: {', '.join(failed)}" if failed else "all within tolerance")
+            )
             precision = bundle.manifest.data["precision"]
     return parity_document(precision, "PyTorch float32, Hugging Face classes, score in float64", results, [])
 
@@ -117,10 +131,17 @@ def run_latency(
             for anchors in (True, False):
                 with display.stage(f"latency {backend} {'anchored' if anchors else 'plain'}") as stage:
                     result = measure_latency(
-                        bundle, reference, anchors=anchors, iterations=iterations, new_tokens=new_tokens, on_step=stage.advance
+                        bundle,
+                        reference,
+                        anchors=anchors,
+                        iterations=iterations,
+                        new_tokens=new_tokens,
+                        on_step=stage.advance,
                     )
                     results.append(result)
-                    stage.say(f"median {result['stages']['end_to_end']['median_ms']:.1f} ms end to end on this machine's {bundle.backend.device}")
+                    stage.say(
+                        f"median {result['stages']['end_to_end']['median_ms']:.1f} ms end to end on this machine's {bundle.backend.device}"
+                    )
     return {"environment": environment(), "runs": results}
 
 

@@ -35,7 +35,9 @@ def make_sample(
     n_frames = options.recipe.frames
     video = read_frames(clip, n_frames, processing.frame_sampling)
     size = (processing.image_size, processing.image_size)
-    resized = np.stack([np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BICUBIC)) for frame in video.pixels])
+    resized = np.stack(
+        [np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BICUBIC)) for frame in video.pixels]
+    )
     input_ids = _prompt(options, processing, spec, tokenizer_directory)
     limits = options.recipe.limits
     needed = input_ids.shape[1] + options.new_tokens

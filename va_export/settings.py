@@ -66,9 +66,7 @@ class ScoreSettings(_Table):
     def __post_init__(self) -> None:
         for name in ("n_subspaces", "rho", "alpha_e", "alpha_z", "eps", "max_iter"):
             if not getattr(self, name) > 0:
-                raise VaExportError(
-                    f"{name} must be above 0, not {getattr(self, name)}", where="score settings"
-                )
+                raise VaExportError(f"{name} must be above 0, not {getattr(self, name)}", where="score settings")
         if self.pca_rank < 0:
             raise VaExportError(
                 f"pca_rank must be 0 (no projection) or more, not {self.pca_rank}", where="score settings"
@@ -110,9 +108,7 @@ class Limits(_Table):
     def __post_init__(self) -> None:
         for field in fields(self):
             if getattr(self, field.name) < 1:
-                raise VaExportError(
-                    f"{field.name} must be at least 1, not {getattr(self, field.name)}", where="limits"
-                )
+                raise VaExportError(f"{field.name} must be at least 1, not {getattr(self, field.name)}", where="limits")
         if self.max_input_len > self.max_kv_cache_capacity:
             raise VaExportError(
                 f"max_input_len ({self.max_input_len}) is larger than max_kv_cache_capacity "

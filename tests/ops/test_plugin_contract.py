@@ -29,9 +29,7 @@ def test_name_version_and_namespace(contract):
 
 def test_fields_are_the_attributes(contract):
     kinds = {OpSchema.AttrType.FLOAT: "float", OpSchema.AttrType.INT: "int"}
-    attributes = {
-        name: kinds[attribute.type] for name, attribute in anchored_attention.schema().attributes.items()
-    }
+    attributes = {name: kinds[attribute.type] for name, attribute in anchored_attention.schema().attributes.items()}
     assert {field["name"]: field["type"].rstrip("0123456789") for field in contract["fields"]} == attributes
 
 
@@ -44,4 +42,4 @@ def test_inputs_are_the_inputs(contract):
 
 def test_dtypes_are_the_type_constraint(contract):
     (constraint,) = anchored_attention.schema().type_constraints
-    assert sorted(contract["dtypes"]) == sorted(_DTYPES[name] for name in constraint.allowed_type_strs)
+    assert sorted(contract["T"]) == sorted(_DTYPES[name] for name in constraint.allowed_type_strs)

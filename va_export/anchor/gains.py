@@ -64,15 +64,14 @@ def gains_from_score(
         )
     gains = []
     for name, alpha in (("alpha_k", alpha_k), ("alpha_v", alpha_v)):
-        gain = 1.0 + alpha * score
-        if not math.isfinite(alpha) or bool(xp.any(gain < 0)):
+        if not math.isfinite(alpha) or bool(xp.any(1.0 + alpha * score < 0)):
             raise VaExportError(
                 f"{name} = {alpha} makes a gain 1 + {name}·score negative or infinite",
                 where=_WHERE,
                 fix=f"use {name} >= -1",
             )
         full = xp.ones(length, dtype=xp.float64, device=device)
-        full[xp.asarray(position, device=device)] = gain
+        full[xp.asarray(position, device=device)] = 1.0 + alpha * score
         gains.append(full)
     with np.errstate(divide="ignore"):
         key_log_gain = xp.log(gains[0])

@@ -30,7 +30,17 @@ class Manifest:
     data: Mapping[str, Any]
 
     def path(self, relative: str) -> Path:
-        """A file of the bundle, by its name in the manifest."""
+        """A file of the bundle, by its name in the manifest.
+
+        Raises:
+            VaExportError: the manifest lists no such file, so that its place and its size were never checked.
+        """
+        if relative not in self.files:
+            raise VaExportError(
+                f"the manifest does not list {relative!r} among the bundle's files",
+                where=self.directory / MANIFEST_NAME,
+                fix="export the bundle again",
+            )
         return self.directory / relative
 
     @property
@@ -79,10 +89,17 @@ def _check_form(data: Any, path: Path) -> None:
             fix="open the bundle with the va-export that made it, or export it again",
         )
     if missing := [key for key in _REQUIRED if key not in data]:
+        raise VaExportError(f"the manifest lacks {', '.join(missing)}", where=path, fix="export the bundle again")
+    tables = ("model", "components", "limits", "gains", "score", "files")
+    if wrong := [key for key in tables if not isinstance(data[key], dict)]:
         raise VaExportError(
-            f"the manifest lacks {', '.join(missing)}", where=path, fix="export the bundle again"
+            f"{', '.join(wrong)} of the manifest must be tables", where=path, fix="export the bundle again"
         )
-    for name in data["files"]:
+    for name, entry in data["files"].items():
+        if not isinstance(entry, dict) or type(entry.get("bytes")) is not int or type(entry.get("sha256")) is not str:
+            raise VaExportError(
+                f"the manifest does not give size and SHA-256 of {name}", where=path, fix="export the bundle again"
+            )
         pure = PurePosixPath(name)
         if pure.is_absolute() or ".." in pure.parts or "\\" in name:
             raise VaExportError(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ class BundleWriter:
         self.output = output
         self.directory = directory
         self.committed: Path | None = None
+        self._digests: dict[tuple[str, int, int], str] = {}
 
     def path(self, relative: str) -> Path:
         """The path of a file to be written; its folder exists when this returns."""
@@ -40,17 +42,12 @@ class BundleWriter:
     def write_json(self, relative: str, data: Any) -> Path:
         """Write a JSON file."""
         path = self.path(relative)
-        path.write_text(
-            json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
-        )
+        path.write_text(json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
         return path
 
     def write_manifest(self, data: Mapping[str, Any]) -> None:
         """Write the manifest over all files that are there now; later files need another call."""
-        files = {
-            name: {"bytes": path.stat().st_size, "sha256": sha256(path)}
-            for name, path in bundle_files(self.directory)
-        }
+        files = {name: self._entry(name, path) for name, path in bundle_files(self.directory)}
         document = {
             "manifest_version": MANIFEST_VERSION,
             "tool": {"name": "va-export", "version": __version__},
@@ -60,26 +57,34 @@ class BundleWriter:
         }
         self.write_json(MANIFEST_NAME, document)
 
+    def _entry(self, name: str, path: Path) -> dict[str, Any]:
+        """Size and SHA-256; a file that is as it was at the last call is not read again, as it may be of many gigabytes."""
+        stat = path.stat()
+        key = (name, stat.st_size, stat.st_mtime_ns)
+        if key not in self._digests:
+            self._digests[key] = sha256(path)
+        return {"bytes": stat.st_size, "sha256": self._digests[key]}
+
     def commit(self, passed: bool) -> Path:
         """Move the bundle to its place; returns that.
 
         A bundle that failed its parity goes to `<output>.failed`, so that it never takes the place of a good one.
         """
-        destination = self.output if passed else self.output.with_name(self.output.name + ".failed")
+        destination = self.output if passed else _failed(self.output)
         _sync(self.directory)
         previous = None
         if destination.exists():
-            previous = destination.with_name(f"{destination.name}.old-{os.getpid()}")
+            previous = destination.with_name(f".{destination.name}.replaced-{os.getpid()}")
             destination.rename(previous)
         try:
             self.directory.rename(destination)
-        except OSError:
-            if previous is not None:
+        except BaseException:
+            if previous is not None and not destination.exists():
                 previous.rename(destination)
             raise
-        if previous is not None:
-            shutil.rmtree(previous)
         self.committed = destination
+        if previous is not None:
+            shutil.rmtree(previous, ignore_errors=True)
         return destination
 
 
@@ -90,7 +95,8 @@ def bundle_writer(output: Path, *, overwrite: bool) -> Iterator[BundleWriter]:
     Raises:
         VaExportError: the output exists, another run writes it now, or its folder cannot be written.
     """
-    output = Path(os.path.abspath(output))
+    output = Path(output).resolve()
+    new_parents = [parent for parent in output.parents if not parent.exists()]
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(output.with_name(f".{output.name}.lock"))
@@ -108,8 +114,8 @@ def bundle_writer(output: Path, *, overwrite: bool) -> Iterator[BundleWriter]:
             fix="choose another --output",
         ) from error
     try:
-        _check_destination(output, overwrite)
         _remove_leftovers(output)
+        check_destination(output, overwrite)
         directory = output.with_name(f"{output.name}.tmp-{os.getpid()}")
         directory.mkdir()
         try:
@@ -117,36 +123,47 @@ def bundle_writer(output: Path, *, overwrite: bool) -> Iterator[BundleWriter]:
         finally:
             shutil.rmtree(directory, ignore_errors=True)  # gone already if it was committed
     finally:
-        lock.release()
+        # Before the release: afterwards another run may hold a lock on this very file.
         Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
+        with suppress(OSError):  # a parent that holds something now, such as the bundle, stays
+            for parent in new_parents:
+                parent.rmdir()
 
 
-def _check_destination(output: Path, overwrite: bool) -> None:
+def check_destination(output: Path, overwrite: bool) -> None:
+    """Check that a bundle may be written to `output`, and a failed one beside it.
+
+    Raises:
+        VaExportError: something is there that must not be replaced.
+    """
     if output.exists() and not overwrite:
         raise VaExportError(
             "the output exists already", where=output, fix="choose another --output, or give --overwrite"
         )
-    if (
-        output.exists()
-        and not (output / MANIFEST_NAME).is_file()
-        and (output.is_file() or any(output.iterdir()))
-    ):
-        raise VaExportError(
-            "the output exists and is not a bundle, so it will not be overwritten",
-            where=output,
-            fix="choose another --output",
-        )
+    for place in (output, _failed(output)):
+        is_bundle = (place / MANIFEST_NAME).is_file()
+        if place.exists() and not is_bundle and (place.is_file() or any(place.iterdir())):
+            raise VaExportError(
+                "the output exists and is not a bundle, so it will not be overwritten",
+                where=place,
+                fix="choose another --output",
+            )
+
+
+def _failed(output: Path) -> Path:
+    return output.with_name(output.name + ".failed")
 
 
 def _remove_leftovers(output: Path) -> None:
     """Clear away what a run that was killed left behind; the lock says that no other run owns it."""
-    for leftover in output.parent.glob(f"{output.name}.tmp-*"):
-        shutil.rmtree(leftover, ignore_errors=True)
-    for replaced in output.parent.glob(f"{output.name}.old-*"):
-        if output.exists():
-            shutil.rmtree(replaced, ignore_errors=True)
-        else:  # killed between the two renames: the earlier bundle is still the good one
-            replaced.rename(output)
+    for place in (output, _failed(output)):
+        ours = re.compile(rf"{re.escape(place.name)}\.tmp-\d+|\.{re.escape(place.name)}\.replaced-\d+")
+        for leftover in [path for path in output.parent.iterdir() if ours.fullmatch(path.name)]:
+            if leftover.name.startswith(f".{place.name}.replaced-") and not place.exists():
+                leftover.rename(place)  # killed between the two renames: the earlier bundle is still the good one
+            else:
+                shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _sync(directory: Path) -> None:

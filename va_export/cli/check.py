@@ -18,9 +18,13 @@ def check_command(
     atol: Annotated[float | None, Option(help="Absolute tolerance, instead of the precision's.")] = None,
     rtol: Annotated[float | None, Option(help="Relative tolerance, instead of the precision's.")] = None,
     latency_iterations: Annotated[int, Option(help="Timed repeats; 0: no latency.")] = 10,
-    output: Annotated[Path | None, Option("-o", "--output", help="Directory for parity.json and latency.json of this run.")] = None,
+    output: Annotated[
+        Path | None, Option("-o", "--output", help="Directory for parity.json and latency.json of this run.")
+    ] = None,
     log_level: Annotated[str, Option(help="debug, info, warning or error.")] = "warning",
-    version: Annotated[bool, Option("--version", callback=show_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool, Option("--version", callback=show_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     """Compare a bundle with the reference that it carries, and time it. Hashes of all its files are verified first.
 

@@ -34,7 +34,9 @@ def set_up_logging(level: str) -> None:
         VaExportError: an unknown level.
     """
     if level not in LOG_LEVELS:
-        raise VaExportError(f"unknown log level {level!r}", where="--log-level", fix=f"use one of: {', '.join(LOG_LEVELS)}")
+        raise VaExportError(
+            f"unknown log level {level!r}", where="--log-level", fix=f"use one of: {', '.join(LOG_LEVELS)}"
+        )
     logging.basicConfig(
         level=level.upper() if level == "debug" else "WARNING",
         format="%(name)s: %(message)s",

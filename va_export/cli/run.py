@@ -24,7 +24,9 @@ def run_command(
     backend: Annotated[str, Option(help="onnxruntime, tensorrt-rtx, tensorrt or torch.")] = "onnxruntime",
     timings: Annotated[bool, Option("--timings", help="Print milliseconds by stage to standard error.")] = False,
     log_level: Annotated[str, Option(help="debug, info, warning or error.")] = "warning",
-    version: Annotated[bool, Option("--version", callback=show_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool, Option("--version", callback=show_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     """Print the answer as it is generated."""
     with user_errors():

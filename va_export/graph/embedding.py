@@ -20,9 +20,7 @@ class EmbeddingGraph(torch.nn.Module):
         super().__init__()
         self.hf = hf
 
-    def forward(
-        self, input_ids: torch.Tensor, is_visual: torch.Tensor, visual_tokens: torch.Tensor
-    ) -> torch.Tensor:
+    def forward(self, input_ids: torch.Tensor, is_visual: torch.Tensor, visual_tokens: torch.Tensor) -> torch.Tensor:
         embeddings = self.hf.get_input_embeddings()(input_ids).to(torch.float32)
         order = is_visual.reshape(-1).to(torch.int32).cumsum(0, dtype=torch.int32) - 1
         # Clamped: at text positions before the first placeholder the order is −1, and whatever is gathered is not used.

@@ -59,8 +59,7 @@ def trace_component(name: str, family: ModelFamily, spec: ModelSpec, precision: 
 def _dynamic_shapes(component: Component) -> tuple[object, ...]:
     dims = {name: torch.export.Dim(name) for axes in component.dynamic.values() for name in axes.values()}
     per_input = [
-        {axis: dims[dim] for axis, dim in component.dynamic.get(name, {}).items()}
-        for name in component.inputs
+        {axis: dims[dim] for axis, dim in component.dynamic.get(name, {}).items()} for name in component.inputs
     ]
     n_named = _positional_count(component)
     if n_named == len(per_input):

@@ -50,9 +50,7 @@ def write_onnx(
         external_data=f"{path.name}.data",
         size_threshold_bytes=1024,
         max_workers=1,
-        callback=None
-        if on_weight is None
-        else (lambda tensor, _: on_weight(tensor.name or "", tensor.nbytes)),
+        callback=None if on_weight is None else (lambda tensor, _: on_weight(tensor.name or "", tensor.nbytes)),
     )
 
 
@@ -86,4 +84,6 @@ def check_onnx(path: Path) -> None:
     try:
         onnx.checker.check_model(str(path), full_check=True)
     except Exception as error:  # the checker and shape inference each have their own type
-        raise VaExportError(f"the written graph is not valid ONNX: {error}", where=path, fix="please report this") from error
+        raise VaExportError(
+            f"the written graph is not valid ONNX: {error}", where=path, fix="please report this"
+        ) from error

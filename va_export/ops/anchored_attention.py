@@ -42,9 +42,7 @@ def schema() -> onnx.defs.OpSchema:
         doc=__doc__ or "",
         inputs=[
             parameter("query", "T", description="(batch, query_heads, q_len, head_dim)"),
-            parameter(
-                "key", "T", description="(batch, kv_heads, kv_len, head_dim); kv_heads divides query_heads"
-            ),
+            parameter("key", "T", description="(batch, kv_heads, kv_len, head_dim); kv_heads divides query_heads"),
             parameter("value", "T", description="(batch, kv_heads, kv_len, value_head_dim)"),
             parameter("key_log_gain", "tensor(float)", description="(batch, kv_len), log γ_K; 0 is plain"),
             parameter("value_gain", "tensor(float)", description="(batch, kv_len), γ_V; 1 is plain"),

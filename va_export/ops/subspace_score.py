@@ -34,6 +34,7 @@ def schema() -> onnx.defs.OpSchema:
         ],
         type_constraints=[("T", list(FLOAT_TYPES), "The type of the tokens; arithmetic is float32.")],
         attributes=[
-            attribute(field.name, onnx.helper.make_attribute(field.name, field.default)) for field in fields(ScoreSettings)
+            attribute(field.name, onnx.helper.make_attribute(field.name, field.default))
+            for field in fields(ScoreSettings)
         ],
     )

@@ -9,8 +9,8 @@ The norm is computed in float32 whatever the model's precision, as in the arithm
 from __future__ import annotations
 
 import onnx_ir as ir
-from onnxscript.rewriter.rules.fusion._rms_normalization import rms_normalization_rules
 from onnxscript.rewriter import RewriteRuleSet
+from onnxscript.rewriter.rules.fusion._rms_normalization import rms_normalization_rules
 
 
 def fuse_rms_normalization(model: ir.Model) -> None:

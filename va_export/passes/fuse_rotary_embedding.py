@@ -39,9 +39,7 @@ class _Rotary(pattern.RewriteRuleClassBase):
     def rewrite(self, op, x, cos, sin, **_):  # type: ignore[no-untyped-def]
         half = x.shape[-1] // 2
         start, end, axis = (op.Constant(value_ints=[number]) for number in (0, half, 2))
-        return op.RotaryEmbedding(
-            x, op.Slice(cos, start, end, axis), op.Slice(sin, start, end, axis), interleaved=0
-        )
+        return op.RotaryEmbedding(x, op.Slice(cos, start, end, axis), op.Slice(sin, start, end, axis), interleaved=0)
 
 
 def _scalar(value: ir.Value) -> int | None:

@@ -27,9 +27,7 @@ def remove_noop_slices(model: ir.Model) -> None:
 
 def _keeps_all(node: ir.Node) -> bool:
     source = node.inputs[0]
-    values = [
-        ir.convenience.get_const_tensor(value) if value is not None else None for value in node.inputs[1:]
-    ]
+    values = [ir.convenience.get_const_tensor(value) if value is not None else None for value in node.inputs[1:]]
     if len(values) != 4 or source is None or any(value is None for value in values):
         return False
     starts, ends, axes, steps = (value.numpy().reshape(-1) for value in values if value is not None)

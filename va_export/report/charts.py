@@ -81,6 +81,11 @@ class LatencyGroup:
         return self.device.lower().startswith("cpu")
 
     @property
+    def fewest_repeats(self) -> int | None:
+        """The smallest number of timed rounds among the runs; None where none says."""
+        return min((run.iterations for run in self.runs if run.iterations is not None), default=None)
+
+    @property
     def anchor_cost(self) -> float | None:
         """What anchors add to the end-to-end median, as a share of the time without; None if either is missing."""
         medians = {run.anchors: run.median_ms("end_to_end") for run in self.runs}

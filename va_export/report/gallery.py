@@ -115,7 +115,8 @@ def _captions(n_frames: int, indices: Sequence[int]) -> list[str]:
 def _heat_in_words(caption: str, cells: Array) -> str:
     values = np.nan_to_num(cells.astype(np.float64))
     row, column = divmod(int(values.argmax()), values.shape[1])
-    return f"{caption}: mean sharing score {values.mean():.2f}, highest {values.max():.2f} in row {row + 1}, column {column + 1}"
+    highest = f"{values.max():.2f} in row {row + 1}, column {column + 1}"
+    return f"{caption}: mean sharing score {values.mean():.2f}, highest {highest}"
 
 
 def _subspaces(

@@ -54,6 +54,7 @@ def render_report(bundle_directory: Path) -> Path:
             parity_runs=runs,
             not_run=_not_run(parity),
             gallery=read_gallery(bundle_directory / "reference.npz", video.get("indices") or ()),
+            headline=_headline(groups, manifest.get("attention")),
             latency=[(group, _chart(group, groups)) for group in groups],
             environment=environment_rows(environment),
             measured_with=sorted((environment.get("libraries") or {}).items()),
@@ -69,6 +70,11 @@ def _not_run(parity: Mapping[str, Any] | None) -> list[dict[str, str]]:
         {key: str(entry.get(key) or "") for key in ("what", "reason", "command")}
         for entry in (parity or {}).get("not_run") or ()
     ]
+
+
+def _headline(groups: tuple[charts.LatencyGroup, ...], attention: str | None) -> charts.LatencyGroup | None:
+    """The configuration for the page's top: on a device rather than the host, with the bundle's own attention."""
+    return min(groups, key=lambda group: (group.on_host, group.attention != attention), default=None)
 
 
 def _chart(group: charts.LatencyGroup, groups: tuple[charts.LatencyGroup, ...]) -> Markup:

@@ -22,7 +22,16 @@ import numpy.typing as npt
 from va_export.runtime.bundle import Bundle
 
 WARMUP = 2
-_LIBRARIES = ("onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx-cu13", "torch", "transformers", "numpy", "onnx")
+_LIBRARIES = (
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "tensorrt",
+    "tensorrt-rtx-cu13",
+    "torch",
+    "transformers",
+    "numpy",
+    "onnx",
+)
 
 
 def measure_latency(

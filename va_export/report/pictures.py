@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from va_export.errors import VaExportError
 
@@ -26,17 +26,19 @@ PICTURE_SIDE = 320
 """Pixels: about the largest width that a page gives a frame; a picture is this, rounded to whole token cells."""
 
 HEAT_STOPS: tuple[Colour, ...] = (
-    (24, 16, 64),
-    (86, 22, 110),
-    (164, 40, 102),
-    (226, 82, 60),
-    (252, 162, 44),
-    (254, 246, 172),
+    (14, 14, 26),
+    (48, 36, 82),
+    (132, 44, 108),
+    (222, 76, 66),
+    (252, 162, 50),
+    (255, 246, 176),
 )
 """Colours of scores 0, 0.2, … 1. Luminance only rises, so the order survives grey printing and colour blindness."""
 
 _HEAT_STRENGTH = 0.62
-_SUBSPACE_STRENGTH = 0.55
+_SUBSPACE_STRENGTH = 0.5
+_NUMBER_SIZE = 15  # pixels
+_NUMBER_AREA = 7 * _NUMBER_SIZE**2  # square pixels that a region needs for a number that hides little of it
 _LUMA = (0.2126, 0.7152, 0.0722)  # ITU-R BT.709
 
 
@@ -69,13 +71,14 @@ def heat_colours(score: AnyArray) -> UInt8:
 def distinct_colours(count: int) -> UInt8:
     """(count, 3): colours that are far from each other, the first ones farthest.
 
-    Each next colour is the one of an RGB lattice that lies farthest, in OKLab, from those taken already. Very dark
-    and very pale ones are left out, for they would not show over a photograph.
+    Each next colour is the one of an RGB lattice that lies farthest, in OKLab, from those taken already. Very dark,
+    very pale and very loud ones are left out, for they would hide the photograph below or drown in it.
     """
     levels = np.linspace(0, 255, 9)
     lattice = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1).reshape(-1, 3)
     lab = _oklab(lattice)
-    usable = (lab[:, 0] > 0.45) & (lab[:, 0] < 0.92) & (np.hypot(lab[:, 1], lab[:, 2]) > 0.09)
+    chroma = np.hypot(lab[:, 1], lab[:, 2])
+    usable = (lab[:, 0] > 0.52) & (lab[:, 0] < 0.92) & (chroma > 0.07) & (chroma < 0.21)
     lattice, lab = lattice[usable], lab[usable]
     taken = [int(np.argmin(np.abs(lattice - (255, 128, 0)).sum(axis=1)))]
     nearest = np.full(len(lab), np.inf)
@@ -102,7 +105,8 @@ def tint(frame: UInt8, cell_colours: UInt8, strength: float) -> UInt8:
     resized = Image.fromarray(frame).resize((cells * width, cells * width), Image.Resampling.BICUBIC)
     grey = np.asarray(resized, dtype=np.float64) @ np.array(_LUMA)
     colour = cell_colours.astype(np.float64).repeat(width, axis=0).repeat(width, axis=1)
-    return np.rint((1 - strength) * grey[:, :, None] + strength * colour).astype(np.uint8)
+    mixed: UInt8 = np.rint((1 - strength) * grey[:, :, None] + strength * colour).astype(np.uint8)
+    return mixed
 
 
 def outline_regions(picture: UInt8, labels: AnyArray) -> UInt8:
@@ -113,12 +117,46 @@ def outline_regions(picture: UInt8, labels: AnyArray) -> UInt8:
     width = len(picture) // len(labels)
     full = labels.repeat(width, axis=0).repeat(width, axis=1)
     edge = np.zeros(full.shape, dtype=bool)
-    for thickness in (1, 2):
-        edge[thickness:] |= full[thickness:] != full[:-thickness]
-        edge[:, thickness:] |= full[:, thickness:] != full[:, :-thickness]
+    edge[1:] |= full[1:] != full[:-1]
+    edge[:, 1:] |= full[:, 1:] != full[:, :-1]
     outlined = picture.copy()
     outlined[edge] = outlined[edge] // 5
     return outlined
+
+
+def number_regions(picture: UInt8, labels: AnyArray) -> UInt8:
+    """The picture (P, P, 3) with the label of every connected region of labels (G, G) written on it, where it fits.
+
+    A region gets its number on its cell nearest to its middle; regions smaller than a few characters get none.
+    """
+    width = len(picture) // len(labels)
+    image = Image.fromarray(picture)
+    draw = ImageDraw.Draw(image)
+    font = ImageFont.load_default(size=_NUMBER_SIZE)
+    for cells in _regions(labels):
+        if len(cells) * width * width < _NUMBER_AREA:
+            continue
+        places = np.array(cells)
+        middle = places[np.argmin(((places - places.mean(axis=0)) ** 2).sum(axis=1))]
+        y, x = ((middle + 0.5) * width).tolist()
+        text = str(labels[cells[0]])
+        draw.text((x, y), text, "white", font=font, anchor="mm", stroke_width=2, stroke_fill="black")
+    return np.array(image, dtype=np.uint8)
+
+
+def _regions(labels: AnyArray) -> list[list[tuple[int, int]]]:
+    """Cells (row, column) of each region of labels (G, G): equal ones that touch along an edge."""
+    left = {(row, column) for row in range(labels.shape[0]) for column in range(labels.shape[1])}
+    regions = []
+    while left:
+        region = [left.pop()]
+        for row, column in region:  # grows while it is walked
+            for near in ((row - 1, column), (row + 1, column), (row, column - 1), (row, column + 1)):
+                if near in left and labels[near] == labels[row, column]:
+                    left.remove(near)
+                    region.append(near)
+        regions.append(region)
+    return regions
 
 
 def score_pictures(frames: UInt8, sharing_score: AnyArray) -> list[UInt8]:
@@ -144,7 +182,8 @@ def subspace_pictures(frames: UInt8, labels: AnyArray, colours: dict[int, Colour
     pictures = []
     for frame, cells in zip(frames, token_grid(labels, len(frames)), strict=True):
         cell_colours = np.array([[colours[int(label)] for label in row] for row in cells], dtype=np.uint8)
-        pictures.append(outline_regions(tint(frame, cell_colours, _SUBSPACE_STRENGTH), cells))
+        outlined = outline_regions(tint(frame, cell_colours, _SUBSPACE_STRENGTH), cells)
+        pictures.append(number_regions(outlined, cells))
     return pictures
 
 

@@ -92,7 +92,11 @@ def compute_reference(
     for number, (anchored, side) in enumerate(SIDES):
         gains = (arrays["key_log_gain"], arrays["value_gain"]) if anchored else None
         tokens, logits = _greedy(
-            model, embeds, gains, new_tokens, lambda step, n=number: on_step and on_step(n * new_tokens + step, 2 * new_tokens)
+            model,
+            embeds,
+            gains,
+            new_tokens,
+            lambda step, n=number: on_step and on_step(n * new_tokens + step, 2 * new_tokens),
         )
         arrays[f"{side}_tokens"], arrays[f"{side}_logits"] = tokens, logits
     return arrays
@@ -149,4 +153,6 @@ def read_reference(directory: Path) -> dict[str, Array]:
         with np.load(path, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
     except (OSError, ValueError, KeyError, EOFError) as error:
-        raise VaExportError(f"the reference cannot be read: {error}", where=path, fix="export the bundle again") from error
+        raise VaExportError(
+            f"the reference cannot be read: {error}", where=path, fix="export the bundle again"
+        ) from error

@@ -73,9 +73,7 @@ def open_backend(name: str, manifest: Manifest, attention: str | None = None) ->
         from va_export.runtime.torch_backend import TorchBackend
 
         return TorchBackend(manifest)
-    raise VaExportError(
-        f"unknown backend {name!r}", where="backend", fix=f"use one of: {', '.join(BACKENDS)}"
-    )
+    raise VaExportError(f"unknown backend {name!r}", where="backend", fix=f"use one of: {', '.join(BACKENDS)}")
 
 
 def component_file(manifest: Manifest, component: str, kind: str) -> str:

@@ -96,7 +96,9 @@ class Bundle:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def prompt(self, question: str, n_frames: int) -> Int64:
@@ -157,7 +159,9 @@ class Bundle:
             if anchors and visual is not None and not explicit:
                 with clock("score"):
                     scored = score_visual_tokens(visual, self.score_settings)
-            gains = self._gains(ids.shape[1], is_visual, scored, anchors, (alpha_k, alpha_v), (key_log_gain, value_gain))
+            gains = self._gains(
+                ids.shape[1], is_visual, scored, anchors, (alpha_k, alpha_v), (key_log_gain, value_gain)
+            )
             stops = () if ignore_stop or forced is not None else self.processing.stop_token_ids
             tokens, logits = self._decode(ids, is_visual, visual, gains, n_new, forced, stops, on_token, clock)
         return Generation(
@@ -174,7 +178,8 @@ class Bundle:
         size = self.processing.image_size
         if pixels.ndim != 4 or pixels.shape[1:] != (3, size, size) or not len(pixels):
             raise VaExportError(
-                f"pixel_values has shape {pixels.shape}; this bundle takes (frames, 3, {size}, {size})", where="generate"
+                f"pixel_values has shape {pixels.shape}; this bundle takes (frames, 3, {size}, {size})",
+                where="generate",
             )
         if len(pixels) > self.limits.max_frames:
             raise VaExportError(

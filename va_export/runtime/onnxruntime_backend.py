@@ -56,9 +56,7 @@ class OnnxRuntimeBackend:
         shape = (batch, text["num_kv_heads"], capacity, text["head_dim"])
         dtype = {"fp32": np.float32, "fp16": np.float16, "bf16": np.uint16}[self._precision]
         return [
-            ort.OrtValue.ortvalue_from_numpy_with_onnx_type(
-                np.zeros(shape, dtype), _CACHE_TYPES[self._precision]
-            )
+            ort.OrtValue.ortvalue_from_numpy_with_onnx_type(np.zeros(shape, dtype), _CACHE_TYPES[self._precision])
             if self.device == "cpu"
             else ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, dtype), "cuda", 0)
             for _ in range(2 * text["num_layers"])

@@ -24,7 +24,9 @@ class Scored:
     iterations: int
 
 
-def score_visual_tokens(visual_tokens: npt.NDArray[np.float32], settings: ScoreSettings, dtype: Any = "float32") -> Scored:
+def score_visual_tokens(
+    visual_tokens: npt.NDArray[np.float32], settings: ScoreSettings, dtype: Any = "float32"
+) -> Scored:
     """Score (N, hidden_size) visual tokens with the host solver.
 
     Raises:

@@ -8,8 +8,8 @@ import numpy as np
 
 from va_export.engine.cuda_device import CudaDevice
 from va_export.engine.tensorrt_api import Flavor
-from va_export.runtime.tensorrt_session import KvCache, TensorRTSession
 from va_export.runtime.backend import Bool, Float32, Int64, component_file
+from va_export.runtime.tensorrt_session import KvCache, TensorRTSession
 
 if TYPE_CHECKING:
     from va_export.bundle.manifest import Manifest
@@ -25,7 +25,9 @@ class TensorRTBackend:
         self._capacity: int = manifest.data["limits"]["max_kv_cache_capacity"]
         plugin = manifest.data.get("plugin")
         library = manifest.path(plugin["library"]) if plugin and manifest.data["attention"] == "plugin" else None
-        files = {name: manifest.path(component_file(manifest, name, flavor)) for name in ("vision", "embedding", "decoder")}
+        files = {
+            name: manifest.path(component_file(manifest, name, flavor)) for name in ("vision", "embedding", "decoder")
+        }
         self._device = CudaDevice(cast(Flavor, flavor))
         self._sessions = {
             name: TensorRTSession(path, cast(Flavor, flavor), library if name == "decoder" else None, self._device)
