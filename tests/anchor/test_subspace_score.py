@@ -123,14 +123,14 @@ def test_package_exports_are_lazy_and_complete() -> None:
 # What the mathematics promises
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12, deadline=None, derandomize=True)
 @given(seed=st.integers(0, 10_000))
 def test_permuting_tokens_permutes_scores(seed: int) -> None:
     """Where the subspaces are clear. Yu and Shi's discretisation starts from one row, so doubtful tokens may move."""
-    tokens, truth = planted_tokens(12, 3, 30, rank=2, seed=seed)
+    tokens, truth = planted_tokens(16, 2, 40, rank=5, seed=seed)
     order = np.random.default_rng(seed).permutation(len(tokens))
-    plain = subspace_score(tokens, 3, dtype="float64", return_details=True)
-    shuffled = subspace_score(tokens[order], 3, dtype="float64", return_details=True)
+    plain = subspace_score(tokens, 2, dtype="float64", return_details=True)
+    shuffled = subspace_score(tokens[order], 2, dtype="float64", return_details=True)
     np.testing.assert_allclose(shuffled.self_expression, plain.self_expression[np.ix_(order, order)], atol=1e-7)
     assert adjusted_rand_score(plain.labels, truth) == adjusted_rand_score(shuffled.labels, truth[order]) == 1.0
     np.testing.assert_allclose(shuffled.sharing_score, plain.sharing_score[order], atol=1e-6)
