@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -17,7 +18,7 @@ from va_export.native import plugin_contract, plugin_library
 if TYPE_CHECKING:
     from va_export.bundle.write import BundleWriter
     from va_export.models.family import ModelSpec
-    from va_export.progress import StageDisplay
+    from va_export.progress import Stage, StageDisplay
     from va_export.recipe import ExportOptions
 
 PLUGIN_FILE = "plugins/libva_plugins.so"
@@ -65,8 +66,8 @@ def plan_engines(options: ExportOptions, display: StageDisplay) -> EnginePlan:
     installed = available_flavors()
     if not installed:
         display.note(
-            "No TensorRT is installed, so only ONNX is written. For engines: pip install 'va-export[rtx]' (TensorRT-RTX),"
-            " or NVIDIA's tensorrt from its own index."
+            "No TensorRT is installed, so only ONNX is written. For engines: pip install 'va-export[rtx]'"
+            " (TensorRT-RTX), or NVIDIA's tensorrt from its own index."
         )
         return EnginePlan(reason="no TensorRT is installed", **kwargs)
     # RTX builds ahead of time on any machine; full TensorRT only for the GPU that it finds.
@@ -99,12 +100,16 @@ def build_engines(
                     attention="native" if options.attention == "native" else "plugin",
                     capacity=options.recipe.limits.max_kv_cache_capacity if name == "decoder" else None,
                     plugin_library=plan.library if name == "decoder" else None,
-                    on_progress=lambda _, done, total, s=stage: s.advance(done, total),
+                    on_progress=partial(_advance, stage),
                 )
                 entries.setdefault(name, {})[flavor] = _entry(info, bundle.directory)
                 plugins = f", {len(info.plugin_nodes)} plugin nodes" if info.plugin_nodes else ""
                 stage.say(f"{flavor} {info.version}, {','.join(info.targets)}{plugins}")
     return entries
+
+
+def _advance(stage: Stage, _phase: str, done: int, total: int) -> None:
+    stage.advance(done, total)
 
 
 def _entry(info: EngineInfo, directory: Path) -> dict[str, Any]:

@@ -36,7 +36,8 @@ class Source:
 
 @dataclass(frozen=True)
 class ExportResult:
-    """Where the bundle lies; `passed` is None when parity was not run (not all components, or nothing to run them on)."""
+    """Where the bundle lies; `passed` is None when parity was not run (not all components, or nothing to run them
+    on)."""
 
     directory: Path
     passed: bool | None
@@ -46,7 +47,8 @@ def export(options: ExportOptions, display: StageDisplay) -> ExportResult:
     """Make a bundle.
 
     Raises:
-        VaExportError: anything that the user can mend. Nothing is left at `options.output` then, and what was there stays.
+        VaExportError: anything that the user can mend. Nothing is left at `options.output` then, and what was there
+        stays.
     """
     with (
         tempfile.TemporaryDirectory(prefix="va-export-") as scratch,
@@ -84,7 +86,8 @@ def plan(options: ExportOptions, display: StageDisplay) -> Plan:
 
 
 def open_source(options: ExportOptions, scratch: Path) -> Source:
-    """Open the checkpoint that the recipe names (making or downloading it first) and check all of its tensors' headers."""
+    """Open the checkpoint that the recipe names (making or downloading it first) and check all of its tensors'
+    headers."""
     recipe = options.recipe
     checkpoint = Checkpoint.open(_checkpoint_directory(recipe, scratch))
     family = family_for(checkpoint.config)

@@ -125,9 +125,11 @@ def check_plan(plan: Plan, output: Path) -> None:
     available = psutil.virtual_memory().available
     if plan.memory > available:
         raise VaExportError(
-            f"the export needs about {human(plan.memory)} of memory for {plan.memory_reason}, and {human(available)} are available",
+            f"the export needs about {human(plan.memory)} of memory for {plan.memory_reason},"
+            f" and {human(available)} are available",
             where="memory",
-            fix="export parts with --components or --num-decoder-layers, leave the engines out with --onnx-only, or use a larger machine",
+            fix="export parts with --components or --num-decoder-layers, leave the engines out with --onnx-only,"
+            " or use a larger machine",
         )
 
 
@@ -153,7 +155,6 @@ def describe(plan: Plan, output: Path) -> list[str]:
     lines = [f"output        {output}"]
     lines += [f"  {human(file.bytes):>10}  {file.name}" for file in plan.files]
     lines.append(f"disk          {human(plan.disk)} of {human(free_disk(output))} free")
-    lines.append(
-        f"peak memory   about {human(plan.memory)} ({plan.memory_reason}) of {human(psutil.virtual_memory().available)} available"
-    )
+    available = human(psutil.virtual_memory().available)
+    lines.append(f"peak memory   about {human(plan.memory)} ({plan.memory_reason}) of {available} available")
     return lines

@@ -29,7 +29,8 @@ def prove(
     manifest: dict[str, Any],
     display: StageDisplay,
 ) -> bool:
-    """Compute the reference, compare the bundle with it, measure, and write the report; returns whether parity passed."""
+    """Compute the reference, compare the bundle with it, measure, and write the report; returns whether parity
+    passed."""
     from va_export.report.html import render_report
     from va_export.report.reference import compute_reference, write_reference
     from va_export.sample import make_sample
@@ -61,8 +62,8 @@ def prove(
 
 
 def _runs_here(options: ExportOptions) -> list[tuple[str, str]]:
-    """(backend, attention form) pairs that any machine can run: ONNX Runtime with both forms of the decoder. Its CPU provider has no
-    bfloat16, so PyTorch runs that, from the bundle's own weights.
+    """(backend, attention form) pairs that any machine can run: ONNX Runtime with both forms of the decoder. Its CPU
+    provider has no bfloat16, so PyTorch runs that, from the bundle's own weights.
     """
     if options.precision == "bf16":
         return [("torch", options.attention)]
@@ -139,9 +140,8 @@ def run_latency(
                         on_step=stage.advance,
                     )
                     results.append(result)
-                    stage.say(
-                        f"median {result['stages']['end_to_end']['median_ms']:.1f} ms end to end on this machine's {bundle.backend.device}"
-                    )
+                    median = result["stages"]["end_to_end"]["median_ms"]
+                    stage.say(f"median {median:.1f} ms end to end, host time on {bundle.backend.device}")
     return {"environment": environment(), "runs": results}
 
 

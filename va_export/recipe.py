@@ -148,7 +148,7 @@ def resolve_model(model: str) -> Recipe:
     raise VaExportError(
         f"unknown model {model!r}",
         where="--model",
-        fix=f"use one of {', '.join(nearest or recipe_names())}, a checkpoint directory, or a hub id (organisation/name)",
+        fix=f"use one of {', '.join(nearest or recipe_names())}, a checkpoint directory, or a hub id (owner/name)",
     )
 
 
@@ -181,7 +181,7 @@ def with_overrides(
     frames: int | None = None,
     revision: str | None = None,
     gains: Mapping[str, float | None] | None = None,
-    score: Mapping[str, float | None] | None = None,
+    score: Mapping[str, int | None] | None = None,
     limits: Mapping[str, int | None] | None = None,
 ) -> Recipe:
     """A recipe with what the command line says; None leaves a setting as it is.

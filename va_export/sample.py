@@ -43,8 +43,8 @@ def make_sample(
     needed = input_ids.shape[1] + options.new_tokens
     if input_ids.shape[1] > limits.max_input_len or needed > limits.max_kv_cache_capacity:
         raise VaExportError(
-            f"the prompt for {n_frames} frames has {input_ids.shape[1]} tokens, and {options.new_tokens} follow: more than"
-            f" max_input_len ({limits.max_input_len}) or max_kv_cache_capacity ({limits.max_kv_cache_capacity})",
+            f"the prompt for {n_frames} frames has {input_ids.shape[1]} tokens, and {options.new_tokens} follow: more"
+            f" than max_input_len ({limits.max_input_len}) or max_kv_cache_capacity ({limits.max_kv_cache_capacity})",
             where="prompt",
             fix="lower --frames, or raise --max-input-len and --max-kv-cache-capacity",
         )

@@ -98,9 +98,11 @@ def test_golden_prefill_and_decode(exported, golden, form):
     np.testing.assert_allclose(visual, golden["visual_tokens"], atol=ATOL[precision] / 10)
     decoder = Decoder(folder, form, DTYPE[precision])
     embeds = embed(folder, golden["input_ids"], golden, visual)
-    rows = [decoder(embeds, golden["key_log_gain_official"], golden["gain_v"])[0]]
-    for token in golden["tokens"]:
-        rows.append(decoder(embed(folder, np.array([[token]]), golden, visual[:1]))[0])
+    steps = [embed(folder, np.array([[token]]), golden, visual[:1]) for token in golden["tokens"]]
+    rows = [
+        decoder(embeds, golden["key_log_gain_official"], golden["gain_v"])[0],
+        *(decoder(step)[0] for step in steps),
+    ]
     np.testing.assert_allclose(rows, golden["decode_logits"], atol=ATOL[precision])
     assert [int(row.argmax()) for row in rows[:8]] == golden["tokens"].tolist()
 

@@ -1,4 +1,5 @@
-"""The op's function body and PyTorch form against an independent float64 computation, and its schema against its body."""
+"""The op's function body and PyTorch form against an independent float64 computation, and its schema against its
+body."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ import warnings
 from typing import Any
 
 import numpy as np
-from sklearn.cluster import spectral_clustering  # type: ignore[import-untyped]
+from sklearn.cluster import spectral_clustering
 
 from va_export.errors import VaExportError
 

@@ -58,7 +58,8 @@ class BundleWriter:
         self.write_json(MANIFEST_NAME, document)
 
     def _entry(self, name: str, path: Path) -> dict[str, Any]:
-        """Size and SHA-256; a file that is as it was at the last call is not read again, as it may be of many gigabytes."""
+        """Size and SHA-256; a file that is as it was at the last call is not read again, as it may be of many
+        gigabytes."""
         stat = path.stat()
         key = (name, stat.st_size, stat.st_mtime_ns)
         if key not in self._digests:
@@ -96,8 +97,12 @@ def bundle_writer(output: Path, *, overwrite: bool) -> Iterator[BundleWriter]:
         VaExportError: the output exists, another run writes it now, or its folder cannot be written.
     """
     output = Path(output).resolve()
-    new_parents = [parent for parent in output.parents if not parent.exists()]
+    if not output.name:
+        raise VaExportError(
+            "the root of the file system cannot be a bundle", where=output, fix="choose another --output"
+        )
     try:
+        new_parents = [parent for parent in output.parents if not parent.exists()]
         output.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(output.with_name(f".{output.name}.lock"))
         lock.acquire(blocking=False)
@@ -108,8 +113,9 @@ def bundle_writer(output: Path, *, overwrite: bool) -> Iterator[BundleWriter]:
             fix="wait for it, or choose another --output",
         ) from error
     except OSError as error:
+        is_file = isinstance(error, FileExistsError | NotADirectoryError)
         raise VaExportError(
-            f"the output folder cannot be written: {error.strerror or error}",
+            f"the output folder cannot be written: {'a file has its name' if is_file else error.strerror or error}",
             where=output.parent,
             fix="choose another --output",
         ) from error

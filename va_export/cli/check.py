@@ -28,7 +28,8 @@ def check_command(
 ) -> None:
     """Compare a bundle with the reference that it carries, and time it. Hashes of all its files are verified first.
 
-    The exit code is 0 when everything is within tolerance, 1 when it is not, 2 when the bundle or the backend cannot be used.
+    The exit code is 0 when everything is within tolerance, 1 when it is not, 2 when the bundle or the backend cannot
+    be used.
     """
     with user_errors():
         set_up_logging(log_level)

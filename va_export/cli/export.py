@@ -67,10 +67,11 @@ def export_command(
         bool, Option("--version", callback=show_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Export a video-language model with VideoAnchor attention: ONNX, TensorRT engines, and the proof that they are right.
+    """Export a video-language model with VideoAnchor attention: ONNX, TensorRT engines, and the proof that they are
+    right.
 
-    The exit code is 0 when the bundle agrees with the PyTorch reference, 1 when it does not (it then lies at OUTPUT.failed), 2 when
-    something was wrong with the input.
+    The exit code is 0 when the bundle agrees with the PyTorch reference, 1 when it does not (it then lies at
+    OUTPUT.failed), 2 when something was wrong with the input.
     """
     with user_errors():
         set_up_logging(log_level)

@@ -1,8 +1,8 @@
 """A component: one part of the model that becomes one ONNX file.
 
-A bundle has three: `vision` (frames → visual tokens), `embedding` (ids and visual tokens → input embeddings) and `decoder`
-(embeddings and a static KV cache → logits). The subspace score is the fourth stage; until it has an engine of its own
-the host computes it between `vision` and `decoder`.
+A bundle has three: `vision` (frames → visual tokens), `embedding` (ids and visual tokens → input embeddings) and
+`decoder` (embeddings and a static KV cache → logits). The subspace score is the fourth stage; until it has an engine
+of its own the host computes it between `vision` and `decoder`.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from va_export.graph import attention
@@ -23,9 +25,9 @@ class DecoderGraph(torch.nn.Module):
     Returns (B, vocab) float32 logits of the last position, then the caches with S more slots written.
     """
 
-    def __init__(self, hf: torch.nn.Module) -> None:
+    def __init__(self, hf: Any) -> None:
         super().__init__()
-        self.hf = hf
+        self.hf: Any = hf
 
     def forward(
         self,
@@ -62,7 +64,7 @@ def cache_names(prefix: str, n_layers: int) -> list[str]:
     return [f"{prefix}.{layer}.{part}" for layer in range(n_layers) for part in ("key", "value")]
 
 
-def decoder_component(hf: torch.nn.Module, spec: ModelSpec) -> Component:
+def decoder_component(hf: Any, spec: ModelSpec) -> Component:
     """The decoder component; call it under the fake tensor mode that `hf` was made in."""
     hf.model.language_model.config._attn_implementation = attention.register()
     text = spec.text

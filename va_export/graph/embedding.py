@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from va_export.graph.component import Component
@@ -11,14 +13,14 @@ from va_export.models.family import ModelSpec
 class EmbeddingGraph(torch.nn.Module):
     """Ids (B, S), which of them are image placeholders (B, S) and visual tokens (N, D) → embeddings (B, S, D) float32.
 
-    The k-th placeholder, counted through the batch row by row, takes visual token k. Text-only steps pass any one row of
-    visual tokens, which is then not read. Which id is the placeholder is the host's knowledge, not the graph's: a
-    checkpoint without tokenizer files does not tell.
+    The k-th placeholder, counted through the batch row by row, takes visual token k. Text-only steps pass any one
+    row of visual tokens, which is then not read. Which id is the placeholder is the host's knowledge, not the
+    graph's: a checkpoint without tokenizer files does not tell.
     """
 
-    def __init__(self, hf: torch.nn.Module) -> None:
+    def __init__(self, hf: Any) -> None:
         super().__init__()
-        self.hf = hf
+        self.hf: Any = hf
 
     def forward(self, input_ids: torch.Tensor, is_visual: torch.Tensor, visual_tokens: torch.Tensor) -> torch.Tensor:
         embeddings = self.hf.get_input_embeddings()(input_ids).to(torch.float32)
@@ -29,7 +31,7 @@ class EmbeddingGraph(torch.nn.Module):
         return torch.where(is_visual[..., None], visual, embeddings)
 
 
-def embedding_component(hf: torch.nn.Module, spec: ModelSpec) -> Component:
+def embedding_component(hf: Any, spec: ModelSpec) -> Component:
     """The embedding component; call it under the fake tensor mode that `hf` was made in."""
     return Component(
         name="embedding",

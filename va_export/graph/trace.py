@@ -1,7 +1,7 @@
 """Component → ONNX graph without weights.
 
-The model is traced on fake tensors, so a 40-GB model costs what its graph costs. The initializers keep the names of the Hugging
-Face parameters; `weights.py` streams their values in when the file is written.
+The model is traced on fake tensors, so a 40-GB model costs what its graph costs. The initializers keep the names of
+the Hugging Face parameters; `weights.py` streams their values in when the file is written.
 """
 
 from __future__ import annotations
@@ -77,12 +77,14 @@ def _named(model: ir.Model, component: Component) -> ir.Model:
     graph = model.graph
     model.ir_version = IR_VERSION
     graph.name = component.name
-    for value in list(graph.initializers.values()):
+    for name, value in list(graph.initializers.items()):
         if not value.uses() and not value.is_graph_output():
-            del graph.initializers[value.name]
-        elif value.name is not None and value.name.startswith("hf."):
+            del graph.initializers[name]
+        elif name.startswith("hf."):
             value.const_value = None
-            _rename_initializer(graph, value, value.name.removeprefix("hf."))
+            del graph.initializers[name]
+            value.name = name.removeprefix("hf.")
+            graph.initializers[value.name] = value
     symbols: dict[str, str] = {}
     for value, (name, axes) in zip(
         graph.inputs, ((n, component.dynamic.get(n, {})) for n in component.inputs), strict=True
@@ -99,12 +101,6 @@ def _named(model: ir.Model, component: Component) -> ir.Model:
         function = ir.serde.deserialize_function(anchored_attention.function_body())
         model.functions[function.identifier()] = function
     return model
-
-
-def _rename_initializer(graph: ir.Graph, value: ir.Value, name: str) -> None:
-    del graph.initializers[value.name]
-    value.name = name
-    graph.initializers[name] = value
 
 
 def _rename_dimensions(graph: ir.Graph, symbols: dict[str, str]) -> None:

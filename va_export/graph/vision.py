@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from va_export.graph.component import Component
@@ -14,16 +16,17 @@ class VisionGraph(torch.nn.Module):
     What passes between components is float32 at any precision, so that hosts need to know one type.
     """
 
-    def __init__(self, hf: torch.nn.Module) -> None:
+    def __init__(self, hf: Any) -> None:
         super().__init__()
-        self.hf = hf
+        self.hf: Any = hf
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         features = self.hf.model.get_image_features(pixel_values, return_dict=True).pooler_output
-        return features.reshape(-1, features.shape[-1]).to(torch.float32)
+        tokens: torch.Tensor = features.reshape(-1, features.shape[-1]).to(torch.float32)
+        return tokens
 
 
-def vision_component(hf: torch.nn.Module, spec: ModelSpec) -> Component:
+def vision_component(hf: Any, spec: ModelSpec) -> Component:
     """The vision component; call it under the fake tensor mode that `hf` was made in."""
     size = spec.vision.image_size
     return Component(

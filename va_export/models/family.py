@@ -67,7 +67,8 @@ class ModelSpec:
         checkpoint_layers: decoder layers in the checkpoint; `text.num_layers` of them are used, from the first.
         text_architecture: the checkpoint's own name for its decoder.
         prompt_template: the checkpoint's name for its chat template.
-        image_token_id: id of the placeholder that one visual token replaces; None when the checkpoint does not tell, and
+        image_token_id: id of the placeholder that one visual token replaces; None when the checkpoint does not tell,
+        and
             whoever makes the prompt must know.
         eos_token_ids: ids that end an answer.
     """

@@ -59,6 +59,7 @@ def anchored_attention_cuda(
     Raises:
         VaExportError: device, dtype or shape outside what is said above, no plugin library, or a failed launch.
     """
+    _check_devices(query, key, value)
     _check_tensors(query, key, value)
     batch, query_heads, q_len, head_dim = query.shape
     kv_heads, kv_len, value_head_dim = key.shape[1], key.shape[2], value.shape[3]
@@ -121,25 +122,29 @@ def _launch(params: AnchoredAttentionParams, device: torch.device) -> None:
         )
 
 
+def _check_devices(query: Tensor, key: Tensor, value: Tensor) -> None:
+    for name, tensor in (("query", query), ("key", key), ("value", value)):
+        if tensor.device.type != "cuda" or tensor.device != query.device:
+            raise VaExportError(
+                f"{name} is on {tensor.device}, and this function runs a CUDA kernel on one GPU",
+                where=_WHERE,
+                fix=f"Move all tensors to one GPU, or use {_EAGER}.",
+            )
+
+
 def _check_tensors(query: Tensor, key: Tensor, value: Tensor) -> None:
     for name, tensor in (("query", query), ("key", key), ("value", value)):
-        if tensor.device.type != "cuda":
-            raise VaExportError(
-                f"{name} is on {tensor.device}, and this function runs a CUDA kernel",
-                where=_WHERE,
-                fix=f"Use {_EAGER}.",
-            )
         if tensor.requires_grad and torch.is_grad_enabled():
             raise VaExportError(
                 f"{name} requires a gradient, and the kernel has no backward pass",
                 where=_WHERE,
                 fix=f"Call it under torch.no_grad(), or use {_EAGER}.",
             )
-        if tensor.device != query.device or tensor.dtype != query.dtype or _name(tensor.dtype) not in DTYPE_CODES:
+        if tensor.dtype != query.dtype or _name(tensor.dtype) not in DTYPE_CODES:
             raise VaExportError(
-                f"{name} is {_name(tensor.dtype)} on {tensor.device}, query {_name(query.dtype)} on {query.device}",
+                f"{name} is {_name(tensor.dtype)} and query {_name(query.dtype)}",
                 where=_WHERE,
-                fix=f"Give query, key and value one device and one dtype of {', '.join(DTYPE_CODES)}.",
+                fix=f"Give query, key and value one dtype of {', '.join(DTYPE_CODES)}.",
             )
         fits = tensor.ndim == 4 and 0 not in tensor.shape and tensor.shape[3] <= MAX_HEAD_DIM
         if not fits or (tensor.stride(3) != 1 and tensor.shape[3] > 1):

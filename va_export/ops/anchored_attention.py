@@ -4,10 +4,10 @@ Attention with two per-key vectors (VideoAnchor, arXiv 2509.25151, "attention re
 
     O_i = Σ_j softmax_j(scale · q_i·k_j + key_log_gain[j]) · value_gain[j] · v_j
 
-Key j is visible to query i iff j < kv_length and (not causal, or j ≤ i + kv_length − Sq). It is ONNX `Attention`-24 plus the
-two vectors. This file holds everything that the rest of the package knows of the op: its schema, its PyTorch form, its
-function body in standard ops and its translation. The TensorRT plugin declares the same contract in C++; a test
-holds the two against each other.
+Key j is visible to query i iff j < kv_length and (not causal, or j ≤ i + kv_length − Sq). It is ONNX `Attention`-24
+plus the two vectors. This file holds everything that the rest of the package knows of the op: its schema, its
+PyTorch form, its function body in standard ops and its translation. The TensorRT plugin declares the same contract
+in C++; a test holds the two against each other.
 """
 
 from __future__ import annotations
@@ -70,9 +70,9 @@ def schema() -> onnx.defs.OpSchema:
 # The exact form in standard ops, without a mask and without a logarithm: with g = exp(key_log_gain),
 #     Attention(Q, K, [g·γ_V·V | g]) = Σ_j p_j [g_j γ_V,j v_j | g_j],
 # whose first columns divided by its last are the output, for any softmax p of the unbiased logits. It runs in float32
-# whatever T is: this is the portable form, there to be right. Keys beyond kv_length are zeroed first, for what lies in an
-# unwritten cache slot may be NaN and 0 · NaN is not 0. A row that sees no key comes out of Attention as zeros, hence the
-# guarded quotient. Attention's own alignment with nonpad_kv_seqlen is bottom-right, as the contract wants.
+# whatever T is: this is the portable form, there to be right. Keys beyond kv_length are zeroed first, for what lies
+# in an unwritten cache slot may be NaN and 0 · NaN is not 0. A row that sees no key comes out of Attention as zeros,
+# hence the guarded quotient. Attention's own alignment with nonpad_kv_seqlen is bottom-right, as the contract wants.
 _FUNCTION_BODY = f"""
 <opset_import: ["" : 24], domain: "{DOMAIN}", doc_string: "Softmax attention with a gain on every key and value.">
 {OP_TYPE} <scale, is_causal> (query, key, value, key_log_gain, value_gain, kv_length) => (output)

@@ -1,9 +1,10 @@
 """The custom op `ai.videoanchor::SubspaceScore`, version 1: its schema.
 
-Sharing score of every visual token of a video (VideoAnchor, arXiv 2509.25151, "Subspace-to-Scaler"): sparse self-expression by ADMM, spectral
-clustering of its affinity, row sum times cluster size, min-max normalised. The eager reference is `va_export.anchor.subspace_score`,
-whose arguments the attributes repeat. Bundles of this version compute it on the host (`runtime/scoring.py`); no graph holds the
-op yet, and its function body and plugin are declared here when they come.
+Sharing score of every visual token of a video (VideoAnchor, arXiv 2509.25151, "Subspace-to-Scaler"): sparse
+self-expression by ADMM, spectral clustering of its affinity, row sum times cluster size, min-max normalised. The
+eager reference is `va_export.anchor.subspace_score`, whose arguments the attributes repeat. Bundles of this version
+compute it on the host (`runtime/scoring.py`); no graph holds the op yet, and its function body and plugin are declared
+here when they come.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ OP_TYPE = "SubspaceScore"
 
 @cache
 def schema() -> onnx.defs.OpSchema:
-    """The op's ONNX schema; the first call registers it with `onnx.defs`. Attributes and defaults are those of `ScoreSettings`."""
+    """The op's ONNX schema; the first call registers it with `onnx.defs`. Attributes and defaults are those of
+    `ScoreSettings`."""
     parameter = onnx.defs.OpSchema.FormalParameter
     attribute = onnx.defs.OpSchema.Attribute
     return register_schema(

@@ -3,7 +3,8 @@
     Mul(w, Cast(Mul(x', Reciprocal(Sqrt(Add(ReduceMean(Pow(x', 2)), ε))))))   with x' = Cast(x, float32)
         →  RMSNormalization(x, w, axis=-1, epsilon=ε, stash_type=float32)
 
-The norm is computed in float32 whatever the model's precision, as in the arithmetic it replaces. The rule is onnxscript's.
+The norm is computed in float32 whatever the model's precision, as in the arithmetic it replaces. The rule is
+onnxscript's.
 """
 
 from __future__ import annotations

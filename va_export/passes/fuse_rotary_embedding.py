@@ -3,8 +3,9 @@
     Add(Mul(x, c), Mul(Concat(Neg(x[d/2:]), x[:d/2]), s))   with c = Unsqueeze(cos, 1), s = Unsqueeze(sin, 1)
         →  RotaryEmbedding(x, cos[…, :d/2], sin[…, :d/2])
 
-The angles come in twice, side by side (cos = [h | h]); the op takes one half of them. It holds for tables made that way, which is
-how `models.rope` and Hugging Face make them, so the pass checks that each table is a Concat of one value with itself.
+The angles come in twice, side by side (cos = [h | h]); the op takes one half of them. It holds for tables made that
+way, which is how `models.rope` and Hugging Face make them, so the pass checks that each table is a Concat of one value
+with itself.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ class _Rotary(pattern.RewriteRuleClassBase):
         rotated = op.Concat(op.Neg(second), first, axis=-1)
         return op.Mul(x, op.Unsqueeze(cos, axes_c)) + op.Mul(rotated, op.Unsqueeze(sin, axes_s))
 
-    def check(self, context, x, cos, sin, low0, low1, high0, **_):  # type: ignore[no-untyped-def]
+    def check(self, op, x, cos, sin, low0, low1, high0, **_):  # type: ignore[no-untyped-def]
         result = pattern.MatchResult()
         head_dim = x.shape[-1] if x.shape is not None and len(x.shape) == 4 else None
         if not isinstance(head_dim, int):
@@ -63,4 +64,5 @@ def _is_doubled(value: ir.Value | None) -> bool:
 
 def fuse_rotary_embedding(model: ir.Model) -> None:
     """Apply the rule wherever it matches; the shared slices of the tables are merged by `fold_constants` afterwards."""
-    RewriteRuleSet([_Rotary.rule()], commute=True).apply_to_model(model)
+    rule = _Rotary.rule()  # type: ignore[no-untyped-call]
+    RewriteRuleSet([rule], commute=True).apply_to_model(model)

@@ -1,7 +1,7 @@
 """Latency of a bundle on one backend, stage by stage: medians and tails of repeated runs on the reference's frames.
 
-Times on a shared CPU say little in themselves; they are there to be compared within one file, and to be measured again on the target with
-`va-check`.
+Times on a shared CPU say little in themselves; they are there to be compared within one file, and to be measured
+again on the target with `va-check`.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ def measure_latency(
 ) -> dict[str, Any]:
     """One entry of `runs` in latency.json.
 
-    Stages: preprocess (resize and normalise frames that already have the model's size), vision, score (with anchors), prefill (embedding
-    included), decode_per_token, end_to_end. Peak memory is the process's, from its start.
+    Stages: preprocess (resize and normalise frames that already have the model's size), vision, score (with
+    anchors), prefill (embedding included), decode_per_token, end_to_end. Peak memory is the process's, from its start.
     """
     samples: dict[str, list[float]] = {}
     for step in range(warmup + iterations):

@@ -1,7 +1,8 @@
 """Parity: a bundle on one backend against the float32 reference that it carries, stage by stage.
 
-Every stage is given the reference's inputs where the stage before could blur the picture: logits are compared with the reference's
-gains and with its tokens fed back, so that one flipped label or one near tie does not hide what the decoder does.
+Every stage is given the reference's inputs where the stage before could blur the picture: logits are compared with
+the reference's gains and with its tokens fed back, so that one flipped label or one near tie does not hide what the
+decoder does.
 """
 
 from __future__ import annotations
@@ -22,18 +23,20 @@ from va_export.runtime.scoring import score_visual_tokens
 Array = npt.NDArray[Any]
 # Unit roundoff: half the distance from 1 to the next number (IEEE 754; bfloat16 keeps 8 bits).
 _ROUNDOFF = {"fp32": 2.0**-24, "fp16": 2.0**-11, "bf16": 2.0**-8}
-# Roundings on the way through one transformer layer: two norms, seven matrix products and their sums, rotary, softmax, gating, two
+# Roundings on the way through one transformer layer: two norms, seven matrix products and their sums, rotary,
+# softmax, gating, two
 # residual sums, each of an input and an output: about 24.
 _ROUNDINGS_PER_LAYER = 24
 # The largest of 10⁶ Gaussian errors is 5 σ; twice that leaves room for accumulation order and a wider tail.
 _SPREAD = 10.0
-# cos φ of two vectors whose difference has relative length e is 1 − e²/2. What is asked for is what the product promises (0.999 in
-# float16, issue and paper alike), tighter in float32, and bfloat16's eight times coarser steps.
+# cos φ of two vectors whose difference has relative length e is 1 − e²/2. What is asked for is what the product
+# promises (0.999 in float16), tighter in float32, and bfloat16's eight times coarser steps.
 _COSINE = {"fp32": 1 - 1e-6, "fp16": 0.999, "bf16": 0.99}
-# The score is compared on the reference's visual tokens: the host solver's float32 against float64. Its iteration stops at a residual
-# of eps = 2e-4, which after summing and min-max scaling is 2e-3 at the most on the official implementation's data. A token
-# on the border of two subspaces may fall to either side by rounding, and then carries the other one's size: a step that no roundoff
-# bounds. When labels differ the cosine alone decides, and the agreement of the labels is reported.
+# The score is compared on the reference's visual tokens: the host solver's float32 against float64. Its iteration
+# stops at a residual of eps = 2e-4, which after summing and min-max scaling is 2e-3 at the most on the official
+# implementation's data. A token on the border of two subspaces may fall to either side by rounding, and then carries
+# the other one's size: a step that no roundoff bounds. When labels differ the cosine alone decides, and the
+# agreement of the labels is reported.
 _SCORE_ATOL, _SCORE_COSINE = 2e-3, 0.999
 
 
@@ -68,8 +71,8 @@ class Check:
 def compare(
     stage: str, anchors: bool | None, actual: Array, expected: Array, tolerance: Tolerance, *, top1: bool = False
 ) -> Check:
-    """Compare two arrays of one shape. Relative errors are taken to the reference's root mean square, not element by element: a
-    reference near 0 says nothing about precision.
+    """Compare two arrays of one shape. Relative errors are taken to the reference's root mean square, not element by
+    element: a reference near 0 says nothing about precision.
     """
     actual64, expected64 = actual.astype(np.float64), expected.astype(np.float64)
     if actual64.shape != expected64.shape:
@@ -102,8 +105,8 @@ def compare(
 
 
 def tolerance_for(precision: str, n_layers: int, expected: Array, atol: float | None, rtol: float | None) -> Tolerance:
-    """What rounding explains after `n_layers` layers: independent roundings add as their root, each of relative size u, and the
-    largest of many is `_SPREAD` times the usual one.
+    """What rounding explains after `n_layers` layers: independent roundings add as their root, each of relative size
+    u, and the largest of many is `_SPREAD` times the usual one.
     """
     relative = _SPREAD * _ROUNDOFF[precision] * math.sqrt(_ROUNDINGS_PER_LAYER * max(1, n_layers))
     scale = float(np.sqrt(np.mean(expected.astype(np.float64) ** 2)))
@@ -160,7 +163,8 @@ def check_parity(
 
 
 def _own_score(bundle: Bundle, visual: Array, reference: Mapping[str, Array]) -> dict[str, float] | None:
-    """How near the score of the bundle's own visual tokens comes: reported, not judged, for the reason at `_SCORE_ATOL`."""
+    """How near the score of the bundle's own visual tokens comes: reported, not judged, for the reason at
+    `_SCORE_ATOL`."""
     if not np.isfinite(visual).all():
         return None
     scored = score_visual_tokens(visual, bundle.score_settings)
@@ -184,21 +188,22 @@ def label_agreement(actual: Array, expected: Array) -> float:
 
 
 def _teacher_forced(bundle: Bundle, reference: Mapping[str, Array], anchored: bool, side: str) -> Array:
-    gains = {"key_log_gain": reference["key_log_gain"], "value_gain": reference["value_gain"]} if anchored else {}
     result = bundle.generate(
         pixel_values=reference["pixel_values"],
         input_ids=reference["input_ids"],
         anchors=anchored,
         forced_tokens=reference[f"{side}_tokens"],
         return_logits=True,
-        **gains,
+        key_log_gain=reference["key_log_gain"] if anchored else None,
+        value_gain=reference["value_gain"] if anchored else None,
     )
     assert result.logits is not None
     return result.logits
 
 
 def _greedy(bundle: Bundle, reference: Mapping[str, Array], anchored: bool, side: str) -> dict[str, Any]:
-    """Greedy tokens of the bundle left to itself, its own scores included: reported, not judged, since a near tie may go either way."""
+    """Greedy tokens of the bundle left to itself, its own scores included: reported, not judged, since a near tie
+    may go either way."""
     expected = reference[f"{side}_tokens"].tolist()
     result = bundle.generate(
         pixel_values=reference["pixel_values"],

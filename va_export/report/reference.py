@@ -1,6 +1,7 @@
 """The reference: the checkpoint in PyTorch, float32, through Hugging Face's own classes, stage by stage on real frames.
 
-It is written into the bundle (`reference.npz`), so that parity can be repeated where neither PyTorch nor the checkpoint is.
+It is written into the bundle (`reference.npz`), so that parity can be repeated where neither PyTorch nor the
+checkpoint is.
 """
 
 from __future__ import annotations
@@ -56,14 +57,14 @@ def compute_reference(
 ) -> dict[str, Array]:
     """Run the reference; returns the arrays of `reference.npz`.
 
-    `{anchored,plain}_tokens` are the greedy tokens, `{…}_logits` (new_tokens, vocab) the logits that each was chosen from, so that
-    teacher-forced steps of a bundle compare row by row.
+    `{anchored,plain}_tokens` are the greedy tokens, `{…}_logits` (new_tokens, vocab) the logits that each was chosen
+    from, so that teacher-forced steps of a bundle compare row by row.
     """
     import torch
 
     from va_export.runtime.scoring import score_visual_tokens
 
-    model = family.load_reference(spec, checkpoint)
+    model: Any = family.load_reference(spec, checkpoint)
     with torch.no_grad():
         features = model.model.get_image_features(torch.from_numpy(sample.pixel_values), return_dict=True)
         visual = features.pooler_output.flatten(0, 1).float()
@@ -91,13 +92,9 @@ def compute_reference(
     )
     for number, (anchored, side) in enumerate(SIDES):
         gains = (arrays["key_log_gain"], arrays["value_gain"]) if anchored else None
-        tokens, logits = _greedy(
-            model,
-            embeds,
-            gains,
-            new_tokens,
-            lambda step, n=number: on_step and on_step(n * new_tokens + step, 2 * new_tokens),
-        )
+        tokens, logits = _greedy(model, embeds, gains, new_tokens)
+        if on_step is not None:
+            on_step(number + 1, len(SIDES))
         arrays[f"{side}_tokens"], arrays[f"{side}_logits"] = tokens, logits
     return arrays
 
@@ -107,7 +104,6 @@ def _greedy(
     embeds: torch.Tensor,
     gains: tuple[Array, Array] | None,
     new_tokens: int,
-    on_step: Callable[[int], object],
 ) -> tuple[Array, Array]:
     """Prefill and greedy steps over Hugging Face's own cache."""
     import torch
@@ -119,7 +115,7 @@ def _greedy(
         kwargs = {"key_log_gain": torch.from_numpy(gains[0])[None], "value_gain": torch.from_numpy(gains[1])[None]}
     tokens, rows = [], []
     with torch.no_grad():
-        for step in range(new_tokens):
+        for _ in range(new_tokens):
             hidden = model.model.language_model(
                 inputs_embeds=embeds, past_key_values=cache, use_cache=True, **kwargs
             ).last_hidden_state
@@ -127,13 +123,12 @@ def _greedy(
             tokens.append(int(rows[-1].argmax()))
             embeds = model.get_input_embeddings()(torch.tensor([[tokens[-1]]]))
             kwargs = {}
-            on_step(step + 1)
     return np.array(tokens, dtype=np.int64), np.stack(rows)
 
 
 def write_reference(path: Path, arrays: dict[str, Array]) -> None:
     """Write `reference.npz`."""
-    np.savez_compressed(path, **arrays)
+    np.savez_compressed(path, allow_pickle=False, **arrays)
 
 
 def read_reference(directory: Path) -> dict[str, Array]:

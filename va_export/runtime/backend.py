@@ -55,7 +55,8 @@ def open_backend(name: str, manifest: Manifest, attention: str | None = None) ->
 
     Args:
         name: one of `BACKENDS`.
-        attention: `plugin` or `native`, where both forms of the decoder are there; None: the form that the bundle was made with.
+        attention: `plugin` or `native`, where both forms of the decoder are there; None: the form that the bundle
+        was made with.
 
     Raises:
         VaExportError: an unknown name, a library that is not installed, or a component that the bundle lacks.
@@ -85,7 +86,8 @@ def component_file(manifest: Manifest, component: str, kind: str) -> str:
     entry = manifest.data["components"].get(component)
     if entry is None:
         raise VaExportError(
-            f"this bundle has no {component}: it was exported with --components {','.join(manifest.data['components'])}",
+            f"this bundle has no {component}: it was exported with --components"
+            f" {','.join(manifest.data['components'])}",
             where=manifest.directory,
             fix="export all components to run the whole model",
         )

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from va_export.anchor.gains import gains_from_score
 from va_export.bundle.manifest import Manifest, read_manifest, verify_hashes
 from va_export.errors import VaExportError
-from va_export.runtime.backend import Backend, Float32, Int64, open_backend
+from va_export.runtime.backend import Backend, Bool, Float32, Int64, open_backend
 from va_export.runtime.processing import Processing
 from va_export.runtime.scoring import Scored, score_visual_tokens
 from va_export.runtime.tokenizer import Tokenizer, load_tokenizer
@@ -30,7 +30,8 @@ class Generation:
 
     Attributes:
         tokens: (T,) the generated ids; the last is a stop id if one came up.
-        logits: (T, vocab) float32, row t is what token t was chosen from, so prefill's last position comes first; None unless
+        logits: (T, vocab) float32, row t is what token t was chosen from, so prefill's last position comes first;
+        None unless
             asked for.
         visual_tokens: (N, hidden_size) as they entered the decoder; None without frames.
         sharing_score: (N,) in [0, 1]; None without frames or with anchors off.
@@ -214,13 +215,14 @@ class Bundle:
             )
         if length + n_new > self.limits.max_kv_cache_capacity:
             raise VaExportError(
-                f"{length} prompt tokens and {n_new} new ones do not fit the KV cache ({self.limits.max_kv_cache_capacity})",
+                f"{length} prompt tokens and {n_new} new ones do not fit the KV cache of"
+                f" {self.limits.max_kv_cache_capacity}",
                 where="generate",
                 fix="lower max_new_tokens, or export with a larger --max-kv-cache-capacity",
             )
         return ids
 
-    def _placeholders(self, ids: Int64, visual: Float32 | None) -> npt.NDArray[np.bool_]:
+    def _placeholders(self, ids: Int64, visual: Float32 | None) -> Bool:
         """Which positions take visual tokens, (1, S)."""
         if visual is None:
             return np.zeros(ids.shape, dtype=np.bool_)
@@ -236,10 +238,11 @@ class Bundle:
                     fix=f"put exactly {count} image placeholders into input_ids, or export with --image-token-id",
                 )
             token = int(candidates[0])
-        is_visual = ids == token
+        is_visual: Bool = ids == token
         if is_visual.sum() != count:
             raise VaExportError(
-                f"the prompt has {int(is_visual.sum())} image placeholders (id {token}); the frames give {count} visual tokens",
+                f"the prompt has {int(is_visual.sum())} image placeholders (id {token}); the frames give {count} visual"
+                " tokens",
                 where="generate",
                 fix=f"put {self.processing.tokens_per_frame} placeholders into the prompt for each frame",
             )
@@ -248,7 +251,7 @@ class Bundle:
     def _gains(
         self,
         length: int,
-        is_visual: npt.NDArray[np.bool_],
+        is_visual: Bool,
         scored: Scored | None,
         anchors: bool,
         alphas: tuple[float | None, float | None],
@@ -272,7 +275,7 @@ class Bundle:
     def _decode(
         self,
         ids: Int64,
-        is_visual: npt.NDArray[np.bool_],
+        is_visual: Bool,
         visual: Float32 | None,
         gains: tuple[Float32, Float32],
         n_new: int,

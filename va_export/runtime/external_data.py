@@ -14,7 +14,8 @@ def check_external_data(path: Path) -> None:
     """Check every external-data reference of an ONNX file, without reading the data.
 
     Raises:
-        VaExportError: the file cannot be parsed, or a reference is absolute, leaves the directory, is a link to outside, or
+        VaExportError: the file cannot be parsed, or a reference is absolute, leaves the directory, is a link to
+        outside, or
             names a file that is missing or too short.
     """
     try:

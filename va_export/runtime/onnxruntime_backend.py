@@ -42,7 +42,7 @@ class OnnxRuntimeBackend:
         return self._run("vision", {"pixel_values": pixel_values})
 
     def embed(self, input_ids: Int64, is_visual: Bool, visual_tokens: Float32) -> Float32:
-        inputs = {"input_ids": input_ids, "is_visual": is_visual, "visual_tokens": visual_tokens}
+        inputs: dict[str, np.ndarray] = {"input_ids": input_ids, "is_visual": is_visual, "visual_tokens": visual_tokens}
         return self._run("embedding", inputs)
 
     def cache_capacity(self, needed: int, limit: int) -> int:

@@ -38,7 +38,7 @@ class TensorRTBackend:
         return self._array("vision", {"pixel_values": pixel_values}, "visual_tokens")
 
     def embed(self, input_ids: Int64, is_visual: Bool, visual_tokens: Float32) -> Float32:
-        inputs = {"input_ids": input_ids, "is_visual": is_visual, "visual_tokens": visual_tokens}
+        inputs: dict[str, np.ndarray] = {"input_ids": input_ids, "is_visual": is_visual, "visual_tokens": visual_tokens}
         return self._array("embedding", inputs, "inputs_embeds")
 
     def cache_capacity(self, needed: int, limit: int) -> int:
@@ -50,7 +50,7 @@ class TensorRTBackend:
     def decode(
         self, inputs_embeds: Float32, key_log_gain: Float32, value_gain: Float32, past_length: Int64, cache: KvCache
     ) -> Float32:
-        inputs = {
+        inputs: dict[str, np.ndarray] = {
             "inputs_embeds": inputs_embeds,
             "key_log_gain": key_log_gain,
             "value_gain": value_gain,

@@ -1,7 +1,7 @@
 """A bundle on PyTorch: the Hugging Face model, its weights read back from the bundle's ONNX files.
 
-For researchers who want the exported weights at any precision in a model they can open, and for bfloat16, which ONNX Runtime's CPU provider
-does not compute. It needs the `export` extra; the other backends do not.
+For researchers who want the exported weights at any precision in a model they can open, and for bfloat16, which ONNX
+Runtime's CPU provider does not compute. It needs the `export` extra; the other backends do not.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def _load_model(manifest: Manifest) -> Any:
     spec = family.spec_from_config(config, model_data["text"]["num_layers"], model_data.get("image_token_id"))
     dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[manifest.data["precision"]]
     with torch.device("meta"):
-        model = family.build_model(spec)
+        model: Any = family.build_model(spec)
     state: dict[str, torch.Tensor] = {}
     for component in ("vision", "embedding", "decoder"):
         state.update(_weights(manifest, component, set(family.weight_map(spec))))
