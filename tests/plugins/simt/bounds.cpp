@@ -5,11 +5,9 @@
 
 #include "anchored_attention_host.cpp"
 
-#ifndef VA_MISSING_KEY_ELEMENTS
-#define VA_MISSING_KEY_ELEMENTS 0  // 1 makes a program that must be stopped: see test_kernel_bounds.py
-#endif
-
 namespace {
+
+int missing_key_elements = 0;  // 1 makes a program that must be stopped
 
 struct Shape {
   int64_t batch, query_heads, kv_heads, q_len, kv_len, head_dim, value_head_dim;
@@ -18,7 +16,7 @@ struct Shape {
 template <typename T>
 bool run(const Shape& s, int32_t dtype, bool is_causal, bool has_lengths, bool packed) {
   const std::vector<T> query(s.batch * s.query_heads * s.q_len * s.head_dim);
-  const std::vector<T> key(s.batch * s.kv_heads * s.kv_len * s.head_dim - VA_MISSING_KEY_ELEMENTS);
+  const std::vector<T> key(s.batch * s.kv_heads * s.kv_len * s.head_dim - missing_key_elements);
   const std::vector<T> value(s.batch * s.kv_heads * s.kv_len * s.value_head_dim);
   const std::vector<float> key_log_gain(s.batch * s.kv_len), value_gain(s.batch * s.kv_len);
   std::vector<int64_t> lengths(s.batch);
@@ -57,7 +55,8 @@ bool run(const Shape& s, int32_t dtype, bool is_causal, bool has_lengths, bool p
 
 }  // namespace
 
-int main() {
+int main(int argument_count, char**) {
+  missing_key_elements = argument_count - 1;  // any argument: one
   const Shape shapes[] = {{2, 7, 1, 5, 33, 8, 24},    {1, 4, 2, 17, 31, 80, 96}, {3, 2, 2, 33, 65, 64, 64},
                           {1, 2, 1, 3, 40, 250, 130}, {1, 3, 1, 40, 7, 5, 256},  {1, 1, 1, 1, 1, 1, 1}};
   int launches = 0;

@@ -1,0 +1,109 @@
+"""anchored_attention_cuda: what it refuses, and (on a GPU) what it computes, against float64."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from va_export.anchor.attention import anchored_attention  # noqa: E402
+from va_export.errors import VaExportError  # noqa: E402
+from va_export.native import anchored_attention as binding  # noqa: E402
+from va_export.native.anchored_attention import anchored_attention_cuda  # noqa: E402
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU: torch.cuda is not available")
+
+
+def tensors(*shapes: tuple[int, ...], dtype: Any = torch.float16) -> list[Any]:
+    return [torch.zeros(shape, dtype=dtype) for shape in shapes]
+
+
+def test_cpu_tensors_are_sent_to_the_eager_function() -> None:
+    with pytest.raises(VaExportError) as caught:
+        anchored_attention_cuda(*tensors((1, 2, 3, 8), (1, 2, 3, 8), (1, 2, 3, 8)))
+    assert "query is on cpu" in caught.value.what
+    assert "va_export.anchor.attention.anchored_attention" in (caught.value.fix or "")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (tensors((1, 3, 4, 8), (1, 2, 4, 8), (1, 2, 4, 8)), "shapes do not fit"),
+        (tensors((1, 2, 4, 8), (1, 2, 4, 16), (1, 2, 4, 8)), "shapes do not fit"),
+        (tensors((1, 2, 4, 8), (1, 2, 4, 8), (1, 2, 5, 8)), "shapes do not fit"),
+        (tensors((1, 2, 4, 257), (1, 2, 4, 257), (1, 2, 4, 8)), "query has shape"),
+        (tensors((2, 4, 8), (1, 2, 4, 8), (1, 2, 4, 8)), "query has shape"),
+        (tensors((1, 2, 4, 8), (1, 2, 0, 8), (1, 2, 0, 8)), "key has shape"),
+        ([x.mT for x in tensors((1, 2, 8, 4), (1, 2, 8, 4), (1, 2, 8, 4))], "query has shape"),
+        (tensors((1, 2, 4, 8), (1, 2, 4, 8), (1, 2, 4, 8), dtype=torch.float64), "query is float64"),
+        ([*tensors((1, 2, 4, 8), (1, 2, 4, 8)), torch.zeros(1, 2, 4, 8)], "value is float32 and query float16"),
+        ([torch.zeros(1, 2, 4, 8, requires_grad=True)] * 3, "requires a gradient"),
+        ([*tensors((1, 2, 4, 8), (1, 2, 4, 8), (1, 2, 4, 8)), torch.zeros(1, 5)], "key_log_gain has shape"),
+        ([*tensors((1, 2, 4, 8), (1, 2, 4, 8), (1, 2, 4, 8)), None, torch.zeros(1, 4).half()], "value_gain has"),
+        ([*tensors((1, 2, 4, 8), (1, 2, 4, 8), (1, 2, 4, 8)), None, None, torch.tensor([1.0])], "kv_length has"),
+    ],
+)
+def test_what_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch, given: list[Any], message: str) -> None:
+    monkeypatch.setattr(binding, "_check_devices", lambda *tensors: None)
+    with pytest.raises(VaExportError, match=message):
+        anchored_attention_cuda(*given)
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, float("nan")])
+def test_scale_must_be_positive(monkeypatch: pytest.MonkeyPatch, scale: float) -> None:
+    monkeypatch.setattr(binding, "_check_devices", lambda *tensors: None)
+    with pytest.raises(VaExportError, match="scale is"):
+        anchored_attention_cuda(*tensors((1, 2, 4, 8), (1, 2, 4, 8), (1, 2, 4, 8)), scale=scale)
+
+
+GPU_CASES = [  # batch, query heads, kv heads, q_len, kv_len, head_dim, value_head_dim
+    (1, 1, 1, 1, 1, 8, 8),
+    (2, 8, 2, 111, 111, 64, 64),
+    (1, 28, 4, 65, 989, 128, 128),
+    (3, 7, 1, 1, 1025, 80, 96),
+    (1, 4, 4, 300, 33, 96, 40),
+    (1, 2, 1, 129, 257, 256, 256),
+]
+
+
+@pytest.mark.gpu
+@needs_gpu
+@pytest.mark.parametrize("shape", GPU_CASES, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("is_causal", [True, False])
+def test_gpu_matches_float64(shape: tuple[int, ...], dtype: Any, is_causal: bool) -> None:
+    batch, query_heads, kv_heads, q_len, kv_len, head_dim, value_head_dim = shape
+    torch.manual_seed(0)
+    query = torch.randn(batch, q_len, query_heads, head_dim).to(dtype).transpose(1, 2)
+    key = torch.randn(batch, kv_heads, kv_len, head_dim).to(dtype)
+    value = torch.randn(batch, kv_heads, kv_len, value_head_dim).to(dtype)
+    score = torch.rand(batch, kv_len)
+    key_log_gain, value_gain = (9.5 * score).log1p(), 1 + 2.5 * score
+    kv_length = torch.arange(batch) * (kv_len // 3)  # 0 valid keys in the first row of a batch
+    kv_length = kv_len - kv_length if batch == 1 else kv_length
+    for row, length in enumerate(kv_length.tolist()):
+        key[row, :, length:], value[row, :, length:] = float("nan"), float("inf")
+    given = (query, key, value, key_log_gain, value_gain, kv_length)
+    actual = anchored_attention_cuda(*(x.cuda() for x in given), is_causal=is_causal).double().cpu()
+    wide = (query.double(), key.double(), value.double(), key_log_gain.double(), value_gain.double(), kv_length)
+    expected = anchored_attention(*wide, is_causal=is_causal)
+    magnitude = anchored_attention(wide[0], wide[1], wide[2].abs(), *wide[3:], is_causal=is_causal)
+    tolerance = {torch.float32: 1e-5, torch.float16: 2**-10, torch.bfloat16: 2**-7}[dtype]
+    assert torch.all((actual - expected).abs() <= tolerance * magnitude + 1e-7)
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_gpu_is_deterministic_and_can_be_captured() -> None:
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(2, 8, 500, 64, device="cuda", dtype=torch.float16) for _ in range(3))
+    gains = torch.rand(2, 500, device="cuda")
+    first = anchored_attention_cuda(query, key, value, gains, gains)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = anchored_attention_cuda(query, key, value, gains, gains)
+    graph.replay()
+    torch.cuda.synchronize()
+    assert torch.equal(first, captured)
