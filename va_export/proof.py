@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from va_export.errors import VaExportError
 from va_export.report.latency import environment, gpu_name, measure_latency
 from va_export.report.parity import check_parity, parity_document
-from va_export.report.reference import FILE_NAME, read_reference
+from va_export.report.reference import FILE_NAME, Sample, read_reference
 from va_export.runtime.bundle import Bundle
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 def prove(
     options: ExportOptions,
     source: Source,
+    sample: Sample,
     bundle: BundleWriter,
     engines: EnginePlan,
     manifest: dict[str, Any],
@@ -33,26 +34,21 @@ def prove(
     passed."""
     from va_export.report.html import render_report
     from va_export.report.reference import compute_reference, write_reference
-    from va_export.sample import make_sample
 
     with display.stage("reference (PyTorch, float32)") as stage:
-        processing = source.family.processing(source.spec, source.checkpoint)
-        sample, manifest["video"] = make_sample(options, processing, source.spec, bundle.directory)
         arrays = compute_reference(
             source.family, source.spec, source.checkpoint, options.recipe, sample, options.new_tokens, stage.advance
         )
         write_reference(bundle.path(FILE_NAME), arrays)
         bundle.write_manifest(manifest)
-        stage.say(
-            f"{options.recipe.frames} frames of {manifest['video']['file']}, {sample.input_ids.shape[1]} prompt tokens"
-        )
+        stage.say(f"{len(sample.frames)} frames, {sample.input_ids.shape[1]} prompt tokens")
     runs = _runs_here(options)
     parity = run_parity(bundle.directory, runs, arrays, options.atol, options.rtol, display)
     parity["not_run"] = not_run_here(engines)
     bundle.write_json("parity.json", parity)
     if options.latency_iterations:
         latency = run_latency(
-            bundle.directory, runs[:1], arrays, options.latency_iterations, options.new_tokens, display
+            bundle.directory, _timed_here(options), arrays, options.latency_iterations, options.new_tokens, display
         )
         bundle.write_json("latency.json", latency)
     with display.stage("report"):
@@ -69,6 +65,12 @@ def _runs_here(options: ExportOptions) -> list[tuple[str, str]]:
         return [("torch", options.attention)]
     other = {"plugin": "native", "native": "plugin"}[options.attention]
     return [("onnxruntime", options.attention), ("onnxruntime", other)]
+
+
+def _timed_here(options: ExportOptions) -> list[tuple[str, str]]:
+    """The pairs that are timed: ONNX Runtime with the exported form, and PyTorch beside it for scale."""
+    torch = ("torch", options.attention)
+    return [torch] if options.precision == "bf16" else [("onnxruntime", options.attention), torch]
 
 
 def not_run_here(engines: EnginePlan) -> list[dict[str, str]]:

@@ -22,6 +22,9 @@ import numpy.typing as npt
 from va_export.runtime.bundle import Bundle
 
 WARMUP = 2
+# A full-size model takes minutes a question on a CPU: measuring one side (anchors on or off) stops after about this long,
+# and the file says how many iterations there were.
+BUDGET_SECONDS = 120.0
 _LIBRARIES = (
     "onnxruntime",
     "onnxruntime-gpu",
@@ -42,28 +45,41 @@ def measure_latency(
     iterations: int,
     new_tokens: int,
     warmup: int = WARMUP,
+    budget_seconds: float = BUDGET_SECONDS,
     on_step: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """One entry of `runs` in latency.json.
+
+    Args:
+        iterations: timed repeats at the most; at least one is made, and no more once `budget_seconds` have gone by.
+        warmup: untimed repeats before; no more than one when that alone takes a tenth of the budget.
 
     Stages: preprocess (resize and normalise frames that already have the model's size), vision, score (with
     anchors), prefill (embedding included), decode_per_token, end_to_end. Peak memory is the process's, from its start.
     """
     samples: dict[str, list[float]] = {}
-    for step in range(warmup + iterations):
+    start = time.perf_counter()
+    warmed, measured = 0, 0
+    while measured < iterations:
         times = _once(bundle, reference, anchors, new_tokens)
-        if step >= warmup:
+        elapsed = time.perf_counter() - start
+        if warmed < warmup and not (warmed and elapsed > budget_seconds / 10):
+            warmed += 1
+        else:
+            measured += 1
             for stage, milliseconds in times.items():
                 samples.setdefault(stage, []).append(milliseconds)
         if on_step is not None:
-            on_step(step + 1, warmup + iterations)
+            on_step(warmed + measured, warmup + iterations)
+        if measured and elapsed > budget_seconds:
+            break
     return {
         "backend": bundle.backend.name,
         "device": bundle.backend.device,
         "attention": bundle.attention,
         "anchors": anchors,
-        "warmup": warmup,
-        "iterations": iterations,
+        "warmup": warmed,
+        "iterations": measured,
         "new_tokens": new_tokens,
         "stages": {stage: summarize(values) for stage, values in samples.items()},
         "peak_memory_bytes": {"host": _peak_host_bytes(), "device": None},
