@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from va_export.errors import VaExportError
-from va_export.settings import GainSettings, Limits, ScoreSettings
+from va_export.settings import GainSettings, Limits, ScoreSettings, check_tolerances
 
 PRECISIONS = ("fp32", "fp16", "bf16")
 ATTENTIONS = ("plugin", "native")
@@ -44,6 +44,17 @@ class Recipe:
     gains: GainSettings = _DEFAULT_GAINS
     score: ScoreSettings = field(default_factory=ScoreSettings)
     limits: Limits = field(default_factory=Limits)
+
+    def __post_init__(self) -> None:
+        where = f"recipe {self.name}"
+        for name in ("seed", "frames"):
+            value = getattr(self, name)
+            if type(value) is not int or value < 0:
+                raise VaExportError(f"{name} must be a whole number of at least 0, not {value!r}", where=where)
+        for name in ("checkpoint", "random_weights", "description", "revision"):
+            value = getattr(self, name)
+            if not isinstance(value, str) and not (name == "revision" and value is None):
+                raise VaExportError(f"{name} must be text, not {value!r}", where=where)
 
 
 @dataclass(frozen=True)
@@ -95,14 +106,22 @@ class ExportOptions:
                 where="--frames",
                 fix="raise --max-frames",
             )
-        for name, value in (("--new-tokens", self.new_tokens), ("--frames", recipe.frames)):
-            if value < 1:
-                raise VaExportError(f"{name} must be at least 1, not {value}", where=name)
+        for name, value, least in (
+            ("--new-tokens", self.new_tokens, 1),
+            ("--frames", recipe.frames, 1),
+            ("--latency-iterations", self.latency_iterations, 0),
+        ):
+            if value < least:
+                raise VaExportError(f"{name} must be at least {least}, not {value}", where=name)
+        if self.onnx_only and (self.targets or self.flavor != "auto"):
+            raise VaExportError(
+                "--onnx-only builds no engines, and engines were asked for with --target or --tensorrt",
+                where="--onnx-only",
+                fix="leave one of them out",
+            )
         if self.num_decoder_layers is not None and self.num_decoder_layers < 1:
             raise VaExportError("at least one decoder layer is needed", where="--num-decoder-layers")
-        for name, tolerance in (("--atol", self.atol), ("--rtol", self.rtol)):
-            if tolerance is not None and not 0 <= tolerance < float("inf"):
-                raise VaExportError(f"a tolerance is a number of at least 0, not {tolerance}", where=name)
+        check_tolerances(self.atol, self.rtol)
 
     @property
     def runs_whole_model(self) -> bool:
@@ -187,7 +206,16 @@ def with_overrides(
     """A recipe with what the command line says; None leaves a setting as it is.
 
     A limit that is lowered below what the engine was to be tuned for takes that along.
+
+    Raises:
+        VaExportError: a seed for weights that are not random, or values out of range.
     """
+    if seed is not None and not recipe.random_weights:
+        raise VaExportError(
+            f"{recipe.name} has a checkpoint: there are no random weights to seed",
+            where="--seed",
+            fix="leave --seed out",
+        )
     given = {name: value for name, value in (limits or {}).items() if value is not None}
     for tuned, largest in (("opt_input_len", "max_input_len"), ("opt_frames", "max_frames")):
         if largest in given:

@@ -12,6 +12,17 @@ from typing import Any, Self
 from va_export.errors import VaExportError
 
 
+def check_tolerances(atol: float | None, rtol: float | None) -> None:
+    """Refuse tolerances that nothing could be compared with.
+
+    Raises:
+        VaExportError: negative, infinite or not a number.
+    """
+    for name, tolerance in (("--atol", atol), ("--rtol", rtol)):
+        if tolerance is not None and not 0 <= tolerance < float("inf"):
+            raise VaExportError(f"a tolerance is a number of at least 0, not {tolerance}", where=name)
+
+
 @dataclass(frozen=True)
 class _Table:
     """A flat table of settings that reads itself from a mapping and refuses what it does not know."""
@@ -23,6 +34,8 @@ class _Table:
         Raises:
             VaExportError: an unknown key, a value of the wrong type, or an illegal combination.
         """
+        if not isinstance(values, Mapping):
+            raise VaExportError(f"a table of settings is expected, not {values!r}", where=where)
         known = {field.name: field.type for field in fields(cls)}
         if unknown := sorted(set(values) - set(known)):
             raise VaExportError(
@@ -34,7 +47,7 @@ class _Table:
             if (
                 isinstance(value, bool)
                 or not isinstance(value, int | float)
-                or (expected is int and value != int(value))
+                or (expected is int and not float(value).is_integer())
             ):
                 raise VaExportError(
                     f"{name} must be {'a number' if expected is float else 'a whole number'}, not {value!r}",
@@ -65,8 +78,9 @@ class ScoreSettings(_Table):
 
     def __post_init__(self) -> None:
         for name in ("n_subspaces", "rho", "alpha_e", "alpha_z", "eps", "max_iter"):
-            if not getattr(self, name) > 0:
-                raise VaExportError(f"{name} must be above 0, not {getattr(self, name)}", where="score settings")
+            value = getattr(self, name)
+            if not 0 < value < float("inf"):
+                raise VaExportError(f"{name} must be above 0 and finite, not {value}", where="score settings")
         if self.pca_rank < 0:
             raise VaExportError(
                 f"pca_rank must be 0 (no projection) or more, not {self.pca_rank}", where="score settings"
