@@ -17,6 +17,7 @@ import numpy.typing as npt
 from va_export.anchor.gains import gains_from_score
 from va_export.bundle.manifest import Manifest, read_manifest, verify_hashes
 from va_export.errors import VaExportError
+from va_export.runtime import arguments
 from va_export.runtime.backend import Backend, Bool, Float32, Int64, open_backend
 from va_export.runtime.processing import Processing
 from va_export.runtime.scoring import Scored, score_visual_tokens
@@ -148,21 +149,31 @@ class Bundle:
         Raises:
             VaExportError: shapes that do not fit each other, or a prompt beyond the bundle's limits.
         """
-        forced = None if forced_tokens is None else np.asarray(forced_tokens, dtype=np.int64).reshape(-1)
+        vocab: int = self.manifest.data["model"]["text"]["vocab_size"]
+        forced = (
+            None if forced_tokens is None else arguments.token_ids("forced_tokens", forced_tokens, vocab).reshape(-1)
+        )
         n_new = max_new_tokens if forced is None else len(forced)
-        ids = self._checked_ids(input_ids, n_new)
+        ids = self._checked_ids(input_ids, vocab, n_new)
+        given = (alpha_k, alpha_v, key_log_gain, value_gain)
+        if not anchors and any(one is not None for one in given):
+            raise VaExportError("anchors=False contradicts given gains", where="generate", fix="leave one of them out")
+        pixels = None
+        if pixel_values is not None:
+            pixels = arguments.pixels(pixel_values, self.processing.image_size, self.limits.max_frames)
         clock = _Clock()
         with clock("total"):
-            visual = None if pixel_values is None else self._vision(pixel_values, clock)
+            visual = None
+            if pixels is not None:
+                with clock("vision"):
+                    visual = self.backend.vision(pixels)
             is_visual = self._placeholders(ids, visual)
             explicit = key_log_gain is not None and value_gain is not None
             scored = None
             if anchors and visual is not None and not explicit:
                 with clock("score"):
                     scored = score_visual_tokens(visual, self.score_settings)
-            gains = self._gains(
-                ids.shape[1], is_visual, scored, anchors, (alpha_k, alpha_v), (key_log_gain, value_gain)
-            )
+            gains = self._gains(ids.shape[1], is_visual, scored, (alpha_k, alpha_v), (key_log_gain, value_gain))
             stops = () if ignore_stop or forced is not None else self.processing.stop_token_ids
             tokens, logits = self._decode(ids, is_visual, visual, gains, n_new, forced, stops, on_token, clock)
         return Generation(
@@ -174,36 +185,14 @@ class Bundle:
             timings=clock.milliseconds,
         )
 
-    def _vision(self, pixel_values: npt.ArrayLike, clock: _Clock) -> Float32:
-        pixels = np.ascontiguousarray(pixel_values, dtype=np.float32)
-        size = self.processing.image_size
-        if pixels.ndim != 4 or pixels.shape[1:] != (3, size, size) or not len(pixels):
-            raise VaExportError(
-                f"pixel_values has shape {pixels.shape}; this bundle takes (frames, 3, {size}, {size})",
-                where="generate",
-            )
-        if len(pixels) > self.limits.max_frames:
-            raise VaExportError(
-                f"{len(pixels)} frames are more than this bundle's max_frames ({self.limits.max_frames})",
-                where="generate",
-                fix="use fewer frames, or export with a larger --max-frames",
-            )
-        if not np.isfinite(pixels).all():
-            raise VaExportError("pixel_values has NaN or infinite values", where="generate")
-        with clock("vision"):
-            return self.backend.vision(pixels)
-
-    def _checked_ids(self, input_ids: npt.ArrayLike | None, n_new: int) -> Int64:
+    def _checked_ids(self, input_ids: npt.ArrayLike | None, vocab: int, n_new: int) -> Int64:
         if input_ids is None:
             raise VaExportError("generate needs input_ids", where="generate", fix="make them with Bundle.prompt")
-        ids = np.atleast_2d(np.asarray(input_ids, dtype=np.int64))
+        ids = np.atleast_2d(arguments.token_ids("input_ids", input_ids, vocab))
         if ids.ndim != 2 or ids.shape[0] != 1 or ids.shape[1] < 1:
             raise VaExportError(
                 f"input_ids has shape {ids.shape}; generate takes one prompt, (S,) or (1, S)", where="generate"
             )
-        vocab = self.manifest.data["model"]["text"]["vocab_size"]
-        if ids.min() < 0 or ids.max() >= vocab:
-            raise VaExportError(f"input_ids has ids outside of [0, {vocab})", where="generate")
         if n_new < 1:
             raise VaExportError(f"max_new_tokens must be at least 1, not {n_new}", where="generate")
         length = ids.shape[1]
@@ -224,9 +213,16 @@ class Bundle:
 
     def _placeholders(self, ids: Int64, visual: Float32 | None) -> Bool:
         """Which positions take visual tokens, (1, S)."""
+        token = self.processing.image_token_id
         if visual is None:
+            if token is not None and (ids == token).any():
+                raise VaExportError(
+                    f"the prompt has {int((ids == token).sum())} image placeholders (id {token}) but there are no frames",
+                    where="generate",
+                    fix="give pixel_values, or leave the placeholders out",
+                )
             return np.zeros(ids.shape, dtype=np.bool_)
-        count, token = len(visual), self.processing.image_token_id
+        count = len(visual)
         if token is None:
             # The checkpoint did not say which id stands for the image: it is the one that occurs once a visual token.
             values, occurrences = np.unique(ids, return_counts=True)
@@ -253,13 +249,10 @@ class Bundle:
         length: int,
         is_visual: Bool,
         scored: Scored | None,
-        anchors: bool,
         alphas: tuple[float | None, float | None],
         overrides: tuple[npt.ArrayLike | None, npt.ArrayLike | None],
     ) -> tuple[Float32, Float32]:
         """key_log_gain and value_gain of the prompt, (S,) each."""
-        if not anchors and any(override is not None for override in overrides):
-            raise VaExportError("anchors=False contradicts given gains", where="generate", fix="leave one of them out")
         log_gain, gain = np.zeros(length, np.float32), np.ones(length, np.float32)
         if scored is not None:
             alpha_k = self.gains.alpha_k if alphas[0] is None else alphas[0]
@@ -268,8 +261,8 @@ class Bundle:
                 scored.sharing_score, is_visual[0], length, alpha_k=alpha_k, alpha_v=alpha_v
             )
         return (
-            log_gain if overrides[0] is None else _checked_gain("key_log_gain", overrides[0], length),
-            gain if overrides[1] is None else _checked_gain("value_gain", overrides[1], length),
+            log_gain if overrides[0] is None else arguments.gain("key_log_gain", overrides[0], length),
+            gain if overrides[1] is None else arguments.gain("value_gain", overrides[1], length),
         )
 
     def _decode(
@@ -309,15 +302,6 @@ class Bundle:
                 past = np.array([length + len(tokens) - 1], np.int64)
                 logits.append(backend.decode(embeds, *plain, past, cache)[0])
         return np.array(tokens, np.int64), np.stack(logits)
-
-
-def _checked_gain(name: str, gain: npt.ArrayLike, length: int) -> Float32:
-    array = np.asarray(gain, dtype=np.float32).reshape(-1)
-    if array.shape != (length,):
-        raise VaExportError(f"{name} has {array.size} values; the prompt has {length} positions", where="generate")
-    if np.isnan(array).any() or np.isposinf(array).any() or (name == "value_gain" and not np.isfinite(array).all()):
-        raise VaExportError(f"{name} has NaN or infinite values", where="generate")
-    return array
 
 
 class _Clock:

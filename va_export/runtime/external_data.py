@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
 import onnx
@@ -15,8 +16,7 @@ def check_external_data(path: Path) -> None:
 
     Raises:
         VaExportError: the file cannot be parsed, or a reference is absolute, leaves the directory, is a link to
-        outside, or
-            names a file that is missing or too short.
+            outside, or names a file that is missing or too short.
     """
     try:
         model = onnx.load(path, load_external_data=False)
@@ -25,7 +25,8 @@ def check_external_data(path: Path) -> None:
             f"the ONNX file cannot be parsed: {error}", where=path, fix="export the bundle again"
         ) from error
     root = path.parent.resolve()
-    for tensor in model.graph.initializer:
+    functions = (tensor for function in model.functions for tensor in _node_tensors(function.node))
+    for tensor in (*_tensors(model.graph), *functions):
         if not uses_external_data(tensor):
             continue
         entries = {entry.key: entry.value for entry in tensor.external_data}
@@ -38,10 +39,34 @@ def check_external_data(path: Path) -> None:
                 where=path,
                 fix="do not use this file; export the bundle again",
             )
-        end = int(entries.get("offset", 0)) + int(entries.get("length", 0))
+        spans = [entries.get(key, "0") for key in ("offset", "length")]
+        if not all(span.isdecimal() for span in spans):
+            raise VaExportError(
+                f"tensor {tensor.name} has no sensible place in {location}: offset and length {', '.join(spans)}",
+                where=path,
+                fix="export the bundle again",
+            )
+        end = sum(int(span) for span in spans)
         if not target.is_file() or target.stat().st_size < end:
             raise VaExportError(
                 f"tensor {tensor.name} needs {end} bytes of {location}, which is missing or shorter",
                 where=path,
                 fix="copy or export the bundle again",
             )
+
+
+def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    """Every tensor of a graph: weights, sparse weights, and constants in its nodes and their subgraphs."""
+    yield from graph.initializer
+    for sparse in graph.sparse_initializer:
+        yield from (sparse.values, sparse.indices)
+    yield from _node_tensors(graph.node)
+
+
+def _node_tensors(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.TensorProto]:
+    for attribute in (attribute for node in nodes for attribute in node.attribute):
+        yield from (attribute.t, *attribute.tensors)
+        for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
+            yield from (sparse.values, sparse.indices)
+        for graph in (attribute.g, *attribute.graphs):
+            yield from _tensors(graph)

@@ -112,7 +112,7 @@ class OnnxRuntimeBackend:
             raise VaExportError(
                 f"ONNX Runtime cannot open {component}: {str(error).strip()}",
                 where=path,
-                fix="verify the bundle with va-check --hashes, or export it again",
+                fix="verify the bundle with va-check, or export it again",
             ) from error
 
 

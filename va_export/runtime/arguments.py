@@ -1,0 +1,67 @@
+"""What a caller may give to `Bundle.generate`, as arrays of the types that backends take, or an error naming it."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from va_export.errors import VaExportError
+from va_export.runtime.backend import Float32, Int64
+
+
+def token_ids(name: str, values: npt.ArrayLike, vocab_size: int) -> Int64:
+    """Token ids as int64, of the shape that was given.
+
+    Raises:
+        VaExportError: not whole numbers, or outside of the vocabulary.
+    """
+    ids = np.asarray(values)
+    if ids.size and not np.issubdtype(ids.dtype, np.integer):
+        raise VaExportError(f"{name} has values of type {ids.dtype}; token ids are whole numbers", where="generate")
+    if ids.size and (ids.min() < 0 or ids.max() >= vocab_size):
+        raise VaExportError(f"{name} has ids outside of [0, {vocab_size})", where="generate")
+    return ids.astype(np.int64)
+
+
+def pixels(values: npt.ArrayLike, image_size: int, max_frames: int) -> Float32:
+    """Normalised frames (F, 3, image_size, image_size).
+
+    Raises:
+        VaExportError: another shape, more than `max_frames`, or values that are not finite.
+    """
+    array = _floats("pixel_values", values)
+    if array.ndim != 4 or array.shape[1:] != (3, image_size, image_size) or not len(array):
+        raise VaExportError(
+            f"pixel_values has shape {array.shape}; this bundle takes (frames, 3, {image_size}, {image_size})",
+            where="generate",
+        )
+    if len(array) > max_frames:
+        raise VaExportError(
+            f"{len(array)} frames are more than this bundle's max_frames ({max_frames})",
+            where="generate",
+            fix="use fewer frames, or export with a larger --max-frames",
+        )
+    if not np.isfinite(array).all():
+        raise VaExportError("pixel_values has NaN or infinite values", where="generate")
+    return array
+
+
+def gain(name: str, values: npt.ArrayLike, length: int) -> Float32:
+    """One gain a prompt position, (length,); a key's logarithm may be -inf, which removes the key.
+
+    Raises:
+        VaExportError: another length, or values that are not finite.
+    """
+    array = _floats(name, values).reshape(-1)
+    if array.shape != (length,):
+        raise VaExportError(f"{name} has {array.size} values; the prompt has {length} positions", where="generate")
+    if np.isnan(array).any() or np.isposinf(array).any() or (name == "value_gain" and not np.isfinite(array).all()):
+        raise VaExportError(f"{name} has NaN or infinite values", where="generate")
+    return array
+
+
+def _floats(name: str, values: npt.ArrayLike) -> Float32:
+    try:
+        return np.ascontiguousarray(values, dtype=np.float32)
+    except (TypeError, ValueError) as error:
+        raise VaExportError(f"{name} is not an array of numbers: {error}", where="generate") from error
