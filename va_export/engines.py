@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from va_export.engine.build import EngineInfo, build_engine
 from va_export.engine.profiles import dimension_ranges
-from va_export.engine.targets import DEFAULT_TARGETS
+from va_export.engine.targets import DEFAULT_TARGETS, check_targets
 from va_export.engine.tensorrt_api import Flavor, available_flavors, load_tensorrt
 from va_export.errors import VaExportError
 from va_export.native import plugin_contract, plugin_library
@@ -44,35 +44,45 @@ class EnginePlan:
         return None if self.library is None else {"library": PLUGIN_FILE, "contract": self.contract}
 
 
-def plan_engines(options: ExportOptions, display: StageDisplay) -> EnginePlan:
-    """Decide which engines to build.
+def plan_engines(options: ExportOptions, spec: ModelSpec, display: StageDisplay) -> EnginePlan:
+    """Decide which engines to build, and check that they can be.
 
     Raises:
-        VaExportError: a TensorRT that was asked for by name is not installed, or the plugin library is missing.
+        VaExportError: a TensorRT that was asked for by name is not installed, it does not know a target, the limits
+            contradict each other, or the plugin library is missing.
     """
-    library = contract = None
-    if options.attention == "plugin" and "decoder" in options.components:
-        try:
-            library, contract = plugin_library(), plugin_contract()
-        except VaExportError:
-            if not options.onnx_only:
-                raise
-    kwargs: dict[str, Any] = {"library": library, "contract": contract or {}}
+    flavors, reason = _flavors(options, display)
+    for flavor in flavors:
+        check_targets(load_tensorrt(flavor), options.targets or DEFAULT_TARGETS[flavor])
+    for name in options.components if flavors else ():
+        dimension_ranges(name, options.recipe.limits, spec.vision.tokens_per_frame)
+    if options.attention != "plugin" or "decoder" not in options.components:
+        return EnginePlan(flavors, reason)
+    try:
+        return EnginePlan(flavors, reason, plugin_library(), plugin_contract())
+    except VaExportError:
+        if flavors:
+            raise
+        return EnginePlan(flavors, reason)  # ONNX alone needs no library
+
+
+def _flavors(options: ExportOptions, display: StageDisplay) -> tuple[tuple[Flavor, ...], str]:
+    """The flavours to build for, or why there are none."""
     if options.onnx_only:
-        return EnginePlan(reason="--onnx-only was given", **kwargs)
+        return (), "--onnx-only was given"
     if options.flavor != "auto":
-        load_tensorrt(cast(Flavor, options.flavor))  # says what to install if it is missing
-        return EnginePlan((cast(Flavor, options.flavor),), **kwargs)
+        return (cast(Flavor, options.flavor),), ""
     installed = available_flavors()
     if not installed:
+        if options.targets:
+            load_tensorrt("tensorrt-rtx")  # engines were asked for: says what to install
         display.note(
             "No TensorRT is installed, so only ONNX is written. For engines: pip install 'va-export[rtx]'"
             " (TensorRT-RTX), or NVIDIA's tensorrt from its own index."
         )
-        return EnginePlan(reason="no TensorRT is installed", **kwargs)
+        return (), "no TensorRT is installed"
     # RTX builds ahead of time on any machine; full TensorRT only for the GPU that it finds.
-    flavor: Flavor = "tensorrt-rtx" if "tensorrt-rtx" in installed else installed[0]
-    return EnginePlan((flavor,), **kwargs)
+    return ("tensorrt-rtx" if "tensorrt-rtx" in installed else installed[0],), ""
 
 
 def build_engines(

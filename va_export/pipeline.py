@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from va_export.bundle.manifest import read_manifest
-from va_export.bundle.write import BundleWriter, bundle_writer
+from va_export.bundle.write import BundleWriter, bundle_writer, check_destination
 from va_export.checkpoint import Checkpoint, download
 from va_export.engines import EnginePlan, build_engines, plan_engines
 from va_export.models import family_for, family_named
@@ -20,6 +20,7 @@ from va_export.plan import Plan, check_plan, plan_export
 from va_export.progress import StageDisplay
 from va_export.proof import prove
 from va_export.recipe import ExportOptions, Recipe
+from va_export.sample import make_sample
 
 if TYPE_CHECKING:
     from va_export.models.family import ModelFamily, ModelSpec
@@ -56,19 +57,26 @@ def export(options: ExportOptions, display: StageDisplay) -> ExportResult:
     ):
         with display.stage("open checkpoint") as stage:
             source = open_source(options, Path(scratch))
-            engines = plan_engines(options, display)
+            engines = plan_engines(options, source.spec, display)
             check_plan(
                 plan_export(options, source.spec, source.family.weight_map(source.spec), engines.flavors), bundle.output
             )
             stage.say(f"{source.family.name}, {source.spec.text.num_layers} layers, from {source.checkpoint.directory}")
+        write_settings(options, source, bundle)
+        sample = None
+        if options.runs_whole_model:  # read now: a wrong video should not be found out after everything else
+            with display.stage("read video") as stage:
+                processing = source.family.processing(source.spec, source.checkpoint)
+                sample = make_sample(options, processing, source.spec, bundle.directory)
+                stage.say(f"{options.recipe.frames} frames of {sample.clip['file']}")
         components = write_components(options, source, bundle, display)
         engine_entries = build_engines(options, engines, components, source.spec, bundle, display)
-        write_settings(options, source, bundle)
         manifest = describe(options, source, components, engine_entries, engines)
         bundle.write_manifest(manifest)
         passed = None
-        if options.runs_whole_model:
-            passed = prove(options, source, bundle, engines, manifest, display)
+        if sample is not None:
+            manifest["video"] = sample.clip
+            passed = prove(options, source, sample, bundle, engines, manifest, display)
         with display.stage("seal bundle") as stage:
             bundle.write_manifest({**manifest, "parity": {"passed": passed}})
             read_manifest(bundle.directory)
@@ -78,10 +86,15 @@ def export(options: ExportOptions, display: StageDisplay) -> ExportResult:
 
 
 def plan(options: ExportOptions, display: StageDisplay) -> Plan:
-    """What `export` would write, from the checkpoint's headers alone (`--dry-run`)."""
+    """What `export` would write, from the checkpoint's headers alone (`--dry-run`).
+
+    Raises:
+        VaExportError: as `export` would at its start.
+    """
+    check_destination(options.output, options.overwrite)
     with tempfile.TemporaryDirectory(prefix="va-export-") as scratch:
         source = open_source(options, Path(scratch))
-        flavors = plan_engines(options, display).flavors
+        flavors = plan_engines(options, source.spec, display).flavors
         return plan_export(options, source.spec, source.family.weight_map(source.spec), flavors)
 
 

@@ -12,6 +12,7 @@ from va_export.report.latency import environment, gpu_name, measure_latency
 from va_export.report.parity import check_parity, parity_document
 from va_export.report.reference import FILE_NAME, Sample, read_reference
 from va_export.runtime.bundle import Bundle
+from va_export.settings import check_tolerances
 
 if TYPE_CHECKING:
     from va_export.bundle.write import BundleWriter
@@ -163,8 +164,18 @@ def check_bundle(
         output: a directory for `parity.json` and `latency.json` of this run; the bundle itself is never changed.
 
     Raises:
-        VaExportError: the bundle is damaged, has no reference, or the backend is not available.
+        VaExportError: the bundle is damaged, has no reference, or the backend is not available; the output cannot be
+            written or lies in the bundle.
     """
+    check_tolerances(atol, rtol)
+    if iterations < 0:
+        raise VaExportError(f"at least 0 iterations are needed, not {iterations}", where="--latency-iterations")
+    if output is not None and output.resolve().is_relative_to(directory.resolve()):
+        raise VaExportError(
+            "the results may not be written into the bundle, which stays as it is",
+            where=output,
+            fix="choose another --output",
+        )
     with Bundle.open(directory, backend, check_hashes=True) as bundle:
         runs = [(backend, bundle.attention)]
     reference = read_reference(directory)

@@ -14,25 +14,25 @@ from va_export.runtime.video import read_frames, sample_clip
 
 if TYPE_CHECKING:
     from va_export.models.family import ModelSpec
-    from va_export.recipe import ExportOptions
+    from va_export.recipe import ExportOptions, Recipe
     from va_export.runtime.processing import Processing
 
 # Lengths of the made-up text around the frames where there is no tokenizer.
 _IDS_BEFORE, _IDS_AFTER = 8, 16
 
 
-def make_sample(
-    options: ExportOptions, processing: Processing, spec: ModelSpec, tokenizer_directory: Path
-) -> tuple[Sample, dict[str, object]]:
-    """Read the clip and make the prompt; returns the sample and the manifest's `video`.
+def make_sample(options: ExportOptions, processing: Processing, spec: ModelSpec, tokenizer_directory: Path) -> Sample:
+    """Read the clip and make the prompt.
 
     Raises:
-        VaExportError: no video, too few frames, or a prompt that does not fit the limits.
+        VaExportError: no video, too few frames, a prompt that does not fit the limits, or fewer visual tokens than the
+            score's settings need.
     """
     from PIL import Image
 
     clip = options.video if options.video is not None else sample_clip()
     n_frames = options.recipe.frames
+    _check_score_settings(options.recipe, n_frames * processing.tokens_per_frame, spec.text.hidden_size)
     video = read_frames(clip, n_frames, processing.frame_sampling)
     size = (processing.image_size, processing.image_size)
     resized = np.stack(
@@ -48,14 +48,33 @@ def make_sample(
             where="prompt",
             fix="lower --frames, or raise --max-input-len and --max-kv-cache-capacity",
         )
-    sample = Sample(
+    return Sample(
         frames=resized,
         pixel_values=processing.pixel_values(video.pixels),
         input_ids=input_ids,
         is_visual=input_ids == _placeholder(spec),
+        clip={
+            "file": clip.name,
+            "frames": n_frames,
+            "indices": [int(index) for index in video.indices],
+            "question": options.question,
+        },
     )
-    indices = [int(index) for index in video.indices]
-    return sample, {"file": clip.name, "frames": n_frames, "indices": indices, "question": options.question}
+
+
+def _check_score_settings(recipe: Recipe, n_tokens: int, hidden_size: int) -> None:
+    if n_tokens < max(2, recipe.score.n_subspaces):
+        raise VaExportError(
+            f"the {n_tokens} visual tokens of {recipe.frames} frames cannot form {recipe.score.n_subspaces} subspaces",
+            where="--subspaces",
+            fix="lower --subspaces, or raise --frames",
+        )
+    if recipe.score.pca_rank > min(n_tokens, hidden_size):
+        raise VaExportError(
+            f"{n_tokens} visual tokens of {hidden_size} features have no {recipe.score.pca_rank} principal components",
+            where="--pca-rank",
+            fix=f"use at most {min(n_tokens, hidden_size)}, or 0 for no projection",
+        )
 
 
 def _placeholder(spec: ModelSpec) -> int:

@@ -38,12 +38,14 @@ class Sample:
         pixel_values: (F, 3, S, S) float32.
         input_ids: (1, S) int64.
         is_visual: (1, S), the image placeholders.
+        clip: the manifest's `video`: file, frames, indices, question.
     """
 
     frames: npt.NDArray[np.uint8]
     pixel_values: npt.NDArray[np.float32]
     input_ids: npt.NDArray[np.int64]
     is_visual: npt.NDArray[np.bool_]
+    clip: dict[str, Any]
 
 
 def compute_reference(
