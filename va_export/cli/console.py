@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -70,13 +72,17 @@ def user_errors() -> Iterator[None]:
         raise typer.Exit(EXIT_ERROR) from None
     except OSError as error:
         # A full disk, a folder that vanished, a file that lost its permissions: the machine's, not a bug.
-        print(f"error: {error.strerror or error}\n  where: {error.filename or 'the file system'}", file=sys.stderr)
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        fix = "free some space, or write to another disk" if full else "check the path and its permissions"
+        where = error.filename or "the file system"
+        print(f"error: {error.strerror or error}\n  where: {where}\n  fix:   {fix}", file=sys.stderr)
         raise typer.Exit(EXIT_ERROR) from None
 
 
 def run(command: Callable[..., None]) -> None:
     """Run a typer command as a console script."""
     warnings.filterwarnings("ignore", category=FutureWarning)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # clean up as after Ctrl-C
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
     app.command()(command)
     app()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +13,8 @@ from typer import Option
 from va_export.cli.console import EXIT_FAILED_PARITY, run, set_up_logging, show_version, user_errors
 from va_export.errors import VaExportError
 
-MODEL, SHAPES, ENGINES, PROOF, ANCHORS = "Model", "Shapes", "Engines", "Proof", "Anchors"
+# The modules of pyproject.toml's extra `export`.
+_EXPORT_MODULES = ("torch", "transformers", "onnxscript", "safetensors", "huggingface_hub", "jinja2")
 
 
 def export_command(
@@ -21,7 +24,7 @@ def export_command(
     output: Annotated[
         Path | None, Option("-o", "--output", help="The bundle's directory. [default: ./NAME-PRECISION]")
     ] = None,
-    precision: Annotated[str, Option(help="fp32, fp16 or bf16, written into the graph.")] = "fp16",
+    precision: Annotated[str | None, Option(help="fp32, fp16 or bf16, written into the graph. [default: fp16]")] = None,
     fp16: Annotated[bool, Option("--fp16", help="The same as --precision fp16.")] = False,
     fp32: Annotated[bool, Option("--fp32", help="The same as --precision fp32.")] = False,
     revision: Annotated[str | None, Option(help="Revision of a hub id.")] = None,
@@ -117,6 +120,7 @@ def export_command(
 
 
 def _run(options: object, dry_run: bool) -> bool | None:
+    _check_export_extra()
     from va_export.pipeline import export, plan
     from va_export.plan import check_plan, describe
     from va_export.progress import StageDisplay
@@ -136,13 +140,31 @@ def _run(options: object, dry_run: bool) -> bool | None:
     return result.passed
 
 
-def _precision(precision: str, fp16: bool, fp32: bool) -> str:
+def _precision(precision: str | None, fp16: bool, fp32: bool) -> str:
     flags = [name for name, given in (("fp16", fp16), ("fp32", fp32)) if given]
-    if len(flags) > 1 or (flags and precision not in ("fp16", flags[0])):
+    if len({*flags, *([precision] if precision else [])}) > 1:
         raise VaExportError(
             "several precisions were given", where="--precision", fix="give one of --fp16, --fp32, --precision"
         )
-    return flags[0] if flags else precision
+    return flags[0] if flags else precision or "fp16"
+
+
+def _check_export_extra() -> None:
+    """Exporting needs libraries that running a bundle does not; say so before the first of them is imported."""
+    missing = [name for name in _EXPORT_MODULES if not _is_installed(name)]
+    if missing:
+        raise VaExportError(
+            f"exporting needs {', '.join(missing)}, which this Python does not have",
+            where=sys.executable,
+            fix="pip install 'va-export[export]' (running and checking bundles needs no such thing)",
+        )
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):  # an import hook forbids it
+        return False
 
 
 def _targets(text: str) -> tuple[str, ...]:

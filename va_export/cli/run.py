@@ -10,6 +10,7 @@ from typing import Annotated
 from typer import Argument, Option
 
 from va_export.cli.console import run, set_up_logging, show_version, user_errors
+from va_export.errors import VaExportError
 
 
 def run_command(
@@ -34,8 +35,10 @@ def run_command(
         from va_export.runtime.bundle import Bundle
         from va_export.runtime.video import read_frames
 
+        if frames is not None and frames < 1:
+            raise VaExportError(f"--frames must be at least 1, not {frames}", where="--frames")
         with Bundle.open(bundle, backend) as opened:
-            n_frames = frames or opened.default_frames
+            n_frames = opened.default_frames if frames is None else frames
             input_ids = opened.prompt(prompt, n_frames)
             clip = read_frames(video, n_frames, opened.processing.frame_sampling)
             assert opened.tokenizer is not None  # prompt() would have raised
