@@ -217,7 +217,7 @@ class Bundle:
         if visual is None:
             if token is not None and (ids == token).any():
                 raise VaExportError(
-                    f"the prompt has {int((ids == token).sum())} image placeholders (id {token}) but there are no frames",
+                    f"the prompt has {int((ids == token).sum())} image placeholders (id {token}), there are no frames",
                     where="generate",
                     fix="give pixel_values, or leave the placeholders out",
                 )
