@@ -16,13 +16,12 @@
 namespace {
 
 std::string contract_json() {
-  const std::string headers = std::to_string(NV_TENSORRT_MAJOR) + "." + std::to_string(NV_TENSORRT_MINOR) +
-                              "." + std::to_string(NV_TENSORRT_PATCH);
-  const std::string cuda =
-      std::to_string(CUDART_VERSION / 1000) + "." + std::to_string(CUDART_VERSION % 1000 / 10);
+  const std::string headers = std::to_string(NV_TENSORRT_MAJOR) + "." + std::to_string(NV_TENSORRT_MINOR) + "." +
+                              std::to_string(NV_TENSORRT_PATCH);
+  const std::string cuda = std::to_string(CUDART_VERSION / 1000) + "." + std::to_string(CUDART_VERSION % 1000 / 10);
   return std::string("{\"library_version\": \"" VA_EXPORT_VERSION "\", ") + "\"cuda_version\": \"" + cuda +
-         "\", \"cuda_archs\": " VA_EXPORT_CUDA_ARCHS ", \"tensorrt_headers\": \"" + headers +
-         "\", \"ops\": [" + va_export::to_json(va_export::anchored_attention_contract()) + "]}";
+         "\", \"cuda_archs\": " VA_EXPORT_CUDA_ARCHS ", \"tensorrt_headers\": \"" + headers + "\", \"ops\": [" +
+         va_export::to_json(va_export::anchored_attention_contract()) + "]}";
 }
 
 }  // namespace

@@ -35,13 +35,13 @@ cudaError_t launch(const VaAnchoredAttentionParams& p, cudaStream_t stream) {
   const SharedLayout layout(static_cast<int>(p.head_dim), kChannelGroups * kWarpSize);
   const size_t shared_bytes = layout.total * sizeof(float);
   if (shared_bytes > kDefaultSharedBytes) {
-    const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                                   static_cast<int>(shared_bytes));
+    const cudaError_t error =
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
     if (error != cudaSuccess) return error;
   }
   const int64_t rows = p.q_len * (p.query_heads / p.kv_heads);
-  const dim3 grid(static_cast<unsigned>((rows + kTileRows - 1) / kTileRows),
-                  static_cast<unsigned>(p.kv_heads), static_cast<unsigned>(p.batch));
+  const dim3 grid(static_cast<unsigned>((rows + kTileRows - 1) / kTileRows), static_cast<unsigned>(p.kv_heads),
+                  static_cast<unsigned>(p.batch));
   VaAnchoredAttentionParams argument = p;
   void* arguments[] = {&argument};
   return cudaLaunchKernel(kernel, grid, dim3(kWarps * kWarpSize), arguments, shared_bytes, stream);
@@ -61,8 +61,7 @@ extern "C" size_t va_anchored_attention_workspace_bytes(const VaAnchoredAttentio
   return 0;  // one pass over the keys, nothing to combine
 }
 
-extern "C" cudaError_t va_anchored_attention_launch(const VaAnchoredAttentionParams* params,
-                                                    cudaStream_t stream) {
+extern "C" cudaError_t va_anchored_attention_launch(const VaAnchoredAttentionParams* params, cudaStream_t stream) {
   if (params == nullptr || params->struct_bytes != sizeof(*params) || !va_export::is_valid(*params)) {
     return cudaErrorInvalidValue;
   }

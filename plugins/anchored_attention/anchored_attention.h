@@ -36,8 +36,7 @@ typedef struct VaAttentionStrides {
 } VaAttentionStrides;
 
 typedef struct VaAnchoredAttentionParams {
-  size_t
-      struct_bytes;  // sizeof(VaAnchoredAttentionParams): a caller compiled against another layout is refused
+  size_t struct_bytes;  // sizeof(VaAnchoredAttentionParams): a caller compiled against another layout is refused
 
   const void* query;          // (batch, query_heads, q_len, head_dim)
   const void* key;            // (batch, kv_heads, kv_len, head_dim)
@@ -76,8 +75,7 @@ VA_EXPORT_API size_t va_anchored_attention_workspace_bytes(const VaAnchoredAtten
 // Queues the attention on `stream` and returns. Allocates nothing and does not synchronise, so it may be
 // captured in a CUDA graph. Deterministic: equal inputs give equal bits. cudaErrorInvalidValue: a size,
 // stride, pointer or option outside what is said above; any other error is CUDA's own from the launch.
-VA_EXPORT_API cudaError_t va_anchored_attention_launch(const VaAnchoredAttentionParams* params,
-                                                       cudaStream_t stream);
+VA_EXPORT_API cudaError_t va_anchored_attention_launch(const VaAnchoredAttentionParams* params, cudaStream_t stream);
 
 #ifdef __cplusplus
 }  // extern "C"

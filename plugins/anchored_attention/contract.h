@@ -10,6 +10,7 @@ namespace va_export {
 inline const OpContract& anchored_attention_contract() {
   using nvinfer1::DataType;
   using nvinfer1::PluginFieldType;
+  // clang-format off: it is a table
   static const OpContract contract{
       "AnchoredAttention",
       "1",
@@ -24,6 +25,7 @@ inline const OpContract& anchored_attention_contract() {
       {{"output", "T", 4, {"batch", "query_heads", "q_len", "value_head_dim"}, false}},
       {DataType::kHALF, DataType::kBF16, DataType::kFLOAT},
       VA_ANCHORED_ATTENTION_MAX_HEAD_DIM};
+  // clang-format on
   return contract;
 }
 

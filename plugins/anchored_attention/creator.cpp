@@ -38,8 +38,7 @@ bool is_integer(PluginFieldType type) {
 }
 
 // Reads every field of the collection into `values` by name, or gives the reason why that cannot be done.
-std::string read_fields(const nvinfer1::PluginFieldCollection& fields,
-                        std::map<std::string, double>* values) {
+std::string read_fields(const nvinfer1::PluginFieldCollection& fields, std::map<std::string, double>* values) {
   for (int32_t i = 0; i < fields.nbFields; ++i) {
     const PluginField& field = fields.fields[i];
     const FieldSpec* spec = nullptr;
@@ -52,8 +51,8 @@ std::string read_fields(const nvinfer1::PluginFieldCollection& fields,
     const double value = number(field, &is_number);
     // An integer attribute reaches the plugin as int32 or int64, as the ONNX parser's version would have it.
     if (!is_number || is_integer(spec->type) != is_integer(field.type)) {
-      return name + " holds " + std::to_string(field.length) + " x " + type_name(field.type) +
-             ", expected one " + type_name(spec->type);
+      return name + " holds " + std::to_string(field.length) + " x " + type_name(field.type) + ", expected one " +
+             type_name(spec->type);
     }
     if (!values->insert({spec->name, value}).second) return name + " is given twice";
   }

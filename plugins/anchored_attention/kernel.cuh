@@ -65,8 +65,7 @@ struct WarpRows {
 };
 
 // How many keys packed row `row` may see: 0 for the rows that fill up the last tile.
-__device__ inline int visible_keys(const VaAnchoredAttentionParams& p, int64_t valid_keys, int group,
-                                   int row) {
+__device__ inline int visible_keys(const VaAnchoredAttentionParams& p, int64_t valid_keys, int group, int row) {
   if (row >= p.q_len * group) return 0;
   if (!p.is_causal) return static_cast<int>(valid_keys);
   const int64_t seen = row / group + valid_keys - p.q_len + 1;
@@ -102,8 +101,7 @@ __device__ inline void update_softmax(const float (&logit)[kRowsPerWarp], int ke
     const bool seen = key < rows.visible[r];
     const float x = seen ? logit[r] : -INFINITY;
     const float new_max = fmaxf(rows.max[r], warp_max(x));
-    const float base =
-        new_max == -INFINITY ? 0.0f : new_max;  // nothing seen yet: exp2(-inf - 0) = 0, not NaN
+    const float base = new_max == -INFINITY ? 0.0f : new_max;  // nothing seen yet: exp2(-inf - 0) = 0, not NaN
     const float weight = exp2f(x - base);
     const float keep = exp2f(rows.max[r] - base);
     rows.max[r] = new_max;
@@ -153,12 +151,11 @@ __device__ inline void add_values(const float* weights, const float* values, int
 
 // Walks over the keys that any row of the block may see.
 template <typename T, int kChannelGroups>
-__device__ inline void attend(const VaAnchoredAttentionParams& p, int block_visible,
-                              const SharedLayout& layout, float* shared, WarpRows<kChannelGroups>& rows) {
+__device__ inline void attend(const VaAnchoredAttentionParams& p, int block_visible, const SharedLayout& layout,
+                              float* shared, WarpRows<kChannelGroups>& rows) {
   const int64_t batch = blockIdx.z, kv_head = blockIdx.y;
   const T* key = static_cast<const T*>(p.key) + batch * p.key_strides.batch + kv_head * p.key_strides.head;
-  const T* value =
-      static_cast<const T*>(p.value) + batch * p.value_strides.batch + kv_head * p.value_strides.head;
+  const T* value = static_cast<const T*>(p.value) + batch * p.value_strides.batch + kv_head * p.value_strides.head;
   const float* key_log_gain = p.key_log_gain + batch * p.key_log_gain_batch_stride;
   const float* value_gain = p.value_gain + batch * p.value_gain_batch_stride;
   const int warp = threadIdx.x / kWarpSize, lane = threadIdx.x % kWarpSize;
@@ -170,8 +167,8 @@ __device__ inline void attend(const VaAnchoredAttentionParams& p, int block_visi
     const int keys = block_visible - first < kTileKeys ? block_visible - first : kTileKeys;
     const bool warp_sees_tile = first < rows.most_visible;
     __syncthreads();  // the queries are written; the previous tile's values are no longer read
-    load_tile(key + first * p.key_strides.position, p.key_strides.position, keys,
-              static_cast<int>(p.head_dim), tile, layout.key_row, layout.query_row);
+    load_tile(key + first * p.key_strides.position, p.key_strides.position, keys, static_cast<int>(p.head_dim), tile,
+              layout.key_row, layout.query_row);
     __syncthreads();
     if (warp_sees_tile) {
       float logit[kRowsPerWarp] = {};
@@ -191,8 +188,7 @@ __device__ inline void attend(const VaAnchoredAttentionParams& p, int block_visi
 // Grid: (ceil(q_len * group / kTileRows), kv_heads, batch). Block: kWarps * 32 threads. Dynamic shared
 // memory: SharedLayout::total floats. Needs value_head_dim <= 32 * kChannelGroups.
 template <typename T, int kChannelGroups>
-__global__ void __launch_bounds__(kWarps* kWarpSize, 2)
-    anchored_attention_kernel(const VaAnchoredAttentionParams p) {
+__global__ void __launch_bounds__(kWarps* kWarpSize, 2) anchored_attention_kernel(const VaAnchoredAttentionParams p) {
   extern __shared__ float4 shared_memory[];
   float* shared = reinterpret_cast<float*>(shared_memory);
   const SharedLayout layout(static_cast<int>(p.head_dim), kChannelGroups * kWarpSize);
@@ -234,8 +230,7 @@ __global__ void __launch_bounds__(kWarps* kWarpSize, 2)
     for (int t = 0; t < kChannelGroups; ++t) {
       const int channel = t * kWarpSize + lane;
       // A row that sees nothing has sum 0.
-      if (channel < p.value_head_dim)
-        from_float(total == 0.0f ? 0.0f : rows.acc[r][t] / total, out + channel);
+      if (channel < p.value_head_dim) from_float(total == 0.0f ? 0.0f : rows.acc[r][t] / total, out + channel);
     }
   }
 }

@@ -41,8 +41,8 @@ std::string shape_fault(const std::vector<Sizes>& inputs) {
   for (const Input input : {kQuery, kValue}) {
     const int64_t width = inputs[input][3];
     if (width != kUnknown && (width < 1 || width > op.max_head_dim)) {
-      return std::string(op.inputs[input].name) + " has " + op.inputs[input].dims[3] + " = " +
-             std::to_string(width) + ", supported are 1 to " + std::to_string(op.max_head_dim);
+      return std::string(op.inputs[input].name) + " has " + op.inputs[input].dims[3] + " = " + std::to_string(width) +
+             ", supported are 1 to " + std::to_string(op.max_head_dim);
     }
   }
   return "";
@@ -69,8 +69,7 @@ AnchoredAttentionPlugin::AnchoredAttentionPlugin(std::string node, AnchoredAtten
     : node_(std::move(node)), fields_(fields) {
   const OpContract& op = anchored_attention_contract();
   // The scale's value does not change the time that a launch takes.
-  timing_cache_id_ =
-      std::string(op.name) + "-" + op.version + "-is_causal=" + std::to_string(fields.is_causal);
+  timing_cache_id_ = std::string(op.name) + "-" + op.version + "-is_causal=" + std::to_string(fields.is_causal);
 }
 
 AnchoredAttentionPlugin::AnchoredAttentionPlugin(const AnchoredAttentionPlugin& other)
@@ -117,16 +116,15 @@ int32_t AnchoredAttentionPlugin::report(const std::string& fault) const {
   return -1;
 }
 
-int32_t AnchoredAttentionPlugin::getOutputDataTypes(DataType* output_types, int32_t,
-                                                    const DataType* input_types,
+int32_t AnchoredAttentionPlugin::getOutputDataTypes(DataType* output_types, int32_t, const DataType* input_types,
                                                     int32_t input_count) const noexcept {
   const int32_t status = report(input_type_fault(anchored_attention_contract(), input_types, input_count));
   if (status == 0) output_types[0] = input_types[kQuery];
   return status;
 }
 
-int32_t AnchoredAttentionPlugin::getOutputShapes(const DimsExprs* inputs, int32_t input_count,
-                                                 const DimsExprs*, int32_t, DimsExprs* outputs, int32_t,
+int32_t AnchoredAttentionPlugin::getOutputShapes(const DimsExprs* inputs, int32_t input_count, const DimsExprs*,
+                                                 int32_t, DimsExprs* outputs, int32_t,
                                                  nvinfer1::IExprBuilder&) noexcept {
   const auto itself = [](const DimsExprs& dims) { return dims; };
   const int32_t status = report(shape_fault(inputs, input_count, itself));
@@ -136,15 +134,13 @@ int32_t AnchoredAttentionPlugin::getOutputShapes(const DimsExprs* inputs, int32_
   return 0;
 }
 
-bool AnchoredAttentionPlugin::supportsFormatCombination(int32_t position,
-                                                        const DynamicPluginTensorDesc* tensors,
+bool AnchoredAttentionPlugin::supportsFormatCombination(int32_t position, const DynamicPluginTensorDesc* tensors,
                                                         int32_t input_count, int32_t) noexcept {
   const OpContract& op = anchored_attention_contract();
   if (input_count > static_cast<int32_t>(op.inputs.size())) return false;
   const PluginTensorDesc& desc = tensors[position].desc;
   const TensorSpec& spec = position < input_count ? op.inputs[position] : op.outputs[position - input_count];
-  return desc.format == nvinfer1::TensorFormat::kLINEAR &&
-         type_fits(op, spec, desc.type, tensors[kQuery].desc.type);
+  return desc.format == nvinfer1::TensorFormat::kLINEAR && type_fits(op, spec, desc.type, tensors[kQuery].desc.type);
 }
 
 int32_t AnchoredAttentionPlugin::configurePlugin(const DynamicPluginTensorDesc* inputs, int32_t input_count,
@@ -169,8 +165,8 @@ int32_t AnchoredAttentionPlugin::onShapeChange(const PluginTensorDesc* inputs, i
   return report(shape_fault(inputs, input_count, dims));
 }
 
-VaAnchoredAttentionParams AnchoredAttentionPlugin::launch_params(const Dims& query, const Dims& key,
-                                                                 const Dims& value, DataType type) const {
+VaAnchoredAttentionParams AnchoredAttentionPlugin::launch_params(const Dims& query, const Dims& key, const Dims& value,
+                                                                 DataType type) const {
   VaAnchoredAttentionParams params{};
   params.struct_bytes = sizeof(params);
   params.batch = query.d[0];

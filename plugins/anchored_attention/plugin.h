@@ -34,8 +34,7 @@ class AnchoredAttentionPlugin final : public nvinfer1::IPluginV3,
 
   int32_t getNbOutputs() const noexcept override { return 1; }
   int32_t getOutputDataTypes(nvinfer1::DataType* output_types, int32_t output_count,
-                             const nvinfer1::DataType* input_types,
-                             int32_t input_count) const noexcept override;
+                             const nvinfer1::DataType* input_types, int32_t input_count) const noexcept override;
   int32_t getOutputShapes(const nvinfer1::DimsExprs* inputs, int32_t input_count,
                           const nvinfer1::DimsExprs* shape_inputs, int32_t shape_input_count,
                           nvinfer1::DimsExprs* outputs, int32_t output_count,
@@ -43,8 +42,7 @@ class AnchoredAttentionPlugin final : public nvinfer1::IPluginV3,
   bool supportsFormatCombination(int32_t position, const nvinfer1::DynamicPluginTensorDesc* tensors,
                                  int32_t input_count, int32_t output_count) noexcept override;
   int32_t configurePlugin(const nvinfer1::DynamicPluginTensorDesc* inputs, int32_t input_count,
-                          const nvinfer1::DynamicPluginTensorDesc* outputs,
-                          int32_t output_count) noexcept override;
+                          const nvinfer1::DynamicPluginTensorDesc* outputs, int32_t output_count) noexcept override;
   size_t getWorkspaceSize(const nvinfer1::DynamicPluginTensorDesc* inputs, int32_t input_count,
                           const nvinfer1::DynamicPluginTensorDesc* outputs,
                           int32_t output_count) const noexcept override;
@@ -52,9 +50,9 @@ class AnchoredAttentionPlugin final : public nvinfer1::IPluginV3,
 
   int32_t onShapeChange(const nvinfer1::PluginTensorDesc* inputs, int32_t input_count,
                         const nvinfer1::PluginTensorDesc* outputs, int32_t output_count) noexcept override;
-  int32_t enqueue(const nvinfer1::PluginTensorDesc* input_descs,
-                  const nvinfer1::PluginTensorDesc* output_descs, const void* const* inputs,
-                  void* const* outputs, void* workspace, cudaStream_t stream) noexcept override;
+  int32_t enqueue(const nvinfer1::PluginTensorDesc* input_descs, const nvinfer1::PluginTensorDesc* output_descs,
+                  const void* const* inputs, void* const* outputs, void* workspace,
+                  cudaStream_t stream) noexcept override;
   nvinfer1::IPluginV3* attachToContext(nvinfer1::IPluginResourceContext* context) noexcept override;
   const nvinfer1::PluginFieldCollection* getFieldsToSerialize() noexcept override;
 
