@@ -3,8 +3,8 @@
 
     .venv/bin/python scripts/gpu_main_job.py
 
-Runs the tests marked `gpu`, exports the embedded default with both attention forms, and runs parity and latency of every
-TensorRT that is installed. What fails is recorded, not hidden: the exit code is 1 then.
+Runs the tests marked `gpu`, exports the embedded default with both attention forms, and runs parity and latency of
+every TensorRT that is installed. What fails is recorded, not hidden: the exit code is 1 then.
 """
 
 from __future__ import annotations
@@ -79,16 +79,16 @@ def bundle_rows(folder: Path, attention: str, target: str) -> tuple[list[Row], l
         except VaExportError as error:
             checks.append({"name": f"bundle {attention} {flavor}", "passed": False, "message": str(error)})
             continue
-        for check in document["parity"]["runs"][0]["checks"]:
-            checks.append(
-                {
-                    "name": f"bundle {attention} {flavor} {check['stage']} anchors={check['anchors']}",
-                    "dtype": "float16",
-                    "max_rel_err": check["max_rel"],
-                    "tolerance": check["tolerance"],
-                    "passed": check["passed"],
-                }
-            )
+        checks += [
+            {
+                "name": f"bundle {attention} {flavor} {check['stage']} anchors={check['anchors']}",
+                "dtype": "float16",
+                "max_rel_err": check["max_rel"],
+                "tolerance": check["tolerance"],
+                "passed": check["passed"],
+            }
+            for check in document["parity"]["runs"][0]["checks"]
+        ]
         timings += [{"op": f"bundle {attention} {flavor}", **run} for run in document["latency"]["runs"]]
     return checks, timings
 
