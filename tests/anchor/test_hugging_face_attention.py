@@ -193,7 +193,7 @@ def test_generate_is_anchored(
 
 
 def test_beams_repeat_each_row_of_gains(model: LlamaForCausalLM, ids: Tensor, gains: tuple[Tensor, Tensor]) -> None:
-    options: dict[str, Any] = {"max_new_tokens": 5, "do_sample": False, "num_beams": 3}
+    options: dict[str, Any] = {"max_new_tokens": 5, "do_sample": False, "num_beams": 2}
     with anchors(model, *gains):
         together = model.generate(ids, **options)
     for row in range(2):

@@ -1,10 +1,9 @@
 """Anchored attention in eager PyTorch: the reference for the op AnchoredAttention (version 1).
 
-    O_i = Σ_j softmax_j(scale · q_i·k_j + log γ_K[j] + visibility) · γ_V[j] v_j        (arXiv 2509.25151,
-    section 3)
+    O_i = Σ_j softmax_j(scale · q_i·k_j + log γ_K[j] + visibility) · γ_V[j] v_j
 
-The logits are materialised, in float32 (float64 for float64 inputs): this is the form to compare with, not
-the fast one.
+arXiv 2509.25151, section 3. The logits are materialised, in float32 (float64 for float64 inputs): this is the form to
+compare with, not the fast one.
 """
 
 from __future__ import annotations
@@ -36,8 +35,7 @@ def anchored_attention(
     gain -inf, gives 0.
 
     Args:
-        query: [B, Hq, Sq, D]; Hq a multiple of Hkv (grouped-query attention: query head h reads KV head h //
-            (Hq/Hkv)).
+        query: [B, Hq, Sq, D]; Hq a multiple of Hkv: query head h reads KV head h // (Hq / Hkv).
         key: [B, Hkv, Skv, D].
         value: [B, Hkv, Skv, Dv].
         key_log_gain: [B, Skv] (or [1, Skv], [Skv]), log γ_K, natural logarithm; None means 0. -inf removes

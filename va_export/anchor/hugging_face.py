@@ -1,12 +1,10 @@
 """Anchored attention for any Hugging Face decoder: an attention implementation named "anchored".
 
 Nothing of a model is copied or patched. `register` puts one attention function and one mask function into
-transformers' `AttentionInterface` and `AttentionMaskInterface`; `use_anchored_attention(model)` selects them
-for the text decoder alone, so a vision tower keeps its own attention. The gains then arrive in one of two
-ways:
+transformers' `AttentionInterface` and `AttentionMaskInterface`; `use_anchored_attention(model)` selects them for the
+text decoder alone, so a vision tower keeps its own attention. The gains then arrive in one of two ways:
 
-- ``model(..., key_log_gain=..., value_gain=...)``: transformers hands unknown keyword arguments down to the
-  attention;
+- ``model(..., key_log_gain=..., value_gain=...)``: transformers hands unknown keywords down to the attention;
 - ``with anchors(model, key_log_gain, value_gain): model.generate(...)``.
 
 Gains act in prefill only (more than one query); a step with one query is plain attention over the cache.
@@ -56,8 +54,7 @@ def _text_decoder(model: PreTrainedModel) -> PreTrainedModel:
 
 @contextmanager
 def anchors(model: PreTrainedModel, key_log_gain: Tensor, value_gain: Tensor) -> Iterator[PreTrainedModel]:
-    """Within the block, anchor every prefill of `model`: a whole prompt or its chunks, with `generate` or
-    without.
+    """Within the block, anchor every prefill of `model`: a whole prompt or its chunks, in `generate` or not.
 
     Args:
         model: has anchored attention selected (`use_anchored_attention`).

@@ -1,22 +1,20 @@
-"""Sparse self-expression of tokens by ADMM, from one N × N state (arXiv 2509.25151; `textbook.py` is the
-literal form).
+"""Sparse self-expression of tokens by ADMM, from one N × N state; `textbook.py` is the paper's literal form.
 
-Notation: Y = tokensᵀ [D, N], U = [√λ_z Y; √ρ 1ᵀ], E' = [√λ_z E; δ₁ᵀ/√ρ], θ = 1/ρ, T = Δ₂/ρ. The state is X =
-A + T: off the diagonal C is its soft threshold and T = X − C its clip to [−θ, θ]; on the diagonal C = 0 and T
-= X. With Z = C − T the paper's A-step is (UᵀU + ρI) A = Uᵀ(U − E') + ρZ. Let the columns of P be orthonormal
-and span U's columns, with PᵀU = F and FFᵀ diagonal. Woodbury's identity makes the step
+Notation: Y = tokensᵀ [D, N], U = [√λ_z Y; √ρ 1ᵀ], E' = [√λ_z E; δ₁ᵀ/√ρ], θ = 1/ρ, T = Δ₂/ρ. The state is
+X = A + T: off the diagonal C is its soft threshold and T = X − C its clip to [−θ, θ]; on the diagonal C = 0 and
+T = X. With Z = C − T the paper's A-step (arXiv 2509.25151) is (UᵀU + ρI) A = Uᵀ(U − E') + ρZ. Let the columns of P
+be orthonormal and span U's columns, with PᵀU = F and FFᵀ diagonal. Woodbury's identity makes the step
 
     g = (ρ + FFᵀ)⁻¹ (F − PᵀE' − FZ)      A = Z + Fᵀg      X⁺ = A + T = C + Fᵀg
 
-and, because then U − UA = P (PᵀE' + ρg) =: R, the steps for E (first D rows) and δ₁ (last row) need no
-product with A:
+and, because then U − UA = P (PᵀE' + ρg) =: R, the steps for E (first D rows) and δ₁ (last row) need no product
+with A:
 
     E'⁺ = soft(R, λ_e/√λ_z) in the first D rows,      E' − R in the last.
 
-So an iteration is two thin products, FZ and Fᵀg, around one elementwise pass over X, taken here over blocks
-of rows
-that fit a cache: one N × N array is alive, and nothing of that size is factored or solved. For D >= N, F is
-square. The same code runs on NumPy arrays and on torch tensors, on their device.
+So an iteration is two thin products, FZ and Fᵀg, around one elementwise pass over X, taken here over blocks of rows
+that fit a cache: one N × N array is alive, and nothing of that size is factored or solved in the loop. For D >= N,
+F is square. The same code runs on NumPy arrays and on torch tensors, on their device.
 """
 
 from __future__ import annotations
