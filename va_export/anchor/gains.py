@@ -1,8 +1,8 @@
 """From sharing scores to attention gains: γ = 1 + α·s at visual positions, 1 elsewhere.
 
-arXiv 2509.25151, section 3. Each decoder layer in prefill uses γ_K as an offset log γ_K on the logits and γ_V as a factor on the values.
-The paper's third factor, γ_Q on the queries' side, adds the constant log γ_Q[i] to the whole softmax row i
-and so cancels exactly: it has no parameter here.
+arXiv 2509.25151, section 3. Each decoder layer in prefill uses γ_K as an offset log γ_K on the logits and γ_V as a
+factor on the values. The paper's third factor, γ_Q on the queries' side, adds the constant log γ_Q[i] to the whole
+softmax row i and so cancels exactly: it has no parameter here.
 
 NumPy in, NumPy out; torch in, torch out on the same device.
 """
