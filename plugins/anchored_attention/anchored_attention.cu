@@ -6,6 +6,8 @@
 #include <cmath>
 
 #include "kernel.cuh"
+#include "mma_launch.h"
+#include "mma_limits.h"
 
 namespace va_export {
 namespace {
@@ -57,18 +59,22 @@ cudaError_t launch_for_channels(const VaAnchoredAttentionParams& p, cudaStream_t
 }  // namespace
 }  // namespace va_export
 
-extern "C" size_t va_anchored_attention_workspace_bytes(const VaAnchoredAttentionParams*) {
-  return 0;  // one pass over the keys, nothing to combine
+extern "C" size_t va_anchored_attention_workspace_bytes(const VaAnchoredAttentionParams* params) {
+  const bool is_known = params != nullptr && params->struct_bytes == sizeof(*params);
+  return is_known ? va_export::mma_workspace_bytes(*params) : 0;
 }
 
 extern "C" cudaError_t va_anchored_attention_launch(const VaAnchoredAttentionParams* params, cudaStream_t stream) {
   if (params == nullptr || params->struct_bytes != sizeof(*params) || !va_export::is_valid(*params)) {
     return cudaErrorInvalidValue;
   }
+  const bool has_tensor_core_kernel = va_export::mma_serves(*params);
   switch (params->dtype) {
     case VA_FLOAT16:
+      if (has_tensor_core_kernel) return va_export::launch_mma_float16(*params, stream);
       return va_export::launch_for_channels<__half>(*params, stream);
     case VA_BFLOAT16:
+      if (has_tensor_core_kernel) return va_export::launch_mma_bfloat16(*params, stream);
       return va_export::launch_for_channels<__nv_bfloat16>(*params, stream);
     case VA_FLOAT32:
       return va_export::launch_for_channels<float>(*params, stream);

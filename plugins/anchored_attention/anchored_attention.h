@@ -45,7 +45,7 @@ typedef struct VaAnchoredAttentionParams {
   const float* value_gain;    // (batch, kv_len)
   const int64_t* kv_length;   // (batch,) valid keys per row, clamped to [0, kv_len]; NULL: all kv_len
   void* out;                  // (batch, query_heads, q_len, value_head_dim)
-  void* workspace;            // at least va_anchored_attention_workspace_bytes; NULL where that is 0
+  void* workspace;            // device memory, aligned to 16 bytes; NULL: short q_len uses fewer blocks
   size_t workspace_bytes;
 
   int64_t batch;  // 1 .. 65535
@@ -69,7 +69,8 @@ typedef struct VaAnchoredAttentionParams {
   int32_t reserved;
 } VaAnchoredAttentionParams;
 
-// Bytes of device memory that a launch with these sizes needs as workspace (no pointer is read).
+// Bytes of device memory that a launch with these sizes, or with a smaller batch, q_len or kv_len, can make use of as
+// workspace (no pointer is read). A launch with less is right, and slower where q_len is short.
 VA_EXPORT_API size_t va_anchored_attention_workspace_bytes(const VaAnchoredAttentionParams* params);
 
 // Queues the attention on `stream` and returns. Allocates nothing and does not synchronise, so it may be

@@ -39,6 +39,7 @@ def host_flags() -> list[str]:
         "-Wextra",
         "-Werror",
         "-Wno-unknown-pragmas",
+        "-fvisibility=hidden",  # several of these libraries in one process: each keeps its own emulation's state
         f"-I{SIMT}",
         f"-I{REPOSITORY / 'plugins'}",
     ]

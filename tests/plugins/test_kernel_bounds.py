@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).parent / "simt" / "bounds.cpp"
-SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g", "-O1"]
+SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g", "-O0", "-DVA_EXPORT_FEWER_HEAD_DIMS"]
 
 
 @pytest.fixture(scope="module")

@@ -38,7 +38,7 @@ void shared_overflow(Arguments) {
 }  // namespace
 
 // Launches one kernel with 64 threads and 256 bytes of shared memory; `out` has 64 integers.
-extern "C" int run_selftest(int which, int schedule, size_t shared_bytes, int* out) {
+extern "C" __attribute__((visibility("default"))) int run_selftest(int which, int schedule, size_t shared_bytes, int* out) {
   simt::shared_arena = arena;
   simt::set_schedule(schedule);
   Arguments arguments{out};

@@ -1,9 +1,10 @@
 // Runs CUDA kernels on the CPU, one thread at a time, so that the very source of a kernel can be tested without a GPU.
 //
-// Every CUDA thread is a fiber. A fiber runs until it reaches a barrier (__syncthreads, __syncwarp, a shuffle), then
-// the next one runs; the order is chosen by simt::set_schedule, and a kernel whose result depends on it has a race.
-// What the hardware would not forgive is an error here: a barrier that some threads do not reach, shuffles that
-// differ within a warp, more shared memory than was asked for. Shared memory holds NaNs before each block.
+// Every CUDA thread is a fiber. A fiber runs until it reaches a barrier (__syncthreads, __syncwarp) or an operation of
+// the whole warp (a shuffle, a vote, ldmatrix, mma), then the next one runs; the order is chosen by simt::set_schedule,
+// and a kernel whose result depends on it has a race. What the hardware would not forgive is an error here: a barrier
+// that some threads do not reach, operations that differ within a warp, misaligned vectors, more shared memory than was
+// asked for. Shared memory holds NaNs before each block.
 //
 // It is no performance model and knows only what our kernels use. cuda_*.h beside this file include it.
 #pragma once
@@ -31,9 +32,24 @@ struct dim3 {
   unsigned x = 1, y = 1, z = 1;
   dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
 };
+struct alignas(8) float2 {
+  float x, y;
+};
 struct alignas(16) float4 {
   float x, y, z, w;
 };
+struct alignas(16) uint4 {
+  unsigned x, y, z, w;
+};
+inline float2 make_float2(float x, float y) {
+  return {x, y};
+}
+inline float4 make_float4(float x, float y, float z, float w) {
+  return {x, y, z, w};
+}
+inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) {
+  return {x, y, z, w};
+}
 
 enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorLaunchFailure = 719 };
 using cudaStream_t = void*;
@@ -42,6 +58,10 @@ inline const char* cudaGetErrorString(cudaError_t error) {
   return error == cudaErrorInvalidValue ? "invalid argument" : error == cudaSuccess ? "no error" : "launch failure";
 }
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
+enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount = 16, cudaDevAttrL2CacheSize = 38 };
+struct cudaFuncAttributes {
+  int ptxVersion;
+};
 
 inline dim3 threadIdx, blockIdx, blockDim, gridDim;
 
@@ -54,19 +74,37 @@ constexpr unsigned kWarpSize = 32;
 
 enum class State { kReady, kAtBlockBarrier, kAtWarpBarrier, kDone };
 
+constexpr size_t kSlotBytes = 64;
+
+struct Copy {
+  void* to;
+  const void* from;  // nullptr: zeros
+  int group;
+};
+
 struct Fiber {
   ucontext_t context;
   std::unique_ptr<char[]> stack{new char[kStackBytes]};
   State state = State::kReady;
-  int shuffle_mask = 0;  // of the shuffle that it waits in; 0: __syncwarp
-  float shuffled = 0.0f;
+  int operation = 0;          // of the warp that it waits in; 0: __syncwarp
+  unsigned operations = 0;    // so far
+  alignas(16) char slots[2][kSlotBytes];  // what it gave to the last two operations
+  std::vector<Copy> copies;   // asynchronous ones that have not landed
+  int group = 0;              // of the asynchronous copies that start next
 };
+
+// The GPU that host code sees; architecture as in cudaFuncAttributes::ptxVersion.
+struct Gpu {
+  int architecture = 80, sm_count = 4, cache_bytes = 1 << 20;
+};
+inline Gpu gpu;
 
 inline std::vector<Fiber> fibers;
 inline ucontext_t scheduler;
 inline unsigned running;
 inline std::function<void()> body;
 inline int schedule = 0;
+inline bool has_fault = false;  // a thread did what stops a kernel
 inline size_t shared_limit = kDefaultSharedBytes;
 inline char* shared_arena = nullptr;  // kMostSharedBytes + a guard, given by the file that includes the kernel
 constexpr size_t kGuardBytes = 1024;
@@ -96,15 +134,15 @@ inline bool release_barriers() {
   bool freed = false;
   for (unsigned first = 0; first < fibers.size(); first += kWarpSize) {
     const State state = fibers[first].state;
-    const int mask = fibers[first].shuffle_mask;
-    bool same_state = true, same_mask = true;
+    const int operation = fibers[first].operation;
+    bool same_state = true, same_operation = true;
     for (unsigned i = first; i < first + kWarpSize; ++i) {
       same_state &= fibers[i].state == state;
-      same_mask &= fibers[i].shuffle_mask == mask;
+      same_operation &= fibers[i].operation == operation;
     }
     if (!same_state) return fail("the threads of a warp wait at different barriers");
     if (state != State::kAtWarpBarrier) continue;
-    if (!same_mask) return fail("the threads of a warp shuffle differently");
+    if (!same_operation) return fail("the threads of a warp are in different operations");
     for (unsigned i = first; i < first + kWarpSize; ++i) fibers[i].state = State::kReady;
     freed = true;
   }
@@ -116,6 +154,38 @@ inline bool release_barriers() {
   return true;
 }
 
+inline unsigned lane() {
+  return running % kWarpSize;
+}
+
+// Stops the kernel; the fiber never runs again.
+inline void fault(const char* reason) {
+  fail(reason);
+  has_fault = true;
+  wait(State::kDone);
+}
+
+// An operation of the whole warp: every lane gives a value and sees those of all lanes. One wait is enough, since a
+// lane writes into the same slot again only after all others came to the operation in between.
+enum Operation { kBallot = 1, kLoadMatrix, kLoadMatrixTransposed, kMma, kShuffle = 1000 };
+
+template <typename Value>
+class Exchange {
+ public:
+  Exchange(int operation, const Value& value) : slot_(fibers[running].operations++ % 2) {
+    static_assert(sizeof(Value) <= kSlotBytes, "a slot holds a value");
+    std::memcpy(fibers[running].slots[slot_], &value, sizeof(Value));
+    fibers[running].operation = operation;
+    wait(State::kAtWarpBarrier);
+  }
+  const Value& operator[](unsigned lane) const {
+    return *reinterpret_cast<const Value*>(fibers[running / kWarpSize * kWarpSize + lane].slots[slot_]);
+  }
+
+ private:
+  unsigned slot_;
+};
+
 inline bool all_done() {
   for (const Fiber& fiber : fibers) {
     if (fiber.state != State::kDone) return false;
@@ -125,6 +195,8 @@ inline bool all_done() {
 
 inline void prepare(Fiber& fiber) {
   fiber.state = State::kReady;
+  fiber.operation = 0;
+  fiber.copies.clear();
   getcontext(&fiber.context);
   fiber.context.uc_stack = {fiber.stack.get(), 0, kStackBytes};
   fiber.context.uc_link = nullptr;
@@ -144,6 +216,7 @@ inline bool run_block(std::mt19937& random) {
       threadIdx = dim3(i, 0, 0);
       swapcontext(&scheduler, &fibers[i].context);
     }
+    if (has_fault) return false;
     if (all_done()) return true;
     if (!release_barriers()) return false;
   }
@@ -153,6 +226,7 @@ template <typename Argument>
 cudaError_t launch(void (*kernel)(Argument), dim3 grid, dim3 block, void** arguments, size_t shared_bytes) {
   if (shared_bytes > shared_limit || block.x % kWarpSize != 0) return cudaErrorInvalidValue;
   shared_limit = kDefaultSharedBytes;  // the attribute is a function's own: the next launch must ask again
+  has_fault = false;
   if (fibers.size() != block.x) fibers = std::vector<Fiber>(block.x);
   gridDim = grid;
   blockDim = block;
@@ -182,15 +256,37 @@ inline void __syncthreads() {
   simt::wait(simt::State::kAtBlockBarrier);
 }
 
+inline void __syncwarp() {
+  simt::fibers[simt::running].operation = 0;
+  simt::wait(simt::State::kAtWarpBarrier);
+}
+
 inline float __shfl_xor_sync(unsigned, float x, int mask) {
-  const unsigned self = simt::running;
-  simt::fibers[self].shuffled = x;
-  simt::fibers[self].shuffle_mask = mask;
-  simt::wait(simt::State::kAtWarpBarrier);
-  const float other = simt::fibers[self ^ static_cast<unsigned>(mask)].shuffled;
-  simt::fibers[self].shuffle_mask = 0;
-  simt::wait(simt::State::kAtWarpBarrier);
-  return other;
+  const simt::Exchange<float> warp(simt::kShuffle + mask, x);
+  return warp[simt::lane() ^ static_cast<unsigned>(mask)];
+}
+
+inline unsigned __ballot_sync(unsigned, bool vote) {
+  const simt::Exchange<bool> warp(simt::kBallot, vote);
+  unsigned votes = 0;
+  for (unsigned i = 0; i < simt::kWarpSize; ++i) votes |= static_cast<unsigned>(warp[i]) << i;
+  return votes;
+}
+
+inline cudaError_t cudaGetDevice(int* device) {
+  *device = 0;
+  return cudaSuccess;
+}
+
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
+  *value = attribute == cudaDevAttrMultiProcessorCount ? simt::gpu.sm_count : simt::gpu.cache_bytes;
+  return cudaSuccess;
+}
+
+template <typename Kernel>
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, Kernel*) {
+  attributes->ptxVersion = simt::gpu.architecture;
+  return cudaSuccess;
 }
 
 template <typename Kernel>

@@ -1,0 +1,53 @@
+// What the tensor-core kernels serve, and the workspace that they can use.
+#pragma once
+
+#include "anchored_attention.h"
+#include "geometry.h"
+#include "partials.cuh"
+
+namespace va_export {
+
+constexpr int64_t kMaxDecodeLen = 16;  // q_len up to which keys are divided among warps and blocks
+constexpr int64_t kMmaMaxHeadDim = 128;
+constexpr int64_t kMinPrefillRows = 64;  // of any tile, so that the number of blocks can be bounded
+constexpr int64_t kMaxBlocks = INT32_MAX;
+
+inline bool is_aligned(const void* pointer, const VaAttentionStrides& strides) {
+  const auto is_multiple_of_8 = [](int64_t x) { return x % 8 == 0; };
+  return reinterpret_cast<uintptr_t>(pointer) % 16 == 0 && is_multiple_of_8(strides.batch) &&
+         is_multiple_of_8(strides.head) && is_multiple_of_8(strides.position);
+}
+
+inline bool is_multiple_of_8_within(int64_t width, int64_t most) {
+  return width % 8 == 0 && width <= most;
+}
+
+// The tiles of a decode launch.
+inline int64_t decode_tiles(const VaAnchoredAttentionParams& p) {
+  const int64_t positions = p.q_len < kMaxDecodeLen ? p.q_len : kMaxDecodeLen;
+  return p.batch * p.kv_heads * ceil_div(positions * (p.query_heads / p.kv_heads), kPartialRows);
+}
+
+// Whether the tensor-core kernels take valid parameters: 16-bit elements, head dimensions that are multiples of 8 up to
+// kMmaMaxHeadDim, everything aligned to 16 bytes.
+inline bool mma_serves(const VaAnchoredAttentionParams& p) {
+  const bool is_16_bit = p.dtype == VA_FLOAT16 || p.dtype == VA_BFLOAT16;
+  const bool fits = is_multiple_of_8_within(p.head_dim, kMmaMaxHeadDim) &&
+                    is_multiple_of_8_within(p.value_head_dim, kMmaMaxHeadDim);
+  const int64_t rows = p.q_len * (p.query_heads / p.kv_heads);
+  const int64_t tile_rows = p.q_len <= kMaxDecodeLen ? kPartialRows : kMinPrefillRows;
+  const bool countable = ceil_div(rows, tile_rows) <= kMaxBlocks / (p.batch * p.kv_heads);
+  return is_16_bit && fits && countable && is_aligned(p.query, p.query_strides) && is_aligned(p.key, p.key_strides) &&
+         is_aligned(p.value, p.value_strides) && is_aligned(p.out, p.out_strides);
+}
+
+// Bytes of workspace with which a launch of these sizes, or of smaller ones, can split the keys as it likes.
+inline size_t mma_workspace_bytes(const VaAnchoredAttentionParams& p) {
+  const bool sizes_are_set = p.batch > 0 && p.kv_heads > 0 && p.query_heads >= p.kv_heads && p.q_len > 0 &&
+                             p.kv_len > 0 && p.value_head_dim > 0 && p.value_head_dim <= kMmaMaxHeadDim;
+  if (!sizes_are_set || p.dtype == VA_FLOAT32) return 0;
+  const int64_t slots = most_slots(decode_tiles(p), p.kv_len, kMmaTileKeys);
+  return static_cast<size_t>(partial_bytes(slots, p.value_head_dim));
+}
+
+}  // namespace va_export
