@@ -28,7 +28,9 @@ struct BlockView {
     valid_keys = clip_kv_length(p.kv_length == nullptr ? p.kv_len : p.kv_length[work.batch], p.kv_len);
     const int last_row = first_row + Tile::kRows < plan.row_count ? first_row + Tile::kRows - 1 : plan.row_count - 1;
     visible = visible_of(last_row);
-    keys = keys_of_split(visible, Tile::kKeys, plan.splits, work.split);
+    // Only decode splits keys: the constants save prefill registers.
+    keys = keys_of_split(visible, Tile::kKeys, Tile::kKeyWarps > 1 ? plan.splits : 1,
+                         Tile::kKeyWarps > 1 ? work.split : 0);
   }
 
   __device__ int visible_of(int row) const {
@@ -37,7 +39,8 @@ struct BlockView {
 
   // Element 0 of a packed row of query or out.
   __device__ int64_t row_offset(const VaAttentionStrides& strides, int row) const {
-    return work.batch * strides.batch + (work.kv_head * plan.group + row % plan.group) * strides.head +
+    return work.batch * strides.batch +
+           (static_cast<int64_t>(work.kv_head) * plan.group + row % plan.group) * strides.head +
            row / plan.group * strides.position;
   }
 

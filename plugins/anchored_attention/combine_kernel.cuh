@@ -20,7 +20,7 @@ __global__ void __launch_bounds__(kCombineThreads) combine_kernel(const MmaArgum
   const int last_row = (tile + 1) * kPartialRows < plan.row_count ? (tile + 1) * kPartialRows - 1 : plan.row_count - 1;
   const int valid_keys = clip_kv_length(p.kv_length == nullptr ? p.kv_len : p.kv_length[batch], p.kv_len);
   const int visible = visible_keys(last_row, plan.group, p.q_len, valid_keys, p.is_causal != 0);
-  const int used = splits_in_use(visible, kMmaTileKeys, plan.splits);
+  const int used = splits_in_use(visible, kDecodeTileKeys, plan.splits);
   const int64_t first_slot = ((batch * plan.kv_heads + kv_head) * plan.row_tiles + tile) * plan.splits;
   const Partials partials(p.workspace, block_count(plan), p.value_head_dim);
   const SoftmaxStats* stats = partials.stats + first_slot * kPartialRows + row % kPartialRows;

@@ -10,7 +10,7 @@
 
 namespace va_export {
 
-constexpr int kMmaTileKeys = 64;  // keys in a tile of the tensor-core kernels
+constexpr int kDecodeTileKeys = 64;  // keys in a tile of the decode kernel
 
 __host__ __device__ inline int64_t ceil_div(int64_t x, int64_t y) {
   return (x + y - 1) / y;
@@ -50,8 +50,8 @@ struct TilePlan {
 };
 
 struct BlockWork {
-  int64_t batch;
-  int64_t kv_head;
+  int batch;
+  int kv_head;
   int tile;
   int split;
   int64_t slot;  // of its partial result

@@ -13,6 +13,7 @@ namespace va_export {
 template <typename Tile>
 __device__ inline void load_queries(const BlockView<Tile>& view, char* tile) {
   constexpr int kCopies = Tile::kRows * Tile::kChunks;
+#pragma unroll 1  // once a block: not worth registers
   for (int index = threadIdx.x; index < kCopies; index += Tile::kThreads) {
     const int row = index / Tile::kChunks, chunk = index % Tile::kChunks;
     const bool exists = view.first_row + row < view.plan.row_count && chunk * kChunkElements < view.p.head_dim;
@@ -43,7 +44,7 @@ __device__ inline void weigh_keys(const BlockView<Tile>& view, const TileGains<T
   const int warp_key = warp / Tile::kRowWarps * Tile::kKeysOfWarp;
   const int first_key = tile * Tile::kKeys + warp_key;
   if (first_key + Tile::kKeysOfWarp > view.visible_of(view.first_row + warp_row)) {
-    mask_scores<Tile>(first_key, rows, scores);
+    mask_scores<Tile>(view, view.first_row + warp_row, first_key, scores);
   }
   const float log2_scale = view.p.scale * kLog2e;
   if (can_fold<Tile>(gains)) {
@@ -88,25 +89,23 @@ __device__ inline void attend(const BlockView<Tile>& view, char* shared, RowStat
     const KeyGain next = fetch_gain<Tile>(key_log_gain, value_gain, (tile + 1) * Tile::kKeys, view.visible);
     Scores<Tile> scores;
     multiply_queries_keys<Tile>(shared, keys, warp_row, warp_key, scores);
+    store_gain<Tile>(next, gains_of(tile + 1));  // here, where fewer registers are in use than later
     cp_async_wait<kGroupsBehind>();
     __syncthreads();  // the value tile is there; the key tile is no longer read
     load_keys<Tile>(view, p.key, p.key_strides, p.head_dim, tile + Tile::kStages, key_stages);
     weigh_keys<Tile>(view, gains_of(tile), tile, rows, scores);
     add_weighted_values<Tile>(scores, values, warp_key, rows.acc);
-    store_gain<Tile>(next, gains_of(tile + 1));
   }
   cp_async_wait<0>();  // the queries of a block without keys are still on their way
   __syncthreads();
 }
 
 template <typename Tile>
-__device__ inline void start_rows(const BlockView<Tile>& view, RowState<Tile>& rows) {
-  const int warp_row = threadIdx.x / kLanes % Tile::kRowWarps * Tile::kRowBlocks * 16;
+__device__ inline void start_rows(RowState<Tile>& rows) {
 #pragma unroll
   for (int m = 0; m < Tile::kRowBlocks; ++m) {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      rows.visible[m][h] = view.visible_of(view.first_row + warp_row + m * 16 + h * 8 + threadIdx.x % kLanes / 4);
       rows.max[m][h] = -INFINITY;
       rows.sum[m][h] = 0.0f;
     }
@@ -139,6 +138,7 @@ __device__ inline void write_rows(const BlockView<Tile>& view, char* shared, con
   }
   __syncwarp();
   typename Tile::T* out = static_cast<typename Tile::T*>(view.p.out);
+#pragma unroll 1  // once a block: not worth registers
   for (int index = lane; index < Tile::kRowBlocks * 16 * Tile::kChunks; index += kLanes) {
     const int row = warp_row + index / Tile::kChunks, chunk = index % Tile::kChunks;
     if (view.first_row + row >= view.plan.row_count || chunk * kChunkElements >= view.p.value_head_dim) continue;
@@ -166,10 +166,10 @@ __global__ void __launch_bounds__(Tile::kThreads, 2) mma_attention_kernel(const 
   if constexpr (runs_here<Tile>()) {
     extern __shared__ float4 shared_memory[];
     char* shared = reinterpret_cast<char*>(shared_memory);
-    const BlockView<Tile> view(arguments, blockIdx.x);
     RowState<Tile> rows;
-    start_rows<Tile>(view, rows);
-    attend<Tile>(view, shared, rows);
+    start_rows<Tile>(rows);
+    attend<Tile>(BlockView<Tile>(arguments, blockIdx.x), shared, rows);
+    const BlockView<Tile> view(arguments, opaque(blockIdx.x));  // anew: kept, it would take registers in the loop
     if constexpr (Tile::kKeyWarps == 1) {
       write_rows<Tile>(view, shared, rows);
     } else {

@@ -36,7 +36,7 @@ TilePlan plan_tiles(const VaAnchoredAttentionParams& p, const Device& device) {
   if (Tile::kKeyWarps > 1 && p.workspace != nullptr) {
     const int64_t slots = static_cast<int64_t>(p.workspace_bytes) / partial_bytes(1, p.value_head_dim);
     const int64_t tiles = static_cast<int64_t>(plan.heads) * plan.row_tiles;
-    plan.splits = choose_splits(tiles, p.kv_len, kMmaTileKeys, device.sm_count,
+    plan.splits = choose_splits(tiles, p.kv_len, kDecodeTileKeys, device.sm_count,
                                 slots < kMostSplitBlocks ? slots : kMostSplitBlocks);
   }
   return plan;
@@ -46,8 +46,7 @@ template <typename Tile>
 cudaError_t launch_tile(const VaAnchoredAttentionParams& p, const Device& device, cudaStream_t stream) {
   MmaArguments argument{p, plan_tiles<Tile>(p, device)};
   auto* kernel = mma_attention_kernel<Tile>;
-  cudaError_t error =
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Tile::kSharedBytes);
+  cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Tile::kSharedBytes);
   if (error != cudaSuccess) return error;
   void* arguments[] = {&argument};
   const dim3 grid(static_cast<unsigned>(block_count(argument.plan)));

@@ -32,8 +32,8 @@ inline int64_t decode_tiles(const VaAnchoredAttentionParams& p) {
 // kMmaMaxHeadDim, everything aligned to 16 bytes.
 inline bool mma_serves(const VaAnchoredAttentionParams& p) {
   const bool is_16_bit = p.dtype == VA_FLOAT16 || p.dtype == VA_BFLOAT16;
-  const bool fits = is_multiple_of_8_within(p.head_dim, kMmaMaxHeadDim) &&
-                    is_multiple_of_8_within(p.value_head_dim, kMmaMaxHeadDim);
+  const bool fits =
+      is_multiple_of_8_within(p.head_dim, kMmaMaxHeadDim) && is_multiple_of_8_within(p.value_head_dim, kMmaMaxHeadDim);
   const int64_t rows = p.q_len * (p.query_heads / p.kv_heads);
   const int64_t tile_rows = p.q_len <= kMaxDecodeLen ? kPartialRows : kMinPrefillRows;
   const bool countable = ceil_div(rows, tile_rows) <= kMaxBlocks / (p.batch * p.kv_heads);
@@ -46,7 +46,7 @@ inline size_t mma_workspace_bytes(const VaAnchoredAttentionParams& p) {
   const bool sizes_are_set = p.batch > 0 && p.kv_heads > 0 && p.query_heads >= p.kv_heads && p.q_len > 0 &&
                              p.kv_len > 0 && p.value_head_dim > 0 && p.value_head_dim <= kMmaMaxHeadDim;
   if (!sizes_are_set || p.dtype == VA_FLOAT32) return 0;
-  const int64_t slots = most_slots(decode_tiles(p), p.kv_len, kMmaTileKeys);
+  const int64_t slots = most_slots(decode_tiles(p), p.kv_len, kDecodeTileKeys);
   return static_cast<size_t>(partial_bytes(slots, p.value_head_dim));
 }
 

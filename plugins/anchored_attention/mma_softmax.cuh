@@ -11,6 +11,7 @@
 
 #include <math.h>
 
+#include "block_view.cuh"
 #include "mma_tile.cuh"
 
 namespace va_export {
@@ -56,16 +57,15 @@ __device__ inline void store_gain(KeyGain gain, TileGains<Tile>& gains) {
 
 template <typename Tile>
 __device__ inline bool can_fold(const TileGains<Tile>& gains) {
-  static_assert(Tile::kKeys / kLanes == 2, "two warps store the gains");
-  return (gains.unfoldable[0] | gains.unfoldable[1]) == 0;
+  static_assert(Tile::kKeys == 32 || Tile::kKeys == 64, "one or two warps store the gains");
+  return (gains.unfoldable[0] | gains.unfoldable[Tile::kKeys / kLanes - 1]) == 0;
 }
 
 // What a warp keeps of its rows: a lane has the rows lane / 4 and lane / 4 + 8 of each block of 16.
 template <typename Tile>
 struct RowState {
-  int visible[Tile::kRowBlocks][2];  // how many keys, counted from the first, the row may see
-  float max[Tile::kRowBlocks][2];    // m, in units of log2
-  float sum[Tile::kRowBlocks][2];    // of p gK; this lane's keys only, until the end
+  float max[Tile::kRowBlocks][2];  // m, in units of log2
+  float sum[Tile::kRowBlocks][2];  // of p gK; this lane's keys only, until the end
   float acc[Tile::kRowBlocks][Tile::kChunks][4];
 };
 
@@ -83,17 +83,20 @@ __device__ inline float sum_of_row(float x) {
   return x + __shfl_xor_sync(0xffffffffu, x, 2);
 }
 
-// Sets to -infinity what a row may not see. `first_key` is the warp's first in the sequence.
+// Sets to -infinity what a row may not see. first_row and first_key are the warp's first, in the head and the sequence.
 template <typename Tile>
-__device__ inline void mask_scores(int first_key, const RowState<Tile>& rows, Scores<Tile>& scores) {
+__device__ inline void mask_scores(const BlockView<Tile>& view, int first_row, int first_key, Scores<Tile>& scores) {
   const int lane_key = first_key + threadIdx.x % 4 * 2;
 #pragma unroll
   for (int m = 0; m < Tile::kRowBlocks; ++m) {
 #pragma unroll
-    for (int n = 0; n < Tile::kKeysOfWarp / 8; ++n) {
+    for (int h = 0; h < 2; ++h) {
+      // Computed anew on the few tiles at the diagonal, where keeping it would cost registers on all.
+      const int visible = view.visible_of(first_row + m * 16 + h * 8 + threadIdx.x % kLanes / 4);
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        if (lane_key + n * 8 + i % 2 >= rows.visible[m][i / 2]) scores[m][n][i] = -INFINITY;
+      for (int n = 0; n < Tile::kKeysOfWarp / 8; ++n) {
+        if (lane_key + n * 8 >= visible) scores[m][n][2 * h] = -INFINITY;
+        if (lane_key + n * 8 + 1 >= visible) scores[m][n][2 * h + 1] = -INFINITY;
       }
     }
   }

@@ -9,16 +9,16 @@ namespace va_export {
 constexpr int kLanes = 32;
 constexpr int kChunkElements = 8;  // 16-bit elements in 16 bytes
 
-// Each of kRowWarps warps owns 16 * kRowBlocks rows. kKeyWarps warps share these rows and divide every key tile.
-// kStages key and value tiles are in shared memory at a time.
-template <typename Element, int kHeadDim_, int kRowWarps_, int kRowBlocks_, int kKeyWarps_, int kStages_>
+// Each of kRowWarps warps owns 16 * kRowBlocks rows. kKeyWarps warps share these rows and divide every tile of kKeys
+// keys. kStages key and value tiles are in shared memory at a time.
+template <typename Element, int kHeadDim_, int kRowWarps_, int kRowBlocks_, int kKeyWarps_, int kKeys_, int kStages_>
 struct MmaTile {
   using T = Element;
   static constexpr int kHeadDim = kHeadDim_;  // head_dim and value_head_dim are at most this
   static constexpr int kRowWarps = kRowWarps_, kRowBlocks = kRowBlocks_, kKeyWarps = kKeyWarps_, kStages = kStages_;
   static constexpr int kThreads = kRowWarps * kKeyWarps * kLanes;
   static constexpr int kRows = kRowWarps * kRowBlocks * 16;
-  static constexpr int kKeys = kMmaTileKeys;
+  static constexpr int kKeys = kKeys_;
   static constexpr int kKeysOfWarp = kKeys / kKeyWarps;
   static constexpr int kChunks = kHeadDim / kChunkElements;
   static constexpr int kTileBytes = kKeys * kHeadDim * 2;
@@ -31,10 +31,11 @@ struct MmaTile {
   static constexpr int kSharedBytes = kGainOffset + 2 * kGainBytes;
 };
 
-// Prefill as FlashAttention-2 shapes it. A row block more for each warp halves the traffic from shared memory; where a
-// multiprocessor has only 100 KB of it, wide heads take 64 rows a block, so that two blocks fit.
+// Prefill as FlashAttention-2 shapes it. A second row block for each warp halves the traffic from shared memory; wide
+// heads then take 32 keys at a time, or their sums and scores would not fit into registers. Where a
+// multiprocessor has only 100 KB of shared memory, wide heads take 64 rows a block, so that two blocks fit.
 template <typename T, int kHeadDim, int kRowBlocks>
-using PrefillTile = MmaTile<T, kHeadDim, 4, kRowBlocks, 1, 1>;
+using PrefillTile = MmaTile<T, kHeadDim, 4, kRowBlocks, 1, (kRowBlocks == 2 && kHeadDim > 64 ? 32 : 64), 1>;
 
 __host__ __device__ constexpr int prefill_row_blocks(int architecture, int head_dim) {
   const bool small = architecture == 86 || architecture == 89 || architecture == 120;
@@ -43,34 +44,35 @@ __host__ __device__ constexpr int prefill_row_blocks(int architecture, int head_
 
 // Decode: few rows, so the warps divide the keys; two stages, because it lives on memory traffic.
 template <typename T, int kHeadDim>
-using DecodeTile = MmaTile<T, kHeadDim, 1, 1, 4, 2>;
+using DecodeTile = MmaTile<T, kHeadDim, 1, 1, 4, kDecodeTileKeys, 2>;
 
-// Starts copies of the first `rows` rows into a swizzled tile of kMmaTileKeys rows, and zeros the others and the columns
+// Starts copies of the first `rows` rows into a swizzled tile of Tile::kKeys rows, and zeros the others and the columns
 // from `width` on: nothing beyond them is read.
 template <typename Tile>
 __device__ inline void load_tile(const typename Tile::T* source, int64_t stride, int rows, int width, char* tile) {
   constexpr int kCopies = Tile::kKeys * Tile::kChunks, kThreads = Tile::kThreads, kChunks = Tile::kChunks;
-  static_assert(kCopies % kThreads == 0, "every thread copies the same number of chunks");
   if constexpr (kThreads % kChunks == 0) {  // a thread keeps to its column
     constexpr int kStep = kThreads / kChunks;
+    static_assert(Tile::kKeys % kStep == 0, "every thread copies the same number of chunks");
     const int chunk = threadIdx.x % kChunks;
     const typename Tile::T* from = source + threadIdx.x / kChunks * stride + chunk * kChunkElements;
 #pragma unroll
-    for (int i = 0; i < kCopies / kThreads; ++i) {
+    for (int i = 0; i < Tile::kKeys / kStep; ++i) {
       const int row = static_cast<int>(threadIdx.x) / kChunks + i * kStep;
       const bool exists = row < rows && chunk * kChunkElements < width;
       cp_async_16(tile + swizzled_chunk<kChunks>(row, chunk) * 16, exists ? from : source, exists);
       from += kStep * stride;
     }
-    return;
-  }
+  } else {
 #pragma unroll
-  for (int i = 0; i < kCopies / kThreads; ++i) {
-    const int index = i * kThreads + static_cast<int>(threadIdx.x);
-    const int row = index / kChunks, chunk = index % kChunks;
-    const bool exists = row < rows && chunk * kChunkElements < width;
-    const typename Tile::T* from = exists ? source + row * stride + chunk * kChunkElements : source;
-    cp_async_16(tile + swizzled_chunk<kChunks>(row, chunk) * 16, from, exists);
+    for (int i = 0; i < (kCopies + kThreads - 1) / kThreads; ++i) {
+      const int index = i * kThreads + static_cast<int>(threadIdx.x);
+      const int row = index / kChunks, chunk = index % kChunks;
+      if (index >= kCopies) break;
+      const bool exists = row < rows && chunk * kChunkElements < width;
+      const typename Tile::T* from = exists ? source + row * stride + chunk * kChunkElements : source;
+      cp_async_16(tile + swizzled_chunk<kChunks>(row, chunk) * 16, from, exists);
+    }
   }
 }
 
@@ -79,7 +81,7 @@ template <typename Tile>
 __device__ inline void multiply_queries_keys(const char* queries, const char* keys, int first_row, int first_key,
                                              float (&scores)[Tile::kRowBlocks][Tile::kKeysOfWarp / 8][4]) {
   constexpr int kChunks = Tile::kChunks;
-  const int lane = threadIdx.x % kLanes;
+  const int lane = opaque(threadIdx.x % kLanes);  // addresses are cheaper to compute anew than to keep
 #pragma unroll
   for (int m = 0; m < Tile::kRowBlocks; ++m) {
 #pragma unroll
@@ -114,7 +116,7 @@ template <typename Tile>
 __device__ inline void add_weighted_values(const float (&weights)[Tile::kRowBlocks][Tile::kKeysOfWarp / 8][4],
                                            const char* values, int first_key,
                                            float (&acc)[Tile::kRowBlocks][Tile::kChunks][4]) {
-  const int lane = threadIdx.x % kLanes;
+  const int lane = opaque(threadIdx.x % kLanes);  // addresses are cheaper to compute anew than to keep
 #pragma unroll
   for (int n = 0; n < Tile::kKeysOfWarp / 8; n += 2) {
     uint32_t weight[Tile::kRowBlocks][4];

@@ -164,12 +164,19 @@ class Guarded:
 Launch = Callable[[AnchoredAttentionParams], int]
 
 
-def launcher(library: ctypes.CDLL, schedule: int = 0) -> Launch:
+def launcher(library: ctypes.CDLL, schedule: int = 0, has_workspace: bool = False) -> Launch:
     """The C interface of a kernel compiled for the CPU, its threads taken in the order of `schedule`."""
 
     def launch(params: AnchoredAttentionParams) -> int:
         library.simt_set_schedule(schedule)
-        return int(library.va_anchored_attention_launch(ctypes.byref(params), None))
+        if not has_workspace:
+            return int(library.va_anchored_attention_launch(ctypes.byref(params), None))
+        size = library.va_anchored_attention_workspace_bytes(ctypes.byref(params))
+        workspace = Guarded(np.full(size // 4, np.nan, np.float32))
+        params.workspace, params.workspace_bytes = workspace.address, size
+        status = int(library.va_anchored_attention_launch(ctypes.byref(params), None))
+        workspace.assert_guards_intact(whole=False)
+        return status
 
     return launch
 

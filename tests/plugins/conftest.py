@@ -55,6 +55,15 @@ def host_library(tmp_path_factory: pytest.TempPathFactory, cxx: str, host_flags:
 
 
 @pytest.fixture(scope="session")
+def geometry_library(tmp_path_factory: pytest.TempPathFactory, cxx: str, host_flags: list[str]) -> ctypes.CDLL:
+    """The kernels' index arithmetic; functions of simt/geometry_host.cpp."""
+    path = tmp_path_factory.mktemp("geometry") / "geometry_host.so"
+    source = SIMT / "geometry_host.cpp"
+    subprocess.run([cxx, *host_flags, "-O1", "-shared", "-fPIC", str(source), "-o", str(path)], check=True)
+    return ctypes.CDLL(str(path))
+
+
+@pytest.fixture(scope="session")
 def tensorrt_headers(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory of NvInferRuntime.h, found or fetched as the build does it."""
     try:

@@ -9,22 +9,26 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from attention_case import Array, as_float64, encode
 
-GOOD, NO_BARRIER, ONE_WARP, HALF_A_WARP, SHUFFLES, OVERFLOW = range(6)
+GOOD, NO_BARRIER, ONE_WARP, HALF_A_WARP, SHUFFLES, OVERFLOW, MISALIGNED, WAITS, DOES_NOT_WAIT = range(9)
 SUCCESS, INVALID_VALUE, LAUNCH_FAILURE = 0, 1, 719
 Run = Callable[..., tuple[int, list[int]]]
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory, cxx: str, host_flags: list[str]) -> Run:
+def selftest(tmp_path_factory: pytest.TempPathFactory, cxx: str, host_flags: list[str]) -> ctypes.CDLL:
     path = tmp_path_factory.mktemp("selftest") / "selftest.so"
     source = Path(__file__).parent / "simt" / "selftest.cpp"
     subprocess.run([cxx, *host_flags, "-O1", "-shared", "-fPIC", str(source), "-o", str(path)], check=True)
-    library = ctypes.CDLL(str(path))
+    return ctypes.CDLL(str(path))
 
+
+@pytest.fixture(scope="module")
+def run(selftest: ctypes.CDLL) -> Run:
     def call(kernel: int, schedule: int = 0, shared_bytes: int = 256) -> tuple[int, list[int]]:
         out = np.zeros(64, np.int32)
-        status = library.run_selftest(
+        status = selftest.run_selftest(
             kernel, schedule, ctypes.c_size_t(shared_bytes), out.ctypes.data_as(ctypes.c_void_p)
         )
         return status, out.tolist()
@@ -41,7 +45,7 @@ def test_a_race_shows_between_schedules(run: Run) -> None:
     assert len({tuple(run(NO_BARRIER, schedule)[1]) for schedule in range(4)}) > 1
 
 
-@pytest.mark.parametrize("kernel", [ONE_WARP, HALF_A_WARP, SHUFFLES, OVERFLOW])
+@pytest.mark.parametrize("kernel", [ONE_WARP, HALF_A_WARP, SHUFFLES, OVERFLOW, MISALIGNED])
 def test_wrong_kernel_is_an_error(run: Run, kernel: int) -> None:
     assert run(kernel)[0] == LAUNCH_FAILURE
 
@@ -49,3 +53,54 @@ def test_wrong_kernel_is_an_error(run: Run, kernel: int) -> None:
 def test_more_shared_memory_must_be_asked_for(run: Run) -> None:
     assert run(GOOD, shared_bytes=48 * 1024)[0] == SUCCESS
     assert run(GOOD, shared_bytes=48 * 1024 + 1)[0] == INVALID_VALUE
+
+
+def test_a_copy_that_nobody_waits_for_is_not_there(run: Run) -> None:
+    assert run(WAITS, shared_bytes=1024) == (SUCCESS, [7] * 64)
+    assert run(DOES_NOT_WAIT, shared_bytes=1024) == (SUCCESS, [-1] * 64)
+
+
+def words(elements: Array) -> Array:
+    """Pairs of 16-bit elements as the words of registers: the first of a pair in the lower half."""
+    return np.ascontiguousarray(elements).view(np.uint32)
+
+
+def warp_operations(library: ctypes.CDLL, is_bfloat16: bool, *arrays: Array) -> None:
+    pointers = [array.ctypes.data_as(ctypes.c_void_p) for array in arrays]
+    assert library.run_warp_operations(int(is_bfloat16), *pointers) == SUCCESS
+
+
+# PTX ISA, "Matrix Fragments for mma.m16n8k16 with floating point type": row and column of each element in lane l.
+GROUP, IN_GROUP = np.arange(32) // 4, np.arange(32) % 4
+A_ROW = np.stack([GROUP + (8 if 2 <= i < 4 or i >= 6 else 0) for i in range(8)], axis=1)
+A_COLUMN = np.stack([IN_GROUP * 2 + (i & 1) + (8 if i >= 4 else 0) for i in range(8)], axis=1)
+B_ROW = np.stack([IN_GROUP * 2 + (i & 1) + (8 if i >= 2 else 0) for i in range(4)], axis=1)
+B_COLUMN = np.stack([GROUP] * 4, axis=1)
+C_ROW = np.stack([GROUP + (8 if i >= 2 else 0) for i in range(4)], axis=1)
+C_COLUMN = np.stack([IN_GROUP * 2 + (i & 1) for i in range(4)], axis=1)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_mma_multiplies_matrices_laid_out_as_the_isa_says(selftest: ctypes.CDLL, dtype: str) -> None:
+    rng = np.random.default_rng(0)
+    a_bits, b_bits = (encode(rng.standard_normal(shape), dtype) for shape in ((16, 16), (16, 8)))
+    start = rng.standard_normal((16, 8)).astype(np.float32)
+    c = np.ascontiguousarray(start[C_ROW, C_COLUMN])
+    unused = np.zeros((32, 4), np.uint32)
+    a, b = words(a_bits[A_ROW, A_COLUMN]), words(b_bits[B_ROW, B_COLUMN])
+    warp_operations(selftest, dtype == "bfloat16", np.zeros((32, 8), np.uint16), a, b, unused, unused.copy(), c)
+    product = np.zeros((16, 8))
+    product[C_ROW, C_COLUMN] = c
+    np.testing.assert_allclose(product, start + as_float64(a_bits, dtype) @ as_float64(b_bits, dtype), atol=1e-5)
+
+
+def test_ldmatrix_gives_each_lane_its_elements(selftest: ctypes.CDLL) -> None:
+    """PTX ISA, ldmatrix: lane l receives row l / 4, elements 2 (l % 4) and the next, of each 8 x 8 matrix."""
+    shared = np.random.default_rng(0).integers(0, 2**16, (32, 8)).astype(np.uint16)
+    plain, transposed = np.zeros((32, 4), np.uint32), np.zeros((32, 4), np.uint32)
+    zeros = np.zeros((32, 4), np.uint32)
+    warp_operations(selftest, False, shared, zeros, zeros, plain, transposed, np.zeros((32, 4), np.float32))
+    for matrix in range(4):
+        tile = shared[8 * matrix : 8 * matrix + 8]
+        for found, source in ((plain, tile), (transposed, tile.T)):
+            assert np.array_equal(found[:, matrix], words(source).reshape(32))

@@ -1,6 +1,8 @@
 // Kernels with faults, which the emulation must notice.
 #include "simt.h"
 
+#include "common/ptx.cuh"
+
 namespace {
 
 alignas(16) char arena[simt::kMostSharedBytes + simt::kGuardBytes];
@@ -35,15 +37,70 @@ void shared_overflow(Arguments) {
   arena[256 + threadIdx.x] = 0;
 }
 
+// Thread i copies 16 bytes and reads their first word: right only where it waits for the copy.
+template <bool kWaits>
+void asynchronous_copy(Arguments a) {
+  alignas(16) static const int source[4] = {7, 7, 7, 7};
+  const int i = static_cast<int>(threadIdx.x);
+  va_export::cp_async_16(arena + 16 * i, source, true);
+  va_export::cp_async_commit();
+  va_export::cp_async_wait<kWaits ? 0 : 1>();
+  std::memcpy(a.out + i, arena + 16 * i, sizeof(int));
+}
+
+void misaligned_copy(Arguments) {
+  va_export::cp_async_16(arena + 8, arena, true);
+}
+
+// The lanes' registers of one ldmatrix and one mma, as the tests wrote them.
+struct WarpArguments {
+  const uint16_t* shared;  // 32 rows of 8 elements
+  const uint32_t *a, *b;   // 32 x 4 and 32 x 2 words
+  uint32_t* matrix;        // 32 x 4, of ldmatrix
+  uint32_t* transposed;
+  float* c;  // 32 x 4, of mma, added to
+};
+
+template <typename T>
+void warp_operations(WarpArguments p) {
+  const unsigned lane = threadIdx.x;
+  std::memcpy(arena + 16 * lane, p.shared + 8 * lane, 16);
+  __syncwarp();
+  uint32_t matrix[4], transposed[4], a[4];
+  va_export::ldmatrix_x4(matrix, arena + 16 * lane);
+  va_export::ldmatrix_x4_transposed(transposed, arena + 16 * lane);
+  std::memcpy(p.matrix + 4 * lane, matrix, sizeof(matrix));
+  std::memcpy(p.transposed + 4 * lane, transposed, sizeof(transposed));
+  float c[4];
+  std::memcpy(a, p.a + 4 * lane, sizeof(a));
+  std::memcpy(c, p.c + 4 * lane, sizeof(c));
+  va_export::mma_m16n8k16(c, a, p.b[2 * lane], p.b[2 * lane + 1], T{});
+  std::memcpy(p.c + 4 * lane, c, sizeof(c));
+}
+
 }  // namespace
 
+extern "C" __attribute__((visibility("default"))) int run_warp_operations(int is_bfloat16, const uint16_t* shared,
+                                                                          const uint32_t* a, const uint32_t* b,
+                                                                          uint32_t* matrix, uint32_t* transposed,
+                                                                          float* c) {
+  simt::shared_arena = arena;
+  simt::set_schedule(2);
+  WarpArguments arguments{shared, a, b, matrix, transposed, c};
+  void* pointers[] = {&arguments};
+  auto* kernel = is_bfloat16 ? warp_operations<__nv_bfloat16> : warp_operations<__half>;
+  return cudaLaunchKernel(kernel, dim3(1), dim3(32), pointers, 512, nullptr);
+}
+
 // Launches one kernel with 64 threads and 256 bytes of shared memory; `out` has 64 integers.
-extern "C" __attribute__((visibility("default"))) int run_selftest(int which, int schedule, size_t shared_bytes, int* out) {
+extern "C" __attribute__((visibility("default"))) int run_selftest(int which, int schedule, size_t shared_bytes,
+                                                                   int* out) {
   simt::shared_arena = arena;
   simt::set_schedule(schedule);
   Arguments arguments{out};
   void* pointers[] = {&arguments};
-  void (*const kernels[])(Arguments) = {neighbour<true>,        neighbour<false>,   barrier_in_one_warp,
-                                        barrier_in_half_a_warp, different_shuffles, shared_overflow};
+  void (*const kernels[])(Arguments) = {neighbour<true>,        neighbour<false>,        barrier_in_one_warp,
+                                        barrier_in_half_a_warp, different_shuffles,      shared_overflow,
+                                        misaligned_copy,        asynchronous_copy<true>, asynchronous_copy<false>};
   return cudaLaunchKernel(kernels[which], dim3(1), dim3(64), pointers, shared_bytes, nullptr);
 }

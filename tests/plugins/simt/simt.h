@@ -86,11 +86,11 @@ struct Fiber {
   ucontext_t context;
   std::unique_ptr<char[]> stack{new char[kStackBytes]};
   State state = State::kReady;
-  int operation = 0;          // of the warp that it waits in; 0: __syncwarp
-  unsigned operations = 0;    // so far
+  int operation = 0;                      // of the warp that it waits in; 0: __syncwarp
+  unsigned operations = 0;                // so far
   alignas(16) char slots[2][kSlotBytes];  // what it gave to the last two operations
-  std::vector<Copy> copies;   // asynchronous ones that have not landed
-  int group = 0;              // of the asynchronous copies that start next
+  std::vector<Copy> copies;               // asynchronous ones that have not landed
+  int group = 0;                          // of the asynchronous copies that start next
 };
 
 // The GPU that host code sees; architecture as in cudaFuncAttributes::ptxVersion.

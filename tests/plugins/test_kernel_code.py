@@ -1,0 +1,102 @@
+"""What nvcc makes of the kernels, for every architecture that the library holds code for."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+PLUGINS = Path(__file__).parents[2] / "plugins"
+ARCHITECTURES = ["80", "86", "87", "89", "90", "120"]
+SOURCES = {"anchored_attention.cu": 9, "mma_float16.cu": 12, "mma_bfloat16.cu": 12}  # and their numbers of kernels
+MMA_SOURCES = ["mma_float16.cu", "mma_bfloat16.cu"]
+IDLE_TILES = 3  # prefill tiles of other architectures, one for each head_dim above 64: empty kernels
+
+# Shared memory that one block may use, in KB: CUDA C++ Programming Guide, "Technical Specifications per Compute
+# Capability".
+SHARED_KB = {"80": 163, "86": 99, "87": 163, "89": 99, "90": 227, "120": 99}
+
+
+def compile_kernel(nvcc: Path, source: str, architecture: str, output: Path) -> str:
+    """Compiles to an object file; what ptxas says."""
+    code = f"-gencode=arch=compute_{architecture},code=sm_{architecture}"
+    flags = ["-O3", "-std=c++17", "-DNDEBUG", "-Xptxas=-v", f"-I{PLUGINS}", code]
+    command = [nvcc, *flags, "-c", PLUGINS / "anchored_attention" / source, "-o", output]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if "nsupported gpu architecture" in done.stderr:
+        pytest.skip(f"{nvcc} does not know sm_{architecture}")
+    assert done.returncode == 0, done.stderr
+    return done.stderr
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("source", list(SOURCES))
+def test_kernels_spill_no_register(tmp_path: Path, nvcc: Path, source: str, architecture: str) -> None:
+    text = compile_kernel(nvcc, source, architecture, tmp_path / "kernel.o")
+    usage = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", text)
+    assert len(usage) == SOURCES[source]
+    assert set(usage) == {("0", "0", "0")}
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_ptx_holds_tensor_core_instructions(tmp_path: Path, nvcc: Path, architecture: str) -> None:
+    """In every kernel but the idle ones: mma on 16 bits, ldmatrix, cp.async, and the wait for it."""
+    output = tmp_path / "kernel.ptx"
+    command = [nvcc, "-O3", "-std=c++17", "-DNDEBUG", f"-I{PLUGINS}", f"-arch=compute_{architecture}", "-ptx"]
+    done = subprocess.run(
+        [*command, PLUGINS / "anchored_attention" / "mma_float16.cu", "-o", output], capture_output=True, text=True
+    )
+    if "nsupported gpu architecture" in done.stderr:
+        pytest.skip(f"{nvcc} does not know compute_{architecture}")
+    assert done.returncode == 0, done.stderr
+    kernels = [text for text in output.read_text().split(".entry")[1:] if "mma_attention_kernel" in text[:100]]
+    busy = [text for text in kernels if "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32" in text]
+    assert len(kernels) == 11
+    assert len(busy) == len(kernels) - IDLE_TILES
+    for text in busy:
+        for instruction in ("ldmatrix.sync", "ldmatrix.sync.aligned.m8n8.x4.trans", "cp.async.cg.shared.global"):
+            assert instruction in text
+        assert ".local" not in text  # no local memory: it would be traffic in the main loop
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_machine_code_holds_tensor_core_instructions(tmp_path: Path, nvcc: Path, architecture: str) -> None:
+    disassembler = shutil.which("cuobjdump") or shutil.which(nvcc.parent / "cuobjdump")
+    if disassembler is None:
+        pytest.skip("no cuobjdump on this machine (the CUDA toolkit has it, its wheels do not)")
+    output = tmp_path / "kernel.o"
+    compile_kernel(nvcc, "mma_float16.cu", architecture, output)
+    environment = {**os.environ, "PATH": f"{nvcc.parent}:{os.environ['PATH']}"}
+    text = subprocess.run(
+        [disassembler, "-sass", output], capture_output=True, text=True, check=True, env=environment
+    ).stdout
+    kernels = [part for part in text.split("Function :")[1:] if "mma_attention_kernel" in part[:200]]
+    assert sum("HMMA.16816" in part for part in kernels) == len(kernels) - IDLE_TILES
+    assert not re.search(r"\b(LDL|STL)\b", text)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_shared_memory_is_within_the_architectures_limit(tmp_path: Path, cxx: str, architecture: str) -> None:
+    """For the tiles that a launch picks there, from the constants of the source itself."""
+    program = tmp_path / "sizes.cpp"
+    program.write_text(
+        '#include "simt.h"\n#include "anchored_attention/mma_tile.cuh"\n#include <cstdio>\n'
+        "using namespace va_export;\n"
+        "template <int kHeadDim> void print() {\n"
+        f"  constexpr int kBlocks = prefill_row_blocks({architecture}, kHeadDim);\n"
+        '  std::printf("%d %d\\n", PrefillTile<__half, kHeadDim, kBlocks>::kSharedBytes,\n'
+        "              DecodeTile<__half, kHeadDim>::kSharedBytes);\n"
+        "}\n"
+        "int main() { print<64>(); print<80>(); print<96>(); print<128>(); }\n"
+    )
+    flags = ["-std=c++17", f"-I{Path(__file__).parent / 'simt'}", f"-I{PLUGINS}", "-Wno-unknown-pragmas"]
+    subprocess.run([cxx, *flags, program, "-o", tmp_path / "sizes"], check=True)
+    sizes = subprocess.run([tmp_path / "sizes"], capture_output=True, text=True, check=True).stdout
+    numbers = [int(word) for word in sizes.split()]
+    assert len(numbers) == 8
+    assert max(numbers) <= SHARED_KB[architecture] * 1024
+    assert max(numbers) <= 99 * 1024  # any of them runs anywhere
