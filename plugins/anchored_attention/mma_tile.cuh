@@ -31,11 +31,16 @@ struct MmaTile {
   static constexpr int kSharedBytes = kGainOffset + 2 * kGainBytes;
 };
 
-// Prefill as FlashAttention-2 shapes it. A second row block for each warp halves the traffic from shared memory; wide
-// heads then take 32 keys at a time, or their sums and scores would not fit into registers. Where a
-// multiprocessor has only 100 KB of shared memory, wide heads take 64 rows a block, so that two blocks fit.
+// Keys of a prefill tile. With two row blocks, sums and scores of wide heads and 64 keys would not fit into registers;
+// at head_dim 128, two blocks of 64 keys would not fit into 100 KB of shared memory.
+constexpr int prefill_keys(int head_dim, int row_blocks) {
+  return head_dim > 96 || (row_blocks == 2 && head_dim > 64) ? 32 : 64;
+}
+
+// Prefill as FlashAttention-2 shapes it. A second row block for each warp halves the traffic from shared memory; where
+// a multiprocessor has only 100 KB of it, wide heads take 64 rows a block, so that two blocks fit.
 template <typename T, int kHeadDim, int kRowBlocks>
-using PrefillTile = MmaTile<T, kHeadDim, 4, kRowBlocks, 1, (kRowBlocks == 2 && kHeadDim > 64 ? 32 : 64), 1>;
+using PrefillTile = MmaTile<T, kHeadDim, 4, kRowBlocks, 1, prefill_keys(kHeadDim, kRowBlocks), 1>;
 
 __host__ __device__ constexpr int prefill_row_blocks(int architecture, int head_dim) {
   const bool small = architecture == 86 || architecture == 89 || architecture == 120;

@@ -13,6 +13,7 @@ from va_export.native.anchored_attention_params import AnchoredAttentionParams
 CASES = [
     Case(5, 19, batch=2, query_heads=6, kv_heads=3, head_dim=24, value_head_dim=40, dtype="float16"),
     Case(5, 19, batch=2, query_heads=4, kv_heads=1, head_dim=16, kv_length=(7, 19), dtype="bfloat16"),
+    Case(1, 200, query_heads=4, kv_heads=2, dtype="float16"),  # keys are split: it needs the workspace
     Case(3, 9, batch=1, head_dim=8, is_causal=False, scale=0.3),
 ]
 

@@ -39,6 +39,17 @@ nvinfer1::IPluginV3OneRuntime* runtime_of(nvinfer1::IPluginV3& plugin) {
       plugin.getCapabilityInterface(nvinfer1::PluginCapabilityType::kRUNTIME));
 }
 
+// What the plugin, while it is built, asks for when these are the largest sizes.
+size_t workspace_bytes(nvinfer1::IPluginV3& plugin, const std::vector<PluginTensorDesc>& inputs,
+                       const PluginTensorDesc& output) {
+  auto* build =
+      static_cast<nvinfer1::IPluginV3OneBuild*>(plugin.getCapabilityInterface(nvinfer1::PluginCapabilityType::kBUILD));
+  std::vector<nvinfer1::DynamicPluginTensorDesc> dynamic;
+  for (const PluginTensorDesc& input : inputs) dynamic.push_back({input, input.dims, input.dims, input.dims});
+  const nvinfer1::DynamicPluginTensorDesc result{output, output.dims, output.dims, output.dims};
+  return build->getWorkspaceSize(dynamic.data(), static_cast<int32_t>(dynamic.size()), &result, 1);
+}
+
 }  // namespace
 
 // What the plugin logged since the last call.
@@ -78,5 +89,7 @@ extern "C" VA_EXPORT_API int run_plugin(const VaAnchoredAttentionParams* p) {
   nvinfer1::IPluginV3OneRuntime* runtime = runtime_of(*attached);
   const int32_t status = runtime->onShapeChange(inputs.data(), static_cast<int32_t>(inputs.size()), &output, 1);
   if (status != 0) return status;
-  return runtime->enqueue(inputs.data(), &output, pointers.data(), &p->out, nullptr, nullptr);
+  std::vector<float4> workspace(workspace_bytes(*built, inputs, output) / sizeof(float4));
+  void* memory = workspace.empty() ? nullptr : workspace.data();
+  return runtime->enqueue(inputs.data(), &output, pointers.data(), &p->out, memory, nullptr);
 }
