@@ -129,9 +129,11 @@ inline bool fail(const char* reason) {
   return false;
 }
 
-// Frees the threads whose barrier is complete. False where nobody can go on, or a barrier is used wrongly.
-inline bool release_barriers() {
-  bool freed = false;
+// Frees the threads whose barrier is complete. False where nobody can go on, or a barrier is used wrongly. Of the warps
+// that wait for none but their own threads, schedule 0 frees all; 1 the last, and others one by chance: so one warp
+// runs far ahead of the rest, up to the next __syncthreads.
+inline bool release_barriers(std::mt19937& random) {
+  std::vector<unsigned> warps;
   for (unsigned first = 0; first < fibers.size(); first += kWarpSize) {
     const State state = fibers[first].state;
     const int operation = fibers[first].operation;
@@ -143,10 +145,14 @@ inline bool release_barriers() {
     if (!same_state) return fail("the threads of a warp wait at different barriers");
     if (state != State::kAtWarpBarrier) continue;
     if (!same_operation) return fail("the threads of a warp are in different operations");
-    for (unsigned i = first; i < first + kWarpSize; ++i) fibers[i].state = State::kReady;
-    freed = true;
+    warps.push_back(first);
   }
-  if (freed) return true;
+  if (!warps.empty() && schedule == 1) warps = {warps.back()};
+  if (!warps.empty() && schedule > 1) warps = {warps[random() % warps.size()]};
+  for (const unsigned first : warps) {
+    for (unsigned i = first; i < first + kWarpSize; ++i) fibers[i].state = State::kReady;
+  }
+  if (!warps.empty()) return true;
   for (const Fiber& fiber : fibers) {
     if (fiber.state != fibers[0].state) return fail("some threads wait at __syncthreads that others have passed by");
   }
@@ -218,7 +224,7 @@ inline bool run_block(std::mt19937& random) {
     }
     if (has_fault) return false;
     if (all_done()) return true;
-    if (!release_barriers()) return false;
+    if (!release_barriers(random)) return false;
   }
 }
 
