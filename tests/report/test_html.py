@@ -3,83 +3,16 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from html_tree import Element, parse
 from synthetic_bundle import GRID, HOSTILE, N_FRAMES, check, latency, manifest, parity, reference, write_bundle
 
 from va_export.errors import VaExportError
 from va_export.report.html import render_report
-
-VOID = {"meta", "img", "br", "input", "link", "hr"}
-
-
-@dataclass
-class Element:
-    tag: str
-    attributes: dict[str, str]
-    children: list[Element | str] = field(default_factory=list)
-
-    @property
-    def text(self) -> str:
-        parts = (child if isinstance(child, str) else f" {child.text} " for child in self.children)
-        return re.sub(r"\s+", " ", "".join(parts)).strip()
-
-    def all(self, tag: str, **attributes: str) -> list[Element]:
-        """Descendants of a tag whose attributes hold the given words."""
-        found = []
-        for child in self.children:
-            if isinstance(child, Element):
-                words = {name: (child.attributes.get(name.rstrip("_")) or "").split() for name in attributes}
-                if child.tag == tag and all(value in words[name] for name, value in attributes.items()):
-                    found.append(child)
-                found.extend(child.all(tag, **attributes))
-        return found
-
-    def one(self, tag: str, **attributes: str) -> Element:
-        (element,) = self.all(tag, **attributes)
-        return element
-
-    def rows(self) -> list[list[str]]:
-        """A table's cells, its head first."""
-        return [[cell.text for cell in row.children if isinstance(cell, Element)] for row in self.all("tr")]
-
-
-class Tree(HTMLParser):
-    """Builds elements and refuses tags that are not closed in order."""
-
-    def __init__(self) -> None:
-        super().__init__(convert_charrefs=True)
-        self.root = Element("root", {})
-        self.open = [self.root]
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        assert len({name for name, _ in attrs}) == len(attrs), f"an attribute stands twice in {tag}"
-        element = Element(tag, {name: value or "" for name, value in attrs})
-        self.open[-1].children.append(element)
-        if tag not in VOID:
-            self.open.append(element)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.open[-1].children.append(Element(tag, {name: value or "" for name, value in attrs}))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop().tag == tag
-
-    def handle_data(self, data: str) -> None:
-        self.open[-1].children.append(data)
-
-
-def parse(path: Path) -> Element:
-    tree = Tree()
-    tree.feed(path.read_text(encoding="utf-8"))
-    tree.close()
-    assert tree.open == [tree.root]
-    return tree.root
 
 
 def page(directory: Path, **parts: Any) -> Element:
@@ -195,6 +128,9 @@ def test_differing_greedy_tokens_are_marked_in_text(tmp_path: Path) -> None:
     text = by_id(root, "section", "parity").text
     assert "equal up to step 2 of 4" in text
     assert "anchors off: all 2 equal" in text
+    # what differs is open to the eye, what is equal is folded away
+    shown = ["open" in fold.attributes for fold in by_id(root, "section", "parity").all("details")]
+    assert shown == [True, False]
 
 
 def test_host_times_are_called_host_cpu_times(tmp_path: Path) -> None:
@@ -207,6 +143,7 @@ def test_host_times_are_called_host_cpu_times(tmp_path: Path) -> None:
     assert ["End to end", "on", "1130 ms", "1186 ms", "1356 ms", "3.4 %", "10"] in rows
     assert ["End to end", "off", "1000 ms", "1050 ms", "1200 ms", "3.4 %", "10"] in rows
     assert [row[1] for row in rows if row[0] == "Sharing score"] == ["on"]
+    assert [row[0] for row in rows[1:3]] == ["Preprocess frames"] * 2
 
 
 def test_device_times_are_not_called_host_times(tmp_path: Path) -> None:
