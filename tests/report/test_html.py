@@ -31,10 +31,12 @@ def test_the_page_is_written_into_the_bundle_and_leaves_nothing_beside_it(tmp_pa
     }  # fmt: skip
 
 
-def test_rendering_again_replaces_the_page(tmp_path: Path) -> None:
+def test_rendering_again_replaces_the_page_in_one_step(tmp_path: Path) -> None:
     write_bundle(tmp_path)
     (tmp_path / "report.html").write_text("old")
+    (tmp_path / "held").hardlink_to(tmp_path / "report.html")
     assert by_id(parse(render_report(tmp_path)), "div", "verdict")
+    assert (tmp_path / "held").read_text() == "old"  # a reader who has the old page open keeps it whole
 
 
 def test_a_good_bundle_passes_in_words_with_its_reason(tmp_path: Path) -> None:
@@ -115,9 +117,10 @@ def test_differing_greedy_tokens_are_marked_in_text(tmp_path: Path) -> None:
     data["runs"][0]["greedy"] = [
         {"anchors": True, "reference": [5, 6, 7, 8], "bundle": [5, 6, 9], "matching_prefix": 2},
         {"anchors": False, "reference": [5, 6], "bundle": [5, 6], "matching_prefix": 2},
+        {"anchors": False, "reference": [5], "bundle": [5, 0], "matching_prefix": 1},
     ]
     root = page(tmp_path, parity=data)
-    differing, equal = root.all("table", class_="tokens")
+    differing, equal, longer = root.all("table", class_="tokens")
     assert differing.rows() == [
         ["Step", "1", "2", "3", "4"],
         ["Reference", "5", "6", "7", "8"],
@@ -125,12 +128,13 @@ def test_differing_greedy_tokens_are_marked_in_text(tmp_path: Path) -> None:
     ]
     assert len(differing.all("td", class_="differs")) == 2
     assert equal.all("td", class_="differs") == []
+    assert longer.rows()[1:] == [["Reference", "5", "–"], ["Bundle", "5", "≠ 0"]]
     text = by_id(root, "section", "parity").text
     assert "equal up to step 2 of 4" in text
     assert "anchors off: all 2 equal" in text
     # what differs is open to the eye, what is equal is folded away
     shown = ["open" in fold.attributes for fold in by_id(root, "section", "parity").all("details")]
-    assert shown == [True, False]
+    assert shown == [True, False, True]
 
 
 def test_host_times_are_called_host_cpu_times(tmp_path: Path) -> None:
