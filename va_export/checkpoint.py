@@ -178,9 +178,11 @@ def read_json(path: Path, *, what: str) -> dict[str, Any]:
     except FileNotFoundError:
         raise VaExportError(f"the {what} is missing", where=path, fix="complete the checkpoint directory") from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise VaExportError(f"the {what} is not readable JSON: {error}", where=path) from error
+        raise VaExportError(f"the {what} is not readable JSON: {error}", where=path, fix="download it again") from error
     if not isinstance(content, dict):
-        raise VaExportError(f"the {what} is a JSON {type(content).__name__}, not an object", where=path)
+        raise VaExportError(
+            f"the {what} is a JSON {type(content).__name__}, not an object", where=path, fix="download it again"
+        )
     return content
 
 

@@ -169,7 +169,9 @@ def check_bundle(
     """
     check_tolerances(atol, rtol)
     if iterations < 0:
-        raise VaExportError(f"at least 0 iterations are needed, not {iterations}", where="--latency-iterations")
+        raise VaExportError(
+            f"at least 0 iterations are needed, not {iterations}", where="--latency-iterations", fix="raise it"
+        )
     if output is not None and output.resolve().is_relative_to(directory.resolve()):
         raise VaExportError(
             "the results may not be written into the bundle, which stays as it is",

@@ -50,11 +50,15 @@ class Recipe:
         for name in ("seed", "frames"):
             value = getattr(self, name)
             if type(value) is not int or value < 0:
-                raise VaExportError(f"{name} must be a whole number of at least 0, not {value!r}", where=where)
+                raise VaExportError(
+                    f"{name} must be a whole number of at least 0, not {value!r}",
+                    where=where,
+                    fix=f"set another {name}",
+                )
         for name in ("checkpoint", "random_weights", "description", "revision"):
             value = getattr(self, name)
             if not isinstance(value, str) and not (name == "revision" and value is None):
-                raise VaExportError(f"{name} must be text, not {value!r}", where=where)
+                raise VaExportError(f"{name} must be text, not {value!r}", where=where, fix="put it into quotes")
 
 
 @dataclass(frozen=True)
@@ -98,7 +102,9 @@ class ExportOptions:
         for component in self.components:
             _choice("--components", component, COMPONENTS)
         if not self.components:
-            raise VaExportError("no component is left to export", where="--components")
+            raise VaExportError(
+                "no component is left to export", where="--components", fix=f"name some of {', '.join(COMPONENTS)}"
+            )
         recipe = self.recipe
         if recipe.frames > recipe.limits.max_frames:
             raise VaExportError(
@@ -112,7 +118,7 @@ class ExportOptions:
             ("--latency-iterations", self.latency_iterations, 0),
         ):
             if value < least:
-                raise VaExportError(f"{name} must be at least {least}, not {value}", where=name)
+                raise VaExportError(f"{name} must be at least {least}, not {value}", where=name, fix=f"raise {name}")
         if self.onnx_only and (self.targets or self.flavor != "auto"):
             raise VaExportError(
                 "--onnx-only builds no engines, and engines were asked for with --target or --tensorrt",
@@ -120,7 +126,11 @@ class ExportOptions:
                 fix="leave one of them out",
             )
         if self.num_decoder_layers is not None and self.num_decoder_layers < 1:
-            raise VaExportError("at least one decoder layer is needed", where="--num-decoder-layers")
+            raise VaExportError(
+                f"at least one decoder layer is needed, not {self.num_decoder_layers}",
+                where="--num-decoder-layers",
+                fix="raise it, or leave it out for all layers",
+            )
         check_tolerances(self.atol, self.rtol)
 
     @property
