@@ -12,17 +12,13 @@ from typing import TYPE_CHECKING
 import psutil
 
 from va_export.errors import VaExportError
+from va_export.recipe import COMPONENTS
 
 if TYPE_CHECKING:
     from va_export.models.family import ModelSpec, WeightSource
     from va_export.recipe import ExportOptions
 
 _BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
-_PARTS = {
-    "vision": ("vision_tower", "multi_modal_projector"),
-    "embedding": ("embed_tokens",),
-    "decoder": ("layers", "norm", "lm_head"),
-}
 # An engine holds its weights once; its build holds them about twice (measured with TensorRT-RTX 1.7).
 _BUILD_MEMORY_FACTOR = 2.0
 # Python with torch, transformers and ONNX Runtime loaded; the rest of the plan comes on top.
@@ -53,16 +49,16 @@ class Plan:
 
 
 def component_bytes(spec: ModelSpec, weight_map: Mapping[str, WeightSource], precision: str) -> dict[str, int]:
-    """Bytes of each component's weights."""
-    sizes = dict.fromkeys(_PARTS, 0)
+    """Bytes of each component's weights, told apart by Hugging Face's names for the parts of a multimodal model."""
+    sizes = dict.fromkeys(COMPONENTS, 0)
     for name, source in weight_map.items():
-        count = math.prod(source.shape)
-        component = (
-            "vision"
-            if any(part in name for part in _PARTS["vision"])
-            else ("embedding" if "embed_tokens" in name else "decoder")
-        )
-        sizes[component] += count * _BYTES[precision]
+        if "embed_tokens" in name:
+            component = "embedding"
+        elif "language_model" in name or "lm_head" in name:
+            component = "decoder"
+        else:
+            component = "vision"
+        sizes[component] += math.prod(source.shape) * _BYTES[precision]
     return sizes
 
 

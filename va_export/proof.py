@@ -17,9 +17,9 @@ from va_export.settings import check_tolerances
 if TYPE_CHECKING:
     from va_export.bundle.write import BundleWriter
     from va_export.engines import EnginePlan
-    from va_export.pipeline import Source
     from va_export.progress import StageDisplay
     from va_export.recipe import ExportOptions
+    from va_export.source import Source
 
 
 def prove(

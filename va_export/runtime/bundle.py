@@ -18,7 +18,8 @@ from va_export.anchor.gains import gains_from_score
 from va_export.bundle.manifest import Manifest, read_manifest, verify_hashes
 from va_export.errors import VaExportError
 from va_export.runtime import arguments
-from va_export.runtime.backend import Backend, Bool, Float32, Int64, open_backend
+from va_export.runtime.backend import Backend, Bool, Float32, Int64
+from va_export.runtime.backends import open_backend
 from va_export.runtime.processing import Processing
 from va_export.runtime.scoring import Scored, score_visual_tokens
 from va_export.runtime.tokenizer import Tokenizer, load_tokenizer
