@@ -19,7 +19,7 @@ from va_export.progress import StageDisplay
 from va_export.proof import prove
 from va_export.recipe import ExportOptions
 from va_export.sample import make_sample
-from va_export.source import open_source
+from va_export.source import open_source, open_spec
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,6 @@ def plan(options: ExportOptions, display: StageDisplay) -> Plan:
     """
     check_destination(options.output, options.overwrite)
     with tempfile.TemporaryDirectory(prefix="va-export-") as scratch:
-        source = open_source(options, Path(scratch))
-        flavors = plan_engines(options, source.spec, display).flavors
-        return plan_export(options, source.spec, source.family.weight_map(source.spec), flavors)
+        family, spec = open_spec(options, Path(scratch))
+        flavors = plan_engines(options, spec, display).flavors
+        return plan_export(options, spec, family.weight_map(spec), flavors)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from va_export.checkpoint import Checkpoint, download
+from va_export.checkpoint import Checkpoint, download, read_json
 from va_export.models import family_for, family_named
 
 if TYPE_CHECKING:
@@ -32,6 +32,19 @@ def open_source(options: ExportOptions, scratch: Path) -> Source:
     spec = family.spec_from_checkpoint(checkpoint, options.num_decoder_layers, options.image_token_id)
     family.check_weights(spec, checkpoint)
     return Source(checkpoint, family, spec)
+
+
+def open_spec(options: ExportOptions, scratch: Path) -> tuple[ModelFamily, ModelSpec]:
+    """What an export would be of, for planning: of a hub id only the configuration is downloaded, while a local
+    checkpoint is checked as `open_source` does."""
+    recipe = options.recipe
+    if recipe.random_weights or Path(recipe.checkpoint).expanduser().is_dir():
+        source = open_source(options, scratch)
+        return source.family, source.spec
+    directory = download(recipe.checkpoint, recipe.revision, weights=False)
+    config = read_json(directory / "config.json", what="the model's configuration")
+    family = family_for(config)
+    return family, family.spec_from_config(config, options.num_decoder_layers, options.image_token_id)
 
 
 def _checkpoint_directory(recipe: Recipe, scratch: Path) -> Path:
