@@ -37,7 +37,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
 OPTIONS = {
     "va-export": """--alpha-k --alpha-v --atol --attention --components --dry-run --fp16 --fp32 --frames
         --image-token-id --latency-iterations --log-level --max-batch-size --max-frames --max-input-len
-        --max-kv-cache-capacity --model --new-tokens --num-decoder-layers --onnx-only --output --overwrite
+        --max-kv-cache-capacity --model --new-tokens --no-parity --num-decoder-layers --onnx-only --output --overwrite
         --pca-rank --precision --question --revision --rtol --seed --subspaces --target --tensorrt --version
         --video -o""",
     "va-run": """--alpha-k --alpha-v --backend --frames --log-level --max-new-tokens --no-anchors --prompt --timings

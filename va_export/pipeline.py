@@ -18,6 +18,7 @@ from va_export.plan import Plan, check_plan, plan_export
 from va_export.progress import StageDisplay
 from va_export.proof import prove
 from va_export.recipe import ExportOptions
+from va_export.report.html import render_report
 from va_export.sample import make_sample
 from va_export.source import open_source, open_spec
 
@@ -51,7 +52,7 @@ def export(options: ExportOptions, display: StageDisplay) -> ExportResult:
             stage.say(f"{source.family.name}, {source.spec.text.num_layers} layers, from {source.checkpoint.directory}")
         write_settings(options, source, bundle)
         sample = None
-        if options.runs_whole_model:  # read now: a wrong video should not be found out after everything else
+        if options.proves:  # read now: a wrong video should not be found out after everything else
             with display.stage("read video") as stage:
                 processing = source.family.processing(source.spec, source.checkpoint)
                 sample = make_sample(options, processing, source.spec, bundle.directory)
@@ -64,6 +65,9 @@ def export(options: ExportOptions, display: StageDisplay) -> ExportResult:
         if sample is not None:
             manifest["video"] = sample.clip
             passed = prove(options, source, sample, bundle, engines, manifest, display)
+        with display.stage("report"):
+            bundle.write_manifest({**manifest, "parity": {"passed": passed}})
+            render_report(bundle.directory)
         with display.stage("seal bundle") as stage:
             bundle.write_manifest({**manifest, "parity": {"passed": passed}})
             read_manifest(bundle.directory)

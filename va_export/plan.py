@@ -85,7 +85,7 @@ def plan_export(
     candidates = {"writing the ONNX weights": 2 * max(_largest(weight_map) * 8, 1)}
     if flavors:
         candidates["building the largest engine"] = int(_BUILD_MEMORY_FACTOR * max(weights.values()))
-    if options.runs_whole_model:
+    if options.proves:
         reference = sum(math.prod(source.shape) for source in weight_map.values()) * 4
         candidates["the float32 reference in PyTorch"] = reference
         candidates["running the bundle"] = sum(weights.values()) * 2
@@ -98,7 +98,7 @@ def _largest(weight_map: Mapping[str, WeightSource]) -> int:
 
 
 def _reference_bytes(options: ExportOptions, spec: ModelSpec) -> int:
-    if not options.runs_whole_model:
+    if not options.proves:
         return 0
     frames, size = options.recipe.frames, spec.vision.image_size
     visual = frames * spec.vision.tokens_per_frame * spec.text.hidden_size
@@ -124,8 +124,8 @@ def check_plan(plan: Plan, output: Path) -> None:
             f"the export needs about {human(plan.memory)} of memory for {plan.memory_reason},"
             f" and {human(available)} are available",
             where="memory",
-            fix="export parts with --components or --num-decoder-layers, leave the engines out with --onnx-only,"
-            " or use a larger machine",
+            fix="leave the proof out with --no-parity, export parts with --components or --num-decoder-layers, build no"
+            " engines with --onnx-only, or use a larger machine",
         )
 
 

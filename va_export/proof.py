@@ -1,4 +1,4 @@
-"""Reference, parity, latency and report of a bundle: the second half of an export, and what `va-check` repeats."""
+"""Reference, parity and latency of a bundle: the second half of an export, and what `va-check` repeats."""
 
 from __future__ import annotations
 
@@ -31,9 +31,7 @@ def prove(
     manifest: dict[str, Any],
     display: StageDisplay,
 ) -> bool:
-    """Compute the reference, compare the bundle with it, measure, and write the report; returns whether parity
-    passed."""
-    from va_export.report.html import render_report
+    """Compute the reference, compare the bundle with it, and measure; returns whether parity passed."""
     from va_export.report.reference import compute_reference, write_reference
 
     with display.stage("reference (PyTorch, float32)") as stage:
@@ -52,9 +50,6 @@ def prove(
             bundle.directory, _timed_here(options), arrays, options.latency_iterations, options.new_tokens, display
         )
         bundle.write_json("latency.json", latency)
-    with display.stage("report"):
-        bundle.write_manifest({**manifest, "parity": {"passed": parity["passed"]}})
-        render_report(bundle.directory)
     return bool(parity["passed"])
 
 

@@ -75,6 +75,8 @@ class ExportOptions:
         atol, rtol: override the parity tolerances.
         image_token_id: the placeholder's id, for a checkpoint that does not tell it.
         latency_iterations: timed repeats; 0 leaves latency out.
+        parity: False leaves reference, parity and latency out: for a machine that can write the model but not hold it
+            in float32.
     """
 
     recipe: Recipe
@@ -94,6 +96,7 @@ class ExportOptions:
     rtol: float | None = None
     image_token_id: int | None = None
     latency_iterations: int = 10
+    parity: bool = True
 
     def __post_init__(self) -> None:
         _choice("--precision", self.precision, PRECISIONS)
@@ -134,9 +137,9 @@ class ExportOptions:
         check_tolerances(self.atol, self.rtol)
 
     @property
-    def runs_whole_model(self) -> bool:
-        """Whether every component is exported, so that the bundle can be run and proved."""
-        return set(self.components) == set(COMPONENTS)
+    def proves(self) -> bool:
+        """Whether the bundle is run and proved, which takes all components."""
+        return self.parity and set(self.components) == set(COMPONENTS)
 
 
 def _choice(option: str, value: str, choices: tuple[str, ...]) -> None:
