@@ -177,6 +177,18 @@ def test_gains_that_are_not_finite(bundle: Bundle, question: Arrays, name: str, 
         bundle.generate(**question, **{name: gains})
 
 
+def test_visual_tokens_that_overflowed(bundle: Bundle, question: Arrays, monkeypatch: pytest.MonkeyPatch) -> None:
+    def overflowed(pixels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        tokens = np.zeros((16 * len(pixels), 128), np.float32)
+        tokens[3, 5] = np.inf
+        return tokens
+
+    monkeypatch.setattr(bundle.backend, "vision", overflowed)
+    with pytest.raises(VaExportError, match="1 NaN or infinite values of 8192 in fp16") as caught:
+        bundle.generate(**question)
+    assert caught.value.fix is not None and "bf16" in caught.value.fix
+
+
 def test_a_key_may_be_removed(bundle: Bundle, question: Arrays) -> None:
     log_gain, gain = np.zeros(question["input_ids"].shape[1]), np.ones(question["input_ids"].shape[1])
     log_gain[40] = -np.inf

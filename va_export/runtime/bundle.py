@@ -167,7 +167,7 @@ class Bundle:
             visual = None
             if pixels is not None:
                 with clock("vision"):
-                    visual = self.backend.vision(pixels)
+                    visual = arguments.finite_tokens(self.backend.vision(pixels), self.manifest.data["precision"])
             is_visual = self._placeholders(ids, visual)
             explicit = key_log_gain is not None and value_gain is not None
             scored = None
