@@ -95,7 +95,13 @@ def test_progress_is_plain_lines_where_there_is_no_terminal(tmp_path: Path) -> N
     outcome = va_export(*TINY, "-o", tmp_path / "b", "--onnx-only", "--components", "embedding")
     assert "\x1b" not in outcome.stderr and "\r" not in outcome.stderr
     names = [line.split(maxsplit=1)[1].split("  ")[0] for line in outcome.stderr.splitlines() if line[0] == "✓"]
-    assert names == ["open checkpoint", "export embedding", "seal bundle"]
+    assert names[:2] == ["open checkpoint", "export embedding"] and names[-1] == "seal bundle"
+
+
+def test_the_output_is_named_after_model_and_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    outcome = va_export(*TINY, "--precision", "fp32", "--onnx-only", "--components", "embedding")
+    assert outcome.code == 0 and [path.name for path in tmp_path.iterdir()] == ["internvl2-tiny-fp32"]
 
 
 @pytest.mark.parametrize("command", ["export", "run", "check"])
