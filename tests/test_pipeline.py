@@ -124,15 +124,20 @@ def test_engines_are_built_for_all_targets_and_hold_the_plugin(tiny_bundle: Path
 
 
 @pytest.mark.usefixtures("needs_engines")
-def test_native_attention_needs_no_plugin(tmp_path: Path) -> None:
-    outcome = va_export(
-        *TINY, "-o", tmp_path / "b", "--attention", "native", "--components", "decoder", "--target", "sm89"
-    )
-    assert outcome.code == 0, outcome.stderr
-    assert "decoder.engine" in str(files_of(tmp_path / "b")) and not (tmp_path / "b" / "plugins").exists()
+def test_native_attention_needs_no_plugin_and_parity_may_be_left_out(tmp_path: Path) -> None:
+    options = ("--attention", "native", "--target", "sm89", "--num-decoder-layers", 1, "--no-parity")
+    outcome = va_export(*TINY, "-o", tmp_path / "b", *options)
+    assert outcome.code == 0 and "parity not run" in outcome.stderr, outcome.stderr
     engine = tmp_path / "b" / "engines" / "tensorrt-rtx" / "decoder.engine"
-    assert find_plugin_records(engine, "AnchoredAttention", "1", DOMAIN) == ()
-    assert json.loads((tmp_path / "b" / "manifest.json").read_text())["plugin"] is None
+    assert engine.is_file() and find_plugin_records(engine, "AnchoredAttention", "1", DOMAIN) == ()
+    assert not {"reference.npz", "parity.json", "latency.json"} & files_of(tmp_path / "b")
+    assert not (tmp_path / "b" / "plugins").exists()
+    manifest = json.loads((tmp_path / "b" / "manifest.json").read_text())
+    assert manifest["plugin"] is None and manifest["parity"] == {"passed": None}
+    assert manifest["components"]["decoder"]["engines"]["tensorrt-rtx"]["targets"] == ["sm89"]
+    with Bundle.open(tmp_path / "b") as bundle:
+        assert bundle.attention == "native"
+        assert bundle.generate(input_ids=[1, 2, 3], max_new_tokens=2, ignore_stop=True).tokens.shape == (2,)
 
 
 @pytest.mark.parametrize(("backend", "attention"), FORMS)
