@@ -45,12 +45,18 @@ def prove(
     parity = run_parity(bundle.directory, runs, arrays, options.atol, options.rtol, display)
     parity["not_run"] = not_run_here(engines)
     bundle.write_json("parity.json", parity)
-    if options.latency_iterations:
+    if options.latency_iterations and is_finite(parity):
         latency = run_latency(
             bundle.directory, _timed_here(options), arrays, options.latency_iterations, options.new_tokens, display
         )
         bundle.write_json("latency.json", latency)
     return bool(parity["passed"])
+
+
+def is_finite(parity: Mapping[str, Any]) -> bool:
+    """Whether every stage of every run gave numbers; a bundle that gives NaN is not worth timing."""
+    checks = [check for run in parity["runs"] for check in run["checks"]]
+    return not any(check["nan"] or check["inf"] for check in checks)
 
 
 def _runs_here(options: ExportOptions) -> list[tuple[str, str]]:
@@ -179,7 +185,7 @@ def check_bundle(
     new_tokens = len(reference["anchored_tokens"])
     parity = run_parity(directory, runs, reference, atol, rtol, display)
     document: dict[str, Any] = {"parity": parity}
-    if iterations:
+    if iterations and is_finite(parity):
         document["latency"] = run_latency(directory, runs, reference, iterations, new_tokens, display)
     if output is not None:
         try:

@@ -266,6 +266,17 @@ class Bundle:
             gain if overrides[1] is None else arguments.gain("value_gain", overrides[1], length),
         )
 
+    def _likeliest(self, logits: Float32) -> int:
+        """Greedy choice. NaN would win every argmax, and the answer would be noise without a word."""
+        if not np.isfinite(logits).all():
+            precision = self.manifest.data["precision"]
+            raise VaExportError(
+                f"the decoder's logits are not finite: its activations do not fit {precision}",
+                where=self.manifest.directory,
+                fix="export with --precision bf16 or --precision fp32",
+            )
+        return int(logits.argmax())
+
     def _decode(
         self,
         ids: Int64,
@@ -293,7 +304,7 @@ class Bundle:
         is_text = np.zeros((1, 1), np.bool_)
         with clock("decode"):
             while True:
-                token = int(logits[-1].argmax()) if forced is None else int(forced[len(tokens)])
+                token = self._likeliest(logits[-1]) if forced is None else int(forced[len(tokens)])
                 tokens.append(token)
                 if on_token is not None:
                     on_token(token)
