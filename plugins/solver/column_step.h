@@ -19,6 +19,7 @@ namespace va {
 
 constexpr int kGroup = 6;          // columns that the dense product's registers hold
 constexpr int kTile = 4 * kGroup;  // columns of a unit of work
+constexpr int kSlack = 16;         // entries that may be overwritten after a list's end
 constexpr int kAlignment = 64;     // bytes; rows of padded arrays start there
 
 // What an iteration reads and writes; T is float or double. Arrays are row-major.
@@ -46,8 +47,8 @@ struct Scratch {
   T* v;            // likewise: PᵀE' + ρg
   T* projected;    // [r]: PᵀE' of a column
   T* block;        // [kGroup][width], width of the widest kernel
-  int32_t* index;  // [n]
-  T* value;        // [n]
+  int32_t* index;  // [n + kSlack]
+  T* value;        // likewise
 };
 
 template <typename T>

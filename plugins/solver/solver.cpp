@@ -156,8 +156,8 @@ class Solver final : public VaSolver {
           v(kTile * p.r),
           projected(p.r),
           block(kGroup * kWidest),
-          index(p.n),
-          value(p.n),
+          index(p.n + kSlack),
+          value(p.n + kSlack),
           scratch{g.get(), v.get(), projected.get(), block.get(), index.get(), value.get()} {}
     Array<T> g, v, projected, block;
     Array<int32_t> index;
