@@ -189,10 +189,10 @@ def factor_system(y: Array, lambda_e: float, lambda_z: float, rho: float) -> Sys
     xp = array_api_compat.array_namespace(y)
     ones = xp.ones((1, y.shape[1]), dtype=xp.float64, device=array_api_compat.device(y))
     u = xp.concat([math.sqrt(lambda_z) * xp.astype(y, xp.float64), math.sqrt(rho) * ones], axis=0)
-    basis, spectrum = orthonormal_columns(u)
+    basis, spectrum, f = principal_directions(u)
     return SystemFactors(
         basis=xp.astype(basis, y.dtype),
-        f=xp.astype(basis.T @ u, y.dtype),
+        f=xp.astype(f, y.dtype),
         spectrum=xp.astype(spectrum, y.dtype)[:, None],
         gain=xp.astype(1.0 / (rho + spectrum), y.dtype)[:, None],
         rho=rho,
@@ -247,21 +247,24 @@ class AdmmIteration:
         self._error[-1, :] -= remainder[-1, :]
 
 
-def orthonormal_columns(u: Array) -> tuple[Array, Array]:
-    """Principal directions of a matrix u [M, N].
+def principal_directions(u: Array) -> tuple[Array, Array, Array]:
+    """Principal directions of a matrix u [M, N], from the smaller of its two Gram matrices.
 
     Returns:
-        (P [M, R], s [R]), R = min(M, N): orthonormal columns spanning those of u, and the diagonal of Pᵀu
-        uᵀP, which is diagonal. Nothing is divided by s, so a rank below R does no harm.
+        (P [M, R], s [R], F = Pᵀu [R, N]), R = min(M, N), s ascending: orthonormal columns spanning those of u, and
+        FFᵀ = diag(s). For M > N, directions in which u has nothing but rounding (s below 1e-14 of the largest) are
+        zero in P and F: a step of the solver moves along them by s/(ρ + s) of what it finds there, so that nothing
+        is lost, and what the division by √s magnifies for small s is made small again.
     """
     xp = array_api_compat.array_namespace(u)
     if u.shape[0] <= u.shape[1]:
         spectrum, basis = xp.linalg.eigh(u @ u.T)
-    else:
-        orthonormal, triangle = xp.linalg.qr(u)
-        spectrum, rotation = xp.linalg.eigh(triangle @ triangle.T)
-        basis = orthonormal @ rotation
-    return basis, xp.clip(spectrum, min=0.0)
+        return basis, xp.clip(spectrum, min=0.0), basis.T @ u
+    spectrum, rotation = xp.linalg.eigh(u.T @ u)
+    spectrum = xp.where(spectrum > 1e-14 * spectrum[-1], spectrum, 0.0)
+    root = xp.sqrt(spectrum)
+    inverse = xp.where(root > 0.0, 1.0 / xp.where(root > 0.0, root, 1.0), 0.0)
+    return u @ (rotation * inverse), spectrum, root[:, None] * rotation.T
 
 
 def replace_state(rows: Array, new: Array, dual: Array, start: int, theta: float) -> Array:
