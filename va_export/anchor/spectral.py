@@ -93,9 +93,7 @@ def _leading_eigenvectors(matrix: csr_array, count: int, start: Matrix) -> Matri
     if n > max(_DENSE_TOKENS, 3 * count):
         subspace = min(n, max(3 * count, count + 40))
         try:
-            eigenvalues, vectors = eigsh(
-                matrix, count, which="LA", v0=start, ncv=subspace, maxiter=_LANCZOS_RESTARTS
-            )
+            eigenvalues, vectors = eigsh(matrix, count, which="LA", v0=start, ncv=subspace, maxiter=_LANCZOS_RESTARTS)
             return np.asarray(vectors[:, np.argsort(-eigenvalues, kind="stable")])
         except ArpackNoConvergence:
             if n > _MOST_DENSE_TOKENS:
