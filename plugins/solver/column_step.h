@@ -38,6 +38,11 @@ struct Problem {
   T* error;  // E'ᵀ [n][m]
   T* fc;     // (FC)ᵀ [n][stride]
   T* fz;     // (FZ)ᵀ [n][stride]
+  // Where the features of E' are zero and U − UA = Pv leaves them far below the threshold, they stay zero until v has
+  // moved far enough: |P(v − v')| <= ‖row of P‖ ‖v − v'‖. Pv, the largest product for many features, waits until then.
+  T longest_row;  // max ‖row of P‖ over the features
+  T* reference;   // v' [n][stride] when column j was last looked at
+  T* slack;       // [n] how far an entry of Pv could move then; 0 if it has to be looked at
 };
 
 // A thread's own memory.

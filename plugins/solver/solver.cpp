@@ -19,7 +19,8 @@ struct VaSolver {
 namespace va {
 namespace {
 
-constexpr int kWidest = 64;  // columns of the widest kernel's panel
+constexpr int kManyFeatures = 32;  // more repay remembering where their errors stand
+constexpr int kWidest = 64;        // columns of the widest kernel's panel
 
 bool runs_here(const char* isa) {
 #if defined(__x86_64__)
@@ -110,6 +111,10 @@ class Solver final : public VaSolver {
     fc_ = Array<T>(n * stride);
     fz_ = Array<T>(n * stride);
     row_sums_ = Array<T>(tiles_ * n);
+    if (m > kManyFeatures) {
+      reference_ = Array<T>(n * stride);
+      slack_ = Array<T>(n);
+    }
     problem_ = {n,
                 m,
                 r,
@@ -126,7 +131,10 @@ class Solver final : public VaSolver {
                 static_cast<T*>(given.state),
                 static_cast<T*>(given.error),
                 fc_.get(),
-                fz_.get()};
+                fz_.get(),
+                longest_row(m - 1, r),
+                reference_.get(),
+                slack_.get()};
     const int threads = static_cast<int>(std::min<int64_t>(std::max(given.threads, 1), tiles_));
     for (int i = 0; i < threads; ++i) memory_.emplace_back(problem_);
     ThreadTeam team(threads);
@@ -165,6 +173,16 @@ class Solver final : public VaSolver {
     Scratch<T> scratch;
   };
 
+  T longest_row(int64_t rows, int64_t r) const {
+    double longest = 0;
+    for (int64_t d = 0; d < rows; ++d) {
+      double squares = 0;
+      for (int64_t k = 0; k < r; ++k) squares += static_cast<double>(basis_.get()[d * r + k]) * basis_.get()[d * r + k];
+      longest = std::max(longest, squares);
+    }
+    return static_cast<T>(std::sqrt(longest) * (1 + 1e-5));
+  }
+
   int64_t end_of(int64_t tile) const { return std::min((tile + 1) * kTile, problem_.n); }
 
   // Tiles are added in their order, whatever thread took them: the result does not depend on the threads.
@@ -184,7 +202,7 @@ class Solver final : public VaSolver {
 
   Kernel<T> kernel_;
   int64_t tiles_;
-  Array<T> basis_, gain_, spectrum_, f_panels_, basis_panels_, f_t_, fc_, fz_, row_sums_;
+  Array<T> basis_, gain_, spectrum_, f_panels_, basis_panels_, f_t_, fc_, fz_, row_sums_, reference_, slack_;
   Problem<T> problem_;
   std::vector<Memory> memory_;
 };
