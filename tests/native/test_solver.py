@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_limits
 
 import va_export.native
 from va_export.anchor import self_expression
@@ -17,6 +19,13 @@ from va_export.native import solver
 from va_export.native.solver import SolverArrays, finish_state, native_iteration, solver_library
 
 Array = np.ndarray[Any, Any]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_blas_thread() -> Iterator[None]:
+    """The textbook's matrices are too small for two."""
+    with threadpool_limits(limits=1):
+        yield
 
 
 def tokens_on_planes(n: int, dim: int, seed: int = 0) -> Array:
