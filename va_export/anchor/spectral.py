@@ -38,8 +38,9 @@ def cluster_subspaces(self_expression: np.ndarray[Any, Any], n_subspaces: int) -
 
     Returns:
         labels [N], in 0..K-1. Their numbering means nothing. Where C is zero everywhere, all are 0. Where the
-        affinity falls apart into more than K groups (frames that repeat exactly), which groups are merged is
-        arbitrary.
+        affinity falls apart into several groups that do not touch, the largest eigenvalue repeats, and any basis of
+        its eigenvectors is as good: how groups are then split, or merged where they are more than K (frames that
+        repeat exactly), is arbitrary, and may differ from scikit-learn's.
 
     Raises:
         VaExportError: if the eigenvectors or the discretisation cannot be computed.
