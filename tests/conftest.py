@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from command_line import TINY, va_export
 if TYPE_CHECKING:
     import numpy as np
 
+PLUGINS = Path(__file__).parents[1] / "plugins"
 GOLDEN = Path(__file__).parent / "data" / "golden" / "internvl2_tiny"
 
 
@@ -111,3 +113,21 @@ def checkpoint_copy(golden_checkpoint: Path, tmp_path: Path) -> Path:
     for name in ("config.json", "model.safetensors"):
         (directory / name).write_bytes((golden_checkpoint / name).read_bytes())
     return directory
+
+
+@pytest.fixture(scope="session")
+def solver_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """libva_solver.so: the installed one, else built once, without CUDA."""
+    from va_export.native.solver import LIBRARY_NAME, solver_library
+
+    installed = solver_library()
+    if installed is not None:
+        return installed
+    if not shutil.which("cmake") or not (shutil.which("c++") or shutil.which("g++")):
+        pytest.skip(f"no {LIBRARY_NAME} is installed, and no cmake and C++ compiler to build it")
+    build = tmp_path_factory.mktemp("solver")
+    configure = ["cmake", "-S", str(PLUGINS), "-B", str(build), "-DVA_EXPORT_CUDA=OFF"]
+    for command in (configure, ["cmake", "--build", str(build)]):
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+    return build / LIBRARY_NAME
