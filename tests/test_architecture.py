@@ -104,6 +104,11 @@ def test_runtime_imports_no_exporter(module: str) -> None:
         assert first not in EXPORT_FOLDERS, " → ".join(chain)
 
 
+def test_table_of_families_imports_no_framework() -> None:
+    reached = {name.split(".")[0] for name in closure("va_export.models")}
+    assert not reached & {"torch", "transformers"}
+
+
 def test_import_rule_can_fail() -> None:
     assert "torch" in closure("va_export.pipeline") or "onnxscript" in closure("va_export.pipeline")
     assert "va_export.passes.fold_constants" in closure("va_export.engine.build")

@@ -141,10 +141,13 @@ class Checkpoint:
         return self._handles[file]
 
 
-def download(hub_id: str, revision: str | None = None) -> Path:
+def download(hub_id: str, revision: str | None = None, *, weights: bool = True) -> Path:
     """Fetch a checkpoint from the Hugging Face Hub (or its local cache) and return the directory.
 
     Only safetensors, JSON and tokenizer files are taken: no pickles, no remote code.
+
+    Args:
+        weights: False leaves the safetensors files out, which is all but a few megabytes.
 
     Raises:
         VaExportError: unknown or gated repository or revision, no connection and nothing in the cache.
@@ -152,8 +155,12 @@ def download(hub_id: str, revision: str | None = None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+    ignored = None if weights else ["*.safetensors"]
     try:
-        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=list(DOWNLOAD_PATTERNS)))
+        directory = snapshot_download(
+            hub_id, revision=revision, allow_patterns=list(DOWNLOAD_PATTERNS), ignore_patterns=ignored
+        )
+        return Path(directory)
     except LocalEntryNotFoundError as error:
         raise VaExportError(
             f"the Hub cannot be reached and {hub_id} is not in the local cache",
@@ -178,9 +185,11 @@ def read_json(path: Path, *, what: str) -> dict[str, Any]:
     except FileNotFoundError:
         raise VaExportError(f"the {what} is missing", where=path, fix="complete the checkpoint directory") from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise VaExportError(f"the {what} is not readable JSON: {error}", where=path) from error
+        raise VaExportError(f"the {what} is not readable JSON: {error}", where=path, fix="download it again") from error
     if not isinstance(content, dict):
-        raise VaExportError(f"the {what} is a JSON {type(content).__name__}, not an object", where=path)
+        raise VaExportError(
+            f"the {what} is a JSON {type(content).__name__}, not an object", where=path, fix="download it again"
+        )
     return content
 
 

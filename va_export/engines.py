@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 from va_export.engine.build import EngineInfo, build_engine
 from va_export.engine.profiles import dimension_ranges
 from va_export.engine.targets import DEFAULT_TARGETS, check_targets
-from va_export.engine.tensorrt_api import Flavor, available_flavors, load_tensorrt
+from va_export.engine.tensorrt_api import Flavor, TensorRT, available_flavors, load_tensorrt
 from va_export.errors import VaExportError
 from va_export.native import plugin_contract, plugin_library
 
@@ -53,7 +53,7 @@ def plan_engines(options: ExportOptions, spec: ModelSpec, display: StageDisplay)
     """
     flavors, reason = _flavors(options, display)
     for flavor in flavors:
-        check_targets(load_tensorrt(flavor), options.targets or DEFAULT_TARGETS[flavor])
+        check_targets(_load(flavor), options.targets or DEFAULT_TARGETS[flavor])
     for name in options.components if flavors else ():
         dimension_ranges(name, options.recipe.limits, spec.vision.tokens_per_frame)
     if options.attention != "plugin" or "decoder" not in options.components:
@@ -75,7 +75,7 @@ def _flavors(options: ExportOptions, display: StageDisplay) -> tuple[tuple[Flavo
     installed = available_flavors()
     if not installed:
         if options.targets:
-            load_tensorrt("tensorrt-rtx")  # engines were asked for: says what to install
+            _load("tensorrt-rtx")  # engines were asked for: says what to install
         display.note(
             "No TensorRT is installed, so only ONNX is written. For engines: pip install 'va-export[rtx]'"
             " (TensorRT-RTX), or NVIDIA's tensorrt from its own index."
@@ -83,6 +83,13 @@ def _flavors(options: ExportOptions, display: StageDisplay) -> tuple[tuple[Flavo
         return (), "no TensorRT is installed"
     # RTX builds ahead of time on any machine; full TensorRT only for the GPU that it finds.
     return ("tensorrt-rtx" if "tensorrt-rtx" in installed else installed[0],), ""
+
+
+def _load(flavor: Flavor) -> TensorRT:
+    try:
+        return load_tensorrt(flavor)
+    except VaExportError as error:
+        raise VaExportError(error.what, where=error.where or f"--tensorrt {flavor}", fix=error.fix) from error
 
 
 def build_engines(

@@ -12,17 +12,13 @@ from typing import TYPE_CHECKING
 import psutil
 
 from va_export.errors import VaExportError
+from va_export.recipe import COMPONENTS
 
 if TYPE_CHECKING:
     from va_export.models.family import ModelSpec, WeightSource
     from va_export.recipe import ExportOptions
 
 _BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
-_PARTS = {
-    "vision": ("vision_tower", "multi_modal_projector"),
-    "embedding": ("embed_tokens",),
-    "decoder": ("layers", "norm", "lm_head"),
-}
 # An engine holds its weights once; its build holds them about twice (measured with TensorRT-RTX 1.7).
 _BUILD_MEMORY_FACTOR = 2.0
 # Python with torch, transformers and ONNX Runtime loaded; the rest of the plan comes on top.
@@ -53,16 +49,16 @@ class Plan:
 
 
 def component_bytes(spec: ModelSpec, weight_map: Mapping[str, WeightSource], precision: str) -> dict[str, int]:
-    """Bytes of each component's weights."""
-    sizes = dict.fromkeys(_PARTS, 0)
+    """Bytes of each component's weights, told apart by Hugging Face's names for the parts of a multimodal model."""
+    sizes = dict.fromkeys(COMPONENTS, 0)
     for name, source in weight_map.items():
-        count = math.prod(source.shape)
-        component = (
-            "vision"
-            if any(part in name for part in _PARTS["vision"])
-            else ("embedding" if "embed_tokens" in name else "decoder")
-        )
-        sizes[component] += count * _BYTES[precision]
+        if "embed_tokens" in name:
+            component = "embedding"
+        elif "language_model" in name or "lm_head" in name:
+            component = "decoder"
+        else:
+            component = "vision"
+        sizes[component] += math.prod(source.shape) * _BYTES[precision]
     return sizes
 
 
@@ -89,7 +85,7 @@ def plan_export(
     candidates = {"writing the ONNX weights": 2 * max(_largest(weight_map) * 8, 1)}
     if flavors:
         candidates["building the largest engine"] = int(_BUILD_MEMORY_FACTOR * max(weights.values()))
-    if options.runs_whole_model:
+    if options.proves:
         reference = sum(math.prod(source.shape) for source in weight_map.values()) * 4
         candidates["the float32 reference in PyTorch"] = reference
         candidates["running the bundle"] = sum(weights.values()) * 2
@@ -102,7 +98,7 @@ def _largest(weight_map: Mapping[str, WeightSource]) -> int:
 
 
 def _reference_bytes(options: ExportOptions, spec: ModelSpec) -> int:
-    if not options.runs_whole_model:
+    if not options.proves:
         return 0
     frames, size = options.recipe.frames, spec.vision.image_size
     visual = frames * spec.vision.tokens_per_frame * spec.text.hidden_size
@@ -128,8 +124,8 @@ def check_plan(plan: Plan, output: Path) -> None:
             f"the export needs about {human(plan.memory)} of memory for {plan.memory_reason},"
             f" and {human(available)} are available",
             where="memory",
-            fix="export parts with --components or --num-decoder-layers, leave the engines out with --onnx-only,"
-            " or use a larger machine",
+            fix="leave the proof out with --no-parity, export parts with --components or --num-decoder-layers, build no"
+            " engines with --onnx-only, or use a larger machine",
         )
 
 

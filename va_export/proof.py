@@ -1,4 +1,4 @@
-"""Reference, parity, latency and report of a bundle: the second half of an export, and what `va-check` repeats."""
+"""Reference, parity and latency of a bundle: the second half of an export, and what `va-check` repeats."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from va_export.settings import check_tolerances
 if TYPE_CHECKING:
     from va_export.bundle.write import BundleWriter
     from va_export.engines import EnginePlan
-    from va_export.pipeline import Source
     from va_export.progress import StageDisplay
     from va_export.recipe import ExportOptions
+    from va_export.source import Source
 
 
 def prove(
@@ -31,9 +31,7 @@ def prove(
     manifest: dict[str, Any],
     display: StageDisplay,
 ) -> bool:
-    """Compute the reference, compare the bundle with it, measure, and write the report; returns whether parity
-    passed."""
-    from va_export.report.html import render_report
+    """Compute the reference, compare the bundle with it, and measure; returns whether parity passed."""
     from va_export.report.reference import compute_reference, write_reference
 
     with display.stage("reference (PyTorch, float32)") as stage:
@@ -47,15 +45,18 @@ def prove(
     parity = run_parity(bundle.directory, runs, arrays, options.atol, options.rtol, display)
     parity["not_run"] = not_run_here(engines)
     bundle.write_json("parity.json", parity)
-    if options.latency_iterations:
+    if options.latency_iterations and is_finite(parity):
         latency = run_latency(
             bundle.directory, _timed_here(options), arrays, options.latency_iterations, options.new_tokens, display
         )
         bundle.write_json("latency.json", latency)
-    with display.stage("report"):
-        bundle.write_manifest({**manifest, "parity": {"passed": parity["passed"]}})
-        render_report(bundle.directory)
     return bool(parity["passed"])
+
+
+def is_finite(parity: Mapping[str, Any]) -> bool:
+    """Whether every stage of every run gave numbers; a bundle that gives NaN is not worth timing."""
+    checks = [check for run in parity["runs"] for check in run["checks"]]
+    return not any(check["nan"] or check["inf"] for check in checks)
 
 
 def _runs_here(options: ExportOptions) -> list[tuple[str, str]]:
@@ -169,7 +170,9 @@ def check_bundle(
     """
     check_tolerances(atol, rtol)
     if iterations < 0:
-        raise VaExportError(f"at least 0 iterations are needed, not {iterations}", where="--latency-iterations")
+        raise VaExportError(
+            f"at least 0 iterations are needed, not {iterations}", where="--latency-iterations", fix="raise it"
+        )
     if output is not None and output.resolve().is_relative_to(directory.resolve()):
         raise VaExportError(
             "the results may not be written into the bundle, which stays as it is",
@@ -182,7 +185,7 @@ def check_bundle(
     new_tokens = len(reference["anchored_tokens"])
     parity = run_parity(directory, runs, reference, atol, rtol, display)
     document: dict[str, Any] = {"parity": parity}
-    if iterations:
+    if iterations and is_finite(parity):
         document["latency"] = run_latency(directory, runs, reference, iterations, new_tokens, display)
     if output is not None:
         try:

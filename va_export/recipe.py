@@ -50,11 +50,15 @@ class Recipe:
         for name in ("seed", "frames"):
             value = getattr(self, name)
             if type(value) is not int or value < 0:
-                raise VaExportError(f"{name} must be a whole number of at least 0, not {value!r}", where=where)
+                raise VaExportError(
+                    f"{name} must be a whole number of at least 0, not {value!r}",
+                    where=where,
+                    fix=f"set another {name}",
+                )
         for name in ("checkpoint", "random_weights", "description", "revision"):
             value = getattr(self, name)
             if not isinstance(value, str) and not (name == "revision" and value is None):
-                raise VaExportError(f"{name} must be text, not {value!r}", where=where)
+                raise VaExportError(f"{name} must be text, not {value!r}", where=where, fix="put it into quotes")
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,8 @@ class ExportOptions:
         atol, rtol: override the parity tolerances.
         image_token_id: the placeholder's id, for a checkpoint that does not tell it.
         latency_iterations: timed repeats; 0 leaves latency out.
+        parity: False leaves reference, parity and latency out: for a machine that can write the model but not hold it
+            in float32.
     """
 
     recipe: Recipe
@@ -90,6 +96,7 @@ class ExportOptions:
     rtol: float | None = None
     image_token_id: int | None = None
     latency_iterations: int = 10
+    parity: bool = True
 
     def __post_init__(self) -> None:
         _choice("--precision", self.precision, PRECISIONS)
@@ -98,7 +105,9 @@ class ExportOptions:
         for component in self.components:
             _choice("--components", component, COMPONENTS)
         if not self.components:
-            raise VaExportError("no component is left to export", where="--components")
+            raise VaExportError(
+                "no component is left to export", where="--components", fix=f"name some of {', '.join(COMPONENTS)}"
+            )
         recipe = self.recipe
         if recipe.frames > recipe.limits.max_frames:
             raise VaExportError(
@@ -112,7 +121,7 @@ class ExportOptions:
             ("--latency-iterations", self.latency_iterations, 0),
         ):
             if value < least:
-                raise VaExportError(f"{name} must be at least {least}, not {value}", where=name)
+                raise VaExportError(f"{name} must be at least {least}, not {value}", where=name, fix=f"raise {name}")
         if self.onnx_only and (self.targets or self.flavor != "auto"):
             raise VaExportError(
                 "--onnx-only builds no engines, and engines were asked for with --target or --tensorrt",
@@ -120,13 +129,17 @@ class ExportOptions:
                 fix="leave one of them out",
             )
         if self.num_decoder_layers is not None and self.num_decoder_layers < 1:
-            raise VaExportError("at least one decoder layer is needed", where="--num-decoder-layers")
+            raise VaExportError(
+                f"at least one decoder layer is needed, not {self.num_decoder_layers}",
+                where="--num-decoder-layers",
+                fix="raise it, or leave it out for all layers",
+            )
         check_tolerances(self.atol, self.rtol)
 
     @property
-    def runs_whole_model(self) -> bool:
-        """Whether every component is exported, so that the bundle can be run and proved."""
-        return set(self.components) == set(COMPONENTS)
+    def proves(self) -> bool:
+        """Whether the bundle is run and proved, which takes all components."""
+        return self.parity and set(self.components) == set(COMPONENTS)
 
 
 def _choice(option: str, value: str, choices: tuple[str, ...]) -> None:

@@ -20,7 +20,9 @@ def check_tolerances(atol: float | None, rtol: float | None) -> None:
     """
     for name, tolerance in (("--atol", atol), ("--rtol", rtol)):
         if tolerance is not None and not 0 <= tolerance < float("inf"):
-            raise VaExportError(f"a tolerance is a number of at least 0, not {tolerance}", where=name)
+            raise VaExportError(
+                f"a tolerance is a number of at least 0, not {tolerance}", where=name, fix="give such a number"
+            )
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class _Table:
             VaExportError: an unknown key, a value of the wrong type, or an illegal combination.
         """
         if not isinstance(values, Mapping):
-            raise VaExportError(f"a table of settings is expected, not {values!r}", where=where)
+            raise VaExportError(f"a table is expected, not {values!r}", where=where, fix="write name = value pairs")
         known = {field.name: field.type for field in fields(cls)}
         if unknown := sorted(set(values) - set(known)):
             raise VaExportError(
@@ -49,15 +51,13 @@ class _Table:
                 or not isinstance(value, int | float)
                 or (expected is int and not float(value).is_integer())
             ):
-                raise VaExportError(
-                    f"{name} must be {'a number' if expected is float else 'a whole number'}, not {value!r}",
-                    where=where,
-                )
+                kind = "a number" if expected is float else "a whole number"
+                raise VaExportError(f"{name} must be {kind}, not {value!r}", where=where, fix=f"set {name} to {kind}")
             converted[name] = expected(value)
         try:
             return cls(**converted)
         except TypeError as error:  # a field without a default was left out
-            raise VaExportError(f"a setting is missing: {error}", where=where) from error
+            raise VaExportError(f"a setting is missing: {error}", where=where, fix="add it") from error
 
     def to_mapping(self) -> dict[str, Any]:
         """The JSON form."""
@@ -80,10 +80,16 @@ class ScoreSettings(_Table):
         for name in ("n_subspaces", "rho", "alpha_e", "alpha_z", "eps", "max_iter"):
             value = getattr(self, name)
             if not 0 < value < float("inf"):
-                raise VaExportError(f"{name} must be above 0 and finite, not {value}", where="score settings")
+                raise VaExportError(
+                    f"{name} must be above 0 and finite, not {value}",
+                    where="score settings",
+                    fix=f"the paper has {getattr(type(self), name):g}",
+                )
         if self.pca_rank < 0:
             raise VaExportError(
-                f"pca_rank must be 0 (no projection) or more, not {self.pca_rank}", where="score settings"
+                f"pca_rank must be at least 0, not {self.pca_rank}",
+                where="score settings",
+                fix="use 0 for no projection, or the number of principal components",
             )
 
 
@@ -105,6 +111,7 @@ class GainSettings(_Table):
                 raise VaExportError(
                     f"{name} must lie in [-1, 10000), not {value}: below -1 a gain would be negative",
                     where="gain settings",
+                    fix=f"raise {name}; 0 leaves it out",
                 )
 
 
@@ -122,7 +129,12 @@ class Limits(_Table):
     def __post_init__(self) -> None:
         for field in fields(self):
             if getattr(self, field.name) < 1:
-                raise VaExportError(f"{field.name} must be at least 1, not {getattr(self, field.name)}", where="limits")
+                option = f"--{field.name.replace('_', '-')}"
+                raise VaExportError(
+                    f"{field.name} must be at least 1, not {getattr(self, field.name)}",
+                    where="limits",
+                    fix=f"raise {option}" if field.name.startswith("max") else f"raise {field.name}",
+                )
         if self.max_input_len > self.max_kv_cache_capacity:
             raise VaExportError(
                 f"max_input_len ({self.max_input_len}) is larger than max_kv_cache_capacity "

@@ -20,6 +20,14 @@ ALL_CASES = [*SSC_CASES, TINY]
 KINDS = {"numpy": np.asarray, "torch": torch.tensor}
 
 
+@pytest.fixture(autouse=True, params=["compiled", "arrays"])
+def solver(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Everything here holds for both forms of the one-state solver."""
+    path = request.getfixturevalue("solver_path") if request.param == "compiled" else None
+    monkeypatch.setattr(self_expression, "solver_library", lambda: path)
+    return str(request.param)
+
+
 @pytest.mark.parametrize("name", SSC_CASES)
 def test_textbook_equals_the_original(name: str, textbook_solution: Callable[[str], TextbookSolution]) -> None:
     golden, ours = load_golden_score(name), textbook_solution(name)

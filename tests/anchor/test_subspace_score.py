@@ -15,9 +15,10 @@ from golden_scores import SSC_CASES, TINY, load_golden_score, planted_tokens
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from sklearn.cluster import spectral_clustering
 from sklearn.metrics import adjusted_rand_score
 
-from va_export.anchor import SubspaceScore, sharing, subspace_score
+from va_export.anchor import SubspaceScore, sharing, spectral, subspace_score
 from va_export.errors import VaExportError
 
 KINDS = {"numpy": np.asarray, "torch": torch.tensor}
@@ -48,6 +49,20 @@ def test_sharing_score_equals_the_original_from_its_own_self_expression() -> Non
         golden = load_golden_score(name)
         ours = sharing.sharing_score(golden.row_sum, golden.labels)
         np.testing.assert_allclose(ours, golden.sharing_score, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", [*SSC_CASES, TINY])
+def test_labels_are_scikit_learns(name: str) -> None:
+    """Number for number: Lanczos on the sparse affinity, or a dense solver, against an inverted dense Laplacian."""
+    golden = load_golden_score(name)
+    size = np.abs(golden.self_expression.astype(np.float64))
+    for k in (2, golden.n_subspaces):
+        expected = spectral_clustering(size + size.T, n_clusters=k, assign_labels="discretize", random_state=0)
+        for dense_tokens in (0, 1000):
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(spectral, "_DENSE_TOKENS", dense_tokens)
+                ours = spectral.cluster_subspaces(golden.self_expression, k)
+            np.testing.assert_array_equal(ours, expected)
 
 
 def test_planted_subspaces_are_found() -> None:

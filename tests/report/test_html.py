@@ -3,83 +3,16 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from html_tree import Element, parse
 from synthetic_bundle import GRID, HOSTILE, N_FRAMES, check, latency, manifest, parity, reference, write_bundle
 
 from va_export.errors import VaExportError
 from va_export.report.html import render_report
-
-VOID = {"meta", "img", "br", "input", "link", "hr"}
-
-
-@dataclass
-class Element:
-    tag: str
-    attributes: dict[str, str]
-    children: list[Element | str] = field(default_factory=list)
-
-    @property
-    def text(self) -> str:
-        parts = (child if isinstance(child, str) else f" {child.text} " for child in self.children)
-        return re.sub(r"\s+", " ", "".join(parts)).strip()
-
-    def all(self, tag: str, **attributes: str) -> list[Element]:
-        """Descendants of a tag whose attributes hold the given words."""
-        found = []
-        for child in self.children:
-            if isinstance(child, Element):
-                words = {name: (child.attributes.get(name.rstrip("_")) or "").split() for name in attributes}
-                if child.tag == tag and all(value in words[name] for name, value in attributes.items()):
-                    found.append(child)
-                found.extend(child.all(tag, **attributes))
-        return found
-
-    def one(self, tag: str, **attributes: str) -> Element:
-        (element,) = self.all(tag, **attributes)
-        return element
-
-    def rows(self) -> list[list[str]]:
-        """A table's cells, its head first."""
-        return [[cell.text for cell in row.children if isinstance(cell, Element)] for row in self.all("tr")]
-
-
-class Tree(HTMLParser):
-    """Builds elements and refuses tags that are not closed in order."""
-
-    def __init__(self) -> None:
-        super().__init__(convert_charrefs=True)
-        self.root = Element("root", {})
-        self.open = [self.root]
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        assert len({name for name, _ in attrs}) == len(attrs), f"an attribute stands twice in {tag}"
-        element = Element(tag, {name: value or "" for name, value in attrs})
-        self.open[-1].children.append(element)
-        if tag not in VOID:
-            self.open.append(element)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.open[-1].children.append(Element(tag, {name: value or "" for name, value in attrs}))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop().tag == tag
-
-    def handle_data(self, data: str) -> None:
-        self.open[-1].children.append(data)
-
-
-def parse(path: Path) -> Element:
-    tree = Tree()
-    tree.feed(path.read_text(encoding="utf-8"))
-    tree.close()
-    assert tree.open == [tree.root]
-    return tree.root
 
 
 def page(directory: Path, **parts: Any) -> Element:
@@ -98,10 +31,12 @@ def test_the_page_is_written_into_the_bundle_and_leaves_nothing_beside_it(tmp_pa
     }  # fmt: skip
 
 
-def test_rendering_again_replaces_the_page(tmp_path: Path) -> None:
+def test_rendering_again_replaces_the_page_in_one_step(tmp_path: Path) -> None:
     write_bundle(tmp_path)
     (tmp_path / "report.html").write_text("old")
+    (tmp_path / "held").hardlink_to(tmp_path / "report.html")
     assert by_id(parse(render_report(tmp_path)), "div", "verdict")
+    assert (tmp_path / "held").read_text() == "old"  # a reader who has the old page open keeps it whole
 
 
 def test_a_good_bundle_passes_in_words_with_its_reason(tmp_path: Path) -> None:
@@ -182,9 +117,10 @@ def test_differing_greedy_tokens_are_marked_in_text(tmp_path: Path) -> None:
     data["runs"][0]["greedy"] = [
         {"anchors": True, "reference": [5, 6, 7, 8], "bundle": [5, 6, 9], "matching_prefix": 2},
         {"anchors": False, "reference": [5, 6], "bundle": [5, 6], "matching_prefix": 2},
+        {"anchors": False, "reference": [5], "bundle": [5, 0], "matching_prefix": 1},
     ]
     root = page(tmp_path, parity=data)
-    differing, equal = root.all("table", class_="tokens")
+    differing, equal, longer = root.all("table", class_="tokens")
     assert differing.rows() == [
         ["Step", "1", "2", "3", "4"],
         ["Reference", "5", "6", "7", "8"],
@@ -192,9 +128,13 @@ def test_differing_greedy_tokens_are_marked_in_text(tmp_path: Path) -> None:
     ]
     assert len(differing.all("td", class_="differs")) == 2
     assert equal.all("td", class_="differs") == []
+    assert longer.rows()[1:] == [["Reference", "5", "–"], ["Bundle", "5", "≠ 0"]]
     text = by_id(root, "section", "parity").text
     assert "equal up to step 2 of 4" in text
     assert "anchors off: all 2 equal" in text
+    # what differs is open to the eye, what is equal is folded away
+    shown = ["open" in fold.attributes for fold in by_id(root, "section", "parity").all("details")]
+    assert shown == [True, False, True]
 
 
 def test_host_times_are_called_host_cpu_times(tmp_path: Path) -> None:
@@ -207,6 +147,7 @@ def test_host_times_are_called_host_cpu_times(tmp_path: Path) -> None:
     assert ["End to end", "on", "1130 ms", "1186 ms", "1356 ms", "3.4 %", "10"] in rows
     assert ["End to end", "off", "1000 ms", "1050 ms", "1200 ms", "3.4 %", "10"] in rows
     assert [row[1] for row in rows if row[0] == "Sharing score"] == ["on"]
+    assert [row[0] for row in rows[1:3]] == ["Preprocess frames"] * 2
 
 
 def test_device_times_are_not_called_host_times(tmp_path: Path) -> None:

@@ -135,6 +135,13 @@ def test_large_regions_carry_their_number_and_small_ones_do_not() -> None:
     assert (numbered[:20, :20] == 120).all()
 
 
+def test_luminance_is_that_of_wcag() -> None:
+    assert pictures.luminance((255, 255, 255)) == pytest.approx(1.0)
+    assert pictures.luminance((0, 0, 0)) == 0.0
+    assert pictures.luminance((255, 0, 0)) == pytest.approx(0.2126)
+    assert pictures.luminance((118, 118, 118)) == pytest.approx(0.18, abs=0.003)  # 18 % grey
+
+
 def test_a_data_uri_holds_the_picture() -> None:
     picture = pictures.score_pictures(WHITE[None], np.linspace(0, 1, 16))[0]
     address = pictures.data_uri(picture)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 import array_api_compat
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from va_export.anchor.projection import project_to_principal_components, scale_to_unit
 from va_export.anchor.self_expression import AdmmOptions, SelfExpression, solve_self_expression
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     Tokens = TypeVar("Tokens", np.ndarray[Any, Any], Tensor)
 
 _WHERE = "subspace_score"
+_SMALL = 512  # tokens up to which threads of the BLAS cost more than they give: on a busy machine, several times
 
 
 @dataclass(frozen=True)
@@ -133,6 +135,8 @@ def subspace_score(
             # Inside a caller's autocast region, products would drop to half precision.
             stack.enter_context(torch.autocast(tokens.device.type, enabled=False))
             stack.enter_context(torch.no_grad())
+        if tokens.shape[0] <= _SMALL:
+            stack.enter_context(threadpool_limits(limits=1, user_api="blas"))
         details = _score(tokens, options, n_subspaces, pca_rank, dtype)
     if not details.converged:
         warnings.warn(

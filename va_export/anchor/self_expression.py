@@ -14,7 +14,8 @@ with A:
 
 So an iteration is two thin products, FZ and Fᵀg, around one elementwise pass over X, taken here over blocks of rows
 that fit a cache: one N × N array is alive, and nothing of that size is factored or solved in the loop. For D >= N,
-F is square. The same code runs on NumPy arrays and on torch tensors, on their device.
+F is square. The same code runs on NumPy arrays and on torch tensors, on their device; on the host, the compiled form
+of `va_export.native.solver` takes over where it is installed.
 """
 
 from __future__ import annotations
@@ -22,12 +23,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import array_api_compat
 import numpy as np
 
 from va_export.errors import VaExportError
+from va_export.native.solver import SolverArrays, finish_state, native_iteration, solver_library
 
 Array = Any  # numpy.ndarray or torch.Tensor: one dtype, one device
 
@@ -76,24 +79,60 @@ def solve_self_expression(tokens: Array, options: AdmmOptions) -> SelfExpression
     Raises:
         VaExportError: if λ_e or λ_z would be infinite, or the iteration overflows.
     """
-    xp = array_api_compat.array_namespace(tokens)
-    n = tokens.shape[0]
     lambda_e, lambda_z = penalty_weights(tokens, options.alpha_e, options.alpha_z)
-    iteration = AdmmIteration(tokens.T, lambda_e, lambda_z, options.rho)
-
-    state = xp.zeros((n, n), dtype=tokens.dtype, device=array_api_compat.device(tokens))
-    iterations, residual = 0, math.inf
-    while residual >= options.eps and iterations < options.max_iter:
-        residual = iteration.advance(state)
-        iterations += 1
+    factors = factor_system(tokens.T, lambda_e, lambda_z, options.rho)
+    library = solver_library() if is_on_host(tokens) else None
+    if library is None:
+        matrix, iterations, residual = _iterate(factors, options)
+    else:
+        matrix, iterations, residual = _iterate_natively(library, factors, options)
     if not math.isfinite(residual):
         raise VaExportError(
             f"the self-expression solver overflowed in {tokens.dtype} at iteration {iterations}",
             where="subspace_score",
             fix='use dtype="float64", or settings nearer to the paper\'s',
         )
+    return SelfExpression(matrix, iterations, lambda_e, lambda_z, residual, residual < options.eps)
+
+
+def _iterate(factors: SystemFactors, options: AdmmOptions) -> tuple[Array, int, float]:
+    """(C, iterations, residual) by array operations, on any device."""
+    xp = array_api_compat.array_namespace(factors.f)
+    n = factors.f.shape[1]
+    state = xp.zeros((n, n), dtype=factors.f.dtype, device=array_api_compat.device(factors.f))
+    iteration = AdmmIteration(factors)
+    iterations, residual = 0, math.inf
+    while residual >= options.eps and iterations < options.max_iter:
+        residual = iteration.advance(state)
+        iterations += 1
     state -= dual_of(state, 0, 1.0 / options.rho)
-    return SelfExpression(state, iterations, lambda_e, lambda_z, residual, residual < options.eps)
+    return state, iterations, residual
+
+
+def _iterate_natively(library: Path, factors: SystemFactors, options: AdmmOptions) -> tuple[Array, int, float]:
+    """(C, iterations, residual) by the compiled solver, for arrays on the host."""
+    given = factors.f
+    basis, f_t, gain, spectrum = (
+        np.ascontiguousarray(np.asarray(array))
+        for array in (factors.basis, given.T, factors.gain[:, 0], factors.spectrum[:, 0])
+    )
+    n = f_t.shape[0]
+    state = np.zeros((n, n), dtype=f_t.dtype)
+    error = np.zeros((n, basis.shape[0]), dtype=f_t.dtype)
+    arrays = SolverArrays(basis, f_t, gain, spectrum, state, error)
+    iterations, residual = 0, math.inf
+    with native_iteration(library, arrays, options.rho, factors.error_threshold) as iteration:
+        while residual >= options.eps and iterations < options.max_iter:
+            most = min(options.max_iter - iterations, _iterations_a_call(n))
+            taken, residual = iteration.advance(most, options.eps)
+            iterations += taken
+    finish_state(library, state, options.rho)
+    return array_api_compat.array_namespace(given).asarray(state), iterations, residual
+
+
+def _iterations_a_call(n: int) -> int:
+    """So many that a keyboard interrupt, which waits for the call to end, is heard within about a second."""
+    return max(1, (1 << 30) // (n * n))
 
 
 def penalty_weights(tokens: Array, alpha_e: float, alpha_z: float) -> tuple[float, float]:
@@ -126,20 +165,52 @@ def penalty_weights(tokens: Array, alpha_e: float, alpha_z: float) -> tuple[floa
     return alpha_e / mu_e, alpha_z / mu_z
 
 
+@dataclass(frozen=True)
+class SystemFactors:
+    """What stays the same in every iteration; the module's text has the algebra and the names.
+
+    Attributes:
+        basis: P [D+1, R], R = min(D + 1, N).
+        f: F [R, N].
+        spectrum, gain: the diagonals of FFᵀ and of (ρ + FFᵀ)⁻¹, [R, 1] each.
+        rho, error_threshold: ρ, and λ_e/√λ_z.
+    """
+
+    basis: Array
+    f: Array
+    spectrum: Array
+    gain: Array
+    rho: float
+    error_threshold: float
+
+
+def factor_system(y: Array, lambda_e: float, lambda_z: float, rho: float) -> SystemFactors:
+    """Factors of the system of Y [D, N], computed in float64 and returned in y's dtype."""
+    xp = array_api_compat.array_namespace(y)
+    ones = xp.ones((1, y.shape[1]), dtype=xp.float64, device=array_api_compat.device(y))
+    u = xp.concat([math.sqrt(lambda_z) * xp.astype(y, xp.float64), math.sqrt(rho) * ones], axis=0)
+    basis, spectrum, f = principal_directions(u)
+    return SystemFactors(
+        basis=xp.astype(basis, y.dtype),
+        f=xp.astype(f, y.dtype),
+        spectrum=xp.astype(spectrum, y.dtype)[:, None],
+        gain=xp.astype(1.0 / (rho + spectrum), y.dtype)[:, None],
+        rho=rho,
+        error_threshold=lambda_e / math.sqrt(lambda_z),
+    )
+
+
 class AdmmIteration:
     """One iteration of the solver over a given state; the module's text has the algebra and the names."""
 
-    def __init__(self, y: Array, lambda_e: float, lambda_z: float, rho: float) -> None:
-        xp = array_api_compat.array_namespace(y)
-        ones = xp.ones((1, y.shape[1]), dtype=xp.float64, device=array_api_compat.device(y))
-        u = xp.concat([math.sqrt(lambda_z) * xp.astype(y, xp.float64), math.sqrt(rho) * ones], axis=0)
-        basis, spectrum = orthonormal_columns(u)
-        self._basis = xp.astype(basis, y.dtype)  # P [D+1, R], R = min(D + 1, N)
-        self._f = xp.astype(basis.T @ u, y.dtype)  # [R, N]
-        self._gain = xp.astype(1.0 / (rho + spectrum), y.dtype)[:, None]  # [R, 1]
-        self._error = xp.zeros(u.shape, dtype=y.dtype, device=array_api_compat.device(y))  # E' [D+1, N]
+    def __init__(self, factors: SystemFactors) -> None:
+        xp, device = array_api_compat.array_namespace(factors.f), array_api_compat.device(factors.f)
+        self._basis, self._f, self._gain = factors.basis, factors.f, factors.gain
+        shape = (factors.basis.shape[0], factors.f.shape[1])
+        self._error = xp.zeros(shape, dtype=self._f.dtype, device=device)  # E' [D+1, N]
         self._fz = xp.zeros_like(self._f)
-        self._rho, self._theta, self._error_threshold = rho, 1.0 / rho, lambda_e / math.sqrt(lambda_z)
+        self._rho, self._theta = factors.rho, 1.0 / factors.rho
+        self._error_threshold = factors.error_threshold
 
     def advance(self, state: Array) -> float:
         """Take X to X⁺ in place; returns max row sum |A − C|, the stopping value."""
@@ -176,21 +247,24 @@ class AdmmIteration:
         self._error[-1, :] -= remainder[-1, :]
 
 
-def orthonormal_columns(u: Array) -> tuple[Array, Array]:
-    """Principal directions of a matrix u [M, N].
+def principal_directions(u: Array) -> tuple[Array, Array, Array]:
+    """Principal directions of a matrix u [M, N], from the smaller of its two Gram matrices.
 
     Returns:
-        (P [M, R], s [R]), R = min(M, N): orthonormal columns spanning those of u, and the diagonal of Pᵀu
-        uᵀP, which is diagonal. Nothing is divided by s, so a rank below R does no harm.
+        (P [M, R], s [R], F = Pᵀu [R, N]), R = min(M, N), s ascending: orthonormal columns spanning those of u, and
+        FFᵀ = diag(s). For M > N, directions in which u has nothing but rounding (s below 1e-14 of the largest) are
+        zero in P and F: a step of the solver moves along them by s/(ρ + s) of what it finds there, so that nothing
+        is lost, and what the division by √s magnifies for small s is made small again.
     """
     xp = array_api_compat.array_namespace(u)
     if u.shape[0] <= u.shape[1]:
         spectrum, basis = xp.linalg.eigh(u @ u.T)
-    else:
-        orthonormal, triangle = xp.linalg.qr(u)
-        spectrum, rotation = xp.linalg.eigh(triangle @ triangle.T)
-        basis = orthonormal @ rotation
-    return basis, xp.clip(spectrum, min=0.0)
+        return basis, xp.clip(spectrum, min=0.0), basis.T @ u
+    spectrum, rotation = xp.linalg.eigh(u.T @ u)
+    spectrum = xp.where(spectrum > 1e-14 * spectrum[-1], spectrum, 0.0)
+    root = xp.sqrt(spectrum)
+    inverse = xp.where(root > 0.0, 1.0 / xp.where(root > 0.0, root, 1.0), 0.0)
+    return u @ (rotation * inverse), spectrum, root[:, None] * rotation.T
 
 
 def replace_state(rows: Array, new: Array, dual: Array, start: int, theta: float) -> Array:
@@ -228,10 +302,14 @@ def clip(x: Array, bound: float) -> Array:
     return np.clip(x, -bound, bound) if isinstance(x, np.ndarray) else x.clamp(-bound, bound)
 
 
+def is_on_host(array: Array) -> bool:
+    """Whether an array's memory is the host's."""
+    return isinstance(array, np.ndarray) or array.device.type == "cpu"
+
+
 def row_blocks(array: Array, row_length: int) -> Iterator[tuple[int, int]]:
     """(start, stop) of blocks of an array's rows whose temporaries of `row_length` entries stay near the processor."""
-    on_host = isinstance(array, np.ndarray) or array.device.type == "cpu"
-    limit = _HOST_BLOCK_BYTES if on_host else _DEVICE_BLOCK_BYTES
+    limit = _HOST_BLOCK_BYTES if is_on_host(array) else _DEVICE_BLOCK_BYTES
     size = max(1, limit // (row_length * array.itemsize))
     for start in range(0, array.shape[0], size):
         yield start, min(start + size, array.shape[0])

@@ -61,6 +61,9 @@ def export_command(
     atol: Annotated[float | None, Option(help="Absolute tolerance of parity, instead of the precision's.")] = None,
     rtol: Annotated[float | None, Option(help="Relative tolerance of parity, instead of the precision's.")] = None,
     latency_iterations: Annotated[int, Option(help="Timed repeats; 0: no latency.")] = 10,
+    no_parity: Annotated[
+        bool, Option("--no-parity", help="Leave the proof out, which needs the model in float32 in memory.")
+    ] = False,
     overwrite: Annotated[
         bool, Option("--overwrite", help="Replace an existing bundle, once the new one is whole.")
     ] = False,
@@ -113,6 +116,7 @@ def export_command(
             rtol=rtol,
             image_token_id=image_token_id,
             latency_iterations=latency_iterations,
+            parity=not no_parity,
         )
         passed = _run(options, dry_run)
     if passed is False:

@@ -36,7 +36,7 @@ def run_command(
         from va_export.runtime.video import read_frames
 
         if frames is not None and frames < 1:
-            raise VaExportError(f"--frames must be at least 1, not {frames}", where="--frames")
+            raise VaExportError(f"--frames must be at least 1, not {frames}", where="--frames", fix="raise it")
         with Bundle.open(bundle, backend) as opened:
             n_frames = opened.default_frames if frames is None else frames
             input_ids = opened.prompt(prompt, n_frames)

@@ -66,9 +66,9 @@ def check_targets(api: TensorRT, targets: tuple[str, ...]) -> None:
         fix = (
             "leave --target out: full TensorRT builds for the GPU in this machine"
             if api.flavor == "tensorrt"
-            else f"use {', '.join(supported)}; for another GPU build on it with --engine tensorrt"
+            else f"use {', '.join(supported)}; for another GPU build on it with --tensorrt tensorrt"
         )
-        raise VaExportError(f"{api.label} cannot build for {', '.join(unknown)}", fix=fix)
+        raise VaExportError(f"{api.label} cannot build for {', '.join(unknown)}", where="--target", fix=fix)
 
 
 def set_targets(api: TensorRT, config: BuilderConfig, targets: tuple[str, ...]) -> None:

@@ -81,6 +81,13 @@ class LatencyGroup:
         return self.device.lower().startswith("cpu")
 
     @property
+    def by_stage(self) -> tuple[tuple[LatencyRun, Timing], ...]:
+        """All timings, a stage's without and with anchors side by side, in the order of work."""
+        timings = [(run, timing) for run in self.runs for timing in run.timings]
+        order = {name: place for place, name in enumerate(in_order(timing.stage for _, timing in timings))}
+        return tuple(sorted(timings, key=lambda pair: order[pair[1].stage]))
+
+    @property
     def fewest_repeats(self) -> int | None:
         """The smallest number of timed rounds among the runs; None where none says."""
         return min((run.iterations for run in self.runs if run.iterations is not None), default=None)
@@ -91,6 +98,12 @@ class LatencyGroup:
         medians = {run.anchors: run.median_ms("end_to_end") for run in self.runs}
         with_anchors, without = medians.get(True), medians.get(False)
         return with_anchors / without - 1 if with_anchors and without else None
+
+
+def in_order(stages: Iterable[str]) -> list[str]:
+    """The stages, once each, in the order of work; those that this page does not know come last."""
+    found = list(dict.fromkeys(stages))
+    return [*(name for name in STAGES if name in found), *(name for name in found if name not in STAGES)]
 
 
 def read_latency(data: Mapping[str, Any]) -> tuple[LatencyGroup, ...]:
@@ -108,7 +121,6 @@ def read_latency(data: Mapping[str, Any]) -> tuple[LatencyGroup, ...]:
 
 def _read_run(run: Mapping[str, Any]) -> LatencyRun:
     stages = run.get("stages") or {}
-    ordered = [*(name for name in STAGES if name in stages), *(name for name in stages if name not in STAGES)]
     peak = run.get("peak_memory_bytes") or {}
     return LatencyRun(
         anchors=run.get("anchors") is True,
@@ -121,7 +133,7 @@ def _read_run(run: Mapping[str, Any]) -> LatencyRun:
                 iterations=stages[name].get("iterations"),
                 **{key: stages[name].get(key) for key in ("median_ms", "p90_ms", "p95_ms", "p99_ms", "cov")},
             )
-            for name in ordered
+            for name in in_order(stages)
         ),
         host_bytes=peak.get("host"),
         device_bytes=peak.get("device"),
@@ -147,20 +159,19 @@ def latency_chart(group: LatencyGroup, scale_ms: float) -> Markup:
     Args:
         scale_ms: the time that the longest bar stands for.
     """
-    stages = dict.fromkeys(timing.stage for run in group.runs for timing in run.timings)
-    known = [name for name in STAGES if name in stages] + [name for name in stages if name not in STAGES]
     parts: list[Markup] = []
     top = 0
-    for stage in known:
-        label = STAGES.get(stage, stage.replace("_", " "))
-        parts.append(Markup('<text class="stage" x="0" y="{}">{}</text>').format(top + 14, label))
-        top += _LABEL
-        for run in group.runs:
-            for timing in run.timings:
-                if timing.stage == stage and timing.median_ms is not None:
-                    parts.append(_bar(timing, run.anchors, top, scale_ms))
-                    top += _BAR + 3
-        top += _STAGE_GAP
+    previous = None
+    for run, timing in group.by_stage:
+        if timing.median_ms is None:
+            continue
+        if timing.stage != previous:
+            top += _STAGE_GAP if previous else 0
+            parts.append(Markup('<text class="stage" x="0" y="{}">{}</text>').format(top + 14, timing.label))
+            top += _LABEL
+            previous = timing.stage
+        parts.append(_bar(timing, run.anchors, top, scale_ms))
+        top += _BAR + 3
     title = f"Latency by stage, {group.backend} on {group.device}, {group.attention} attention"
     return Markup('<svg class="bars" role="img" aria-label="{}" width="100%" height="{}">{}</svg>').format(
         f"{title}: medians in milliseconds; the table below holds the figures", top, Markup().join(parts)

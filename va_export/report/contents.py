@@ -60,6 +60,7 @@ class Contents:
 def read_contents(manifest: Mapping[str, Any]) -> Contents:
     """The page's view of a manifest; every part of it may be missing."""
     model, gains, tool = (_table(manifest, name) for name in ("model", "gains", "tool"))
+    date = str(manifest.get("created") or "")[:10]  # an ISO 8601 time
     files = tuple(
         BundleFile(str(name), entry.get("bytes"), str(entry.get("sha256", "")))
         for name, entry in sorted(_table(manifest, "files").items())
@@ -69,7 +70,9 @@ def read_contents(manifest: Mapping[str, Any]) -> Contents:
         precision=str(manifest.get("precision", figures.UNKNOWN)),
         attention=str(manifest.get("attention", figures.UNKNOWN)),
         random_weights=model.get("weights") == "random",
-        made=f"{tool.get('name', 'va-export')} {tool.get('version', '')}, {manifest.get('created', '')}".strip(", "),
+        made=", ".join(
+            part for part in (f"{tool.get('name', 'va-export')} {tool.get('version', '')}".strip(), date) if part
+        ),
         total_bytes=sum(file.bytes or 0 for file in files),
         facts=_facts(manifest, model),
         components=tuple(

@@ -29,10 +29,11 @@ class FramePicture:
 
 @dataclass(frozen=True)
 class Subspace:
-    """One subspace's entry in the legend."""
+    """One subspace's entry in the legend; `ink` is the text colour that shows best on `colour`."""
 
     label: int
     colour: str
+    ink: str
     tokens: int
     frames: int
     mean_score: float
@@ -131,6 +132,7 @@ def _subspaces(
         Subspace(
             label=label,
             colour="#{:02x}{:02x}{:02x}".format(*colour),
+            ink="black" if pictures.luminance(colour) > 0.18 else "white",
             tokens=int((labels == label).sum()),
             frames=int((in_frame == label).any(axis=(1, 2)).sum()),
             mean_score=float(np.nan_to_num(score.astype(np.float64))[labels == label].mean()),

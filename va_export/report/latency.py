@@ -22,8 +22,8 @@ import numpy.typing as npt
 from va_export.runtime.bundle import Bundle
 
 WARMUP = 2
-# A full-size model takes minutes a question on a CPU: measuring one side (anchors on or off) stops after about this long,
-# and the file says how many iterations there were.
+# A full-size model takes minutes a question on a CPU: measuring one side (anchors on or off) stops after about this
+# long, and the file says how many iterations there were.
 BUDGET_SECONDS = 120.0
 _LIBRARIES = (
     "onnxruntime",

@@ -197,6 +197,11 @@ def label_colours(labels: AnyArray) -> dict[int, Colour]:
     }
 
 
+def luminance(colour: Colour) -> float:
+    """Relative luminance of an sRGB colour, 0 to 1, as WCAG 2.2 defines it; black and white contrast alike at 0.18."""
+    return float(_linear(np.array(colour, dtype=np.float64)) @ np.array(_LUMA))
+
+
 def data_uri(picture: UInt8) -> str:
     """The picture (H, W, 3) as a `data:` address: JPEG with full colour resolution, so that cells keep their edges."""
     buffer = io.BytesIO()
@@ -204,10 +209,15 @@ def data_uri(picture: UInt8) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
+def _linear(rgb: Float64) -> Float64:
+    """sRGB in 0…255 to linear light in 0…1 (IEC 61966-2-1)."""
+    encoded = rgb / 255
+    return np.where(encoded <= 0.04045, encoded / 12.92, ((encoded + 0.055) / 1.055) ** 2.4)
+
+
 def _oklab(rgb: Float64) -> Float64:
     """sRGB (N, 3) in 0…255 to OKLab (N, 3): Björn Ottosson, "A perceptual color space for image processing", 2020."""
-    encoded = rgb / 255
-    linear = np.where(encoded <= 0.04045, encoded / 12.92, ((encoded + 0.055) / 1.055) ** 2.4)
+    linear = _linear(rgb)
     to_lms = np.array(
         [
             [0.4122214708, 0.5363325363, 0.0514459929],

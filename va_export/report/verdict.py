@@ -74,7 +74,8 @@ class Check:
         return f"{figures.percent(self.tolerance_used)} of its tolerance"
 
     @property
-    def _badness(self) -> tuple[bool, float]:
+    def badness(self) -> tuple[bool, float]:
+        """Orders checks from the safest to the worst: failed ones last, then by the share of tolerance used."""
         used = self.tolerance_used
         return (not self.passed, math.inf if self.nan or self.inf else 0.0 if used is None else used)
 
@@ -145,7 +146,7 @@ def judge(parity: Mapping[str, Any] | None, runs: tuple[ParityRun, ...]) -> Verd
         why = "the bundle has no parity.json" if parity is None else "parity.json holds no checks"
         return Verdict("NOT CHECKED", f"{why}, so nothing is known about its numbers", 0, 0, None)
     within = sum(check.passed for _, check in checks)
-    run, worst = max(checks, key=lambda pair: pair[1]._badness)
+    run, worst = max(checks, key=lambda pair: pair[1].badness)
     reason = f"{within} of {len(checks)} checks within tolerance; worst: {worst.stage}"
     if len(runs) > 1:
         reason += f" ({run.backend}, {run.attention} attention)"

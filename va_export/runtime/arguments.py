@@ -46,6 +46,22 @@ def pixels(values: npt.ArrayLike, image_size: int, max_frames: int) -> Float32:
     return array
 
 
+def finite_tokens(visual_tokens: Float32, precision: str) -> Float32:
+    """Visual tokens as they are.
+
+    Raises:
+        VaExportError: values that are not finite, as float16 gives where an activation passes 65504.
+    """
+    bad = int((~np.isfinite(visual_tokens)).sum())
+    if bad:
+        raise VaExportError(
+            f"the vision component gave {bad} NaN or infinite values of {visual_tokens.size} in {precision}",
+            where="generate",
+            fix="export with --precision bf16 or --precision fp32, whose range is larger",
+        )
+    return visual_tokens
+
+
 def gain(name: str, values: npt.ArrayLike, length: int) -> Float32:
     """One gain a prompt position, (length,); a key's logarithm may be -inf, which removes the key.
 

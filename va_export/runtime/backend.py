@@ -12,7 +12,6 @@ from va_export.errors import VaExportError
 if TYPE_CHECKING:
     from va_export.bundle.manifest import Manifest
 
-BACKENDS = ("onnxruntime", "tensorrt", "tensorrt-rtx", "torch")
 Float32 = npt.NDArray[np.float32]
 Int64 = npt.NDArray[np.int64]
 Bool = npt.NDArray[np.bool_]
@@ -48,33 +47,6 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """Free what the backend holds."""
-
-
-def open_backend(name: str, manifest: Manifest, attention: str | None = None) -> Backend:
-    """Open a bundle's components.
-
-    Args:
-        name: one of `BACKENDS`.
-        attention: `plugin` or `native`, where both forms of the decoder are there; None: the form that the bundle
-        was made with.
-
-    Raises:
-        VaExportError: an unknown name, a library that is not installed, or a component that the bundle lacks.
-    """
-    form = attention or manifest.data["attention"]
-    if name == "onnxruntime":
-        from va_export.runtime.onnxruntime_backend import OnnxRuntimeBackend
-
-        return OnnxRuntimeBackend(manifest, form)
-    if name in ("tensorrt", "tensorrt-rtx"):
-        from va_export.runtime.tensorrt_backend import TensorRTBackend
-
-        return TensorRTBackend(manifest, name)
-    if name == "torch":
-        from va_export.runtime.torch_backend import TorchBackend
-
-        return TorchBackend(manifest)
-    raise VaExportError(f"unknown backend {name!r}", where="backend", fix=f"use one of: {', '.join(BACKENDS)}")
 
 
 def component_file(manifest: Manifest, component: str, kind: str) -> str:

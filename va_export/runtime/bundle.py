@@ -18,8 +18,10 @@ from va_export.anchor.gains import gains_from_score
 from va_export.bundle.manifest import Manifest, read_manifest, verify_hashes
 from va_export.errors import VaExportError
 from va_export.runtime import arguments
-from va_export.runtime.backend import Backend, Bool, Float32, Int64, open_backend
+from va_export.runtime.backend import Backend, Bool, Float32, Int64
+from va_export.runtime.backends import open_backend
 from va_export.runtime.processing import Processing
+from va_export.runtime.score_cache import ScoreCache
 from va_export.runtime.scoring import Scored, score_visual_tokens
 from va_export.runtime.tokenizer import Tokenizer, load_tokenizer
 from va_export.settings import GainSettings, Limits, ScoreSettings
@@ -51,11 +53,18 @@ class Generation:
 class Bundle:
     """A bundle with its components opened on one backend. Use it as a context manager, or call `close`."""
 
-    def __init__(self, manifest: Manifest, backend: Backend, attention: str | None = None) -> None:
+    def __init__(
+        self,
+        manifest: Manifest,
+        backend: Backend,
+        attention: str | None = None,
+        score_cache: ScoreCache | None = None,
+    ) -> None:
         self.manifest = manifest
         self.backend = backend
         self.attention: str = attention or manifest.data["attention"]
         self.limits = Limits.from_mapping(manifest.data["limits"], "manifest.json: limits")
+        self.score_cache = score_cache
         self.gains = GainSettings.from_mapping(manifest.data["gains"], "manifest.json: gains")
         self.score_settings = ScoreSettings.from_mapping(manifest.data["score"], "manifest.json: score")
         self.processing = Processing.from_json(manifest.path("processing.json").read_text(encoding="utf-8"))
@@ -75,6 +84,7 @@ class Bundle:
         *,
         attention: str | None = None,
         check_hashes: bool = False,
+        score_cache: str | Path | None = None,
     ) -> Self:
         """Open a bundle directory.
 
@@ -82,6 +92,8 @@ class Bundle:
             backend: `onnxruntime`, `tensorrt`, `tensorrt-rtx` or `torch`.
             attention: `plugin` or `native` form of the decoder; None: the form that the bundle was exported with.
             check_hashes: also compare the SHA-256 of every file; sizes are always compared.
+            score_cache: a directory in which scores are kept, so that further questions about a video need not score
+                it again; None keeps none.
 
         Raises:
             VaExportError: not a bundle, damaged, of an unknown version, or the backend is not available.
@@ -89,7 +101,8 @@ class Bundle:
         manifest = read_manifest(Path(path))
         if check_hashes:
             verify_hashes(manifest)
-        return cls(manifest, open_backend(backend, manifest, attention), attention)
+        cache = None if score_cache is None else ScoreCache(Path(score_cache))
+        return cls(manifest, open_backend(backend, manifest, attention), attention, cache)
 
     def close(self) -> None:
         """Free the backend."""
@@ -166,13 +179,13 @@ class Bundle:
             visual = None
             if pixels is not None:
                 with clock("vision"):
-                    visual = self.backend.vision(pixels)
+                    visual = arguments.finite_tokens(self.backend.vision(pixels), self.manifest.data["precision"])
             is_visual = self._placeholders(ids, visual)
             explicit = key_log_gain is not None and value_gain is not None
             scored = None
             if anchors and visual is not None and not explicit:
                 with clock("score"):
-                    scored = score_visual_tokens(visual, self.score_settings)
+                    scored = score_visual_tokens(visual, self.score_settings, cache=self.score_cache)
             gains = self._gains(ids.shape[1], is_visual, scored, (alpha_k, alpha_v), (key_log_gain, value_gain))
             stops = () if ignore_stop or forced is not None else self.processing.stop_token_ids
             tokens, logits = self._decode(ids, is_visual, visual, gains, n_new, forced, stops, on_token, clock)
@@ -265,6 +278,17 @@ class Bundle:
             gain if overrides[1] is None else arguments.gain("value_gain", overrides[1], length),
         )
 
+    def _likeliest(self, logits: Float32) -> int:
+        """Greedy choice. NaN would win every argmax, and the answer would be noise without a word."""
+        if not np.isfinite(logits).all():
+            precision = self.manifest.data["precision"]
+            raise VaExportError(
+                f"the decoder's logits are not finite: its activations do not fit {precision}",
+                where=self.manifest.directory,
+                fix="export with --precision bf16 or --precision fp32",
+            )
+        return int(logits.argmax())
+
     def _decode(
         self,
         ids: Int64,
@@ -292,7 +316,7 @@ class Bundle:
         is_text = np.zeros((1, 1), np.bool_)
         with clock("decode"):
             while True:
-                token = int(logits[-1].argmax()) if forced is None else int(forced[len(tokens)])
+                token = self._likeliest(logits[-1]) if forced is None else int(forced[len(tokens)])
                 tokens.append(token)
                 if on_token is not None:
                     on_token(token)

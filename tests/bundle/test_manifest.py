@@ -1,0 +1,120 @@
+"""Reading a bundle's manifest: damage and malice are refused when the bundle is opened."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from va_export.bundle.manifest import bundle_files, read_manifest, sha256, verify_hashes
+from va_export.bundle.write import bundle_writer
+from va_export.errors import VaExportError
+
+TABLES: dict[str, Any] = {
+    "model": {}, "precision": "fp32", "attention": "plugin", "components": {}, "limits": {}, "gains": {}, "score": {},
+}  # fmt: skip
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    """A bundle of two files."""
+    with bundle_writer(tmp_path / "b", overwrite=False) as writer:
+        writer.path("onnx/a.onnx").write_bytes(b"graph")
+        writer.path("config.json").write_bytes(b"{}")
+        writer.write_manifest(TABLES)
+        return writer.commit(passed=True)
+
+
+def change(bundle: Path, edit: Callable[[dict[str, Any]], object]) -> None:
+    path = bundle / "manifest.json"
+    data = json.loads(path.read_text())
+    edit(data)
+    path.write_text(json.dumps(data))
+
+
+def test_reads_what_was_written(bundle: Path) -> None:
+    manifest = read_manifest(bundle)
+    verify_hashes(manifest)
+    assert set(manifest.files) == {"onnx/a.onnx", "config.json"}
+    assert manifest.files["onnx/a.onnx"] == {"bytes": 5, "sha256": hashlib.sha256(b"graph").hexdigest()}
+    assert manifest.path("onnx/a.onnx").read_bytes() == b"graph"
+    assert [name for name, _ in bundle_files(bundle)] == ["config.json", "onnx/a.onnx"]
+
+
+def test_a_hash_of_a_large_file_is_that_of_its_bytes(tmp_path: Path) -> None:
+    content = bytes(range(256)) * 40_000  # several chunks, the last one short
+    (tmp_path / "f").write_bytes(content)
+    assert sha256(tmp_path / "f") == hashlib.sha256(content).hexdigest()
+
+
+def test_a_byte_more_is_found_when_opening(bundle: Path) -> None:
+    (bundle / "onnx" / "a.onnx").write_bytes(b"graph!")
+    with pytest.raises(VaExportError, match="has 6 bytes; the manifest says 5"):
+        read_manifest(bundle)
+
+
+def test_a_changed_byte_is_found_by_its_hash(bundle: Path) -> None:
+    (bundle / "onnx" / "a.onnx").write_bytes(b"grapH")
+    with pytest.raises(VaExportError, match=r"onnx/a\.onnx is not the file that was exported"):
+        verify_hashes(read_manifest(bundle))
+
+
+def test_a_missing_file_is_found(bundle: Path) -> None:
+    (bundle / "config.json").unlink()
+    with pytest.raises(VaExportError, match=r"lacks config\.json"):
+        read_manifest(bundle)
+
+
+@pytest.mark.parametrize("version", [2, 0, "1", None])
+def test_an_unknown_version_is_refused(bundle: Path, version: object) -> None:
+    change(bundle, lambda data: data.update(manifest_version=version))
+    with pytest.raises(VaExportError, match=r"manifest version .* is unknown; this va-export reads version 1"):
+        read_manifest(bundle)
+
+
+@pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "onnx/../../secret", "..\\secret"])
+def test_a_name_that_leaves_the_bundle_is_refused(bundle: Path, name: str) -> None:
+    (bundle.parent / "secret").write_bytes(b"12345")
+    change(bundle, lambda data: data["files"].update({name: {"bytes": 5, "sha256": "0" * 64}}))
+    with pytest.raises(VaExportError, match="names a file outside of the bundle"):
+        read_manifest(bundle)
+
+
+def test_a_file_that_was_never_checked_is_not_used(bundle: Path) -> None:
+    (bundle.parent / "evil.so").write_bytes(b"code")
+    for name in ("../evil.so", "onnx/other.onnx"):
+        with pytest.raises(VaExportError, match="does not list"):
+            read_manifest(bundle).path(name)
+
+
+@pytest.mark.parametrize("edit", [
+    lambda data: data.pop("gains"),
+    lambda data: data.update(files=["onnx/a.onnx"]),
+    lambda data: data.update(model=None),
+    lambda data: data["files"].update({"onnx/a.onnx": 5}),
+    lambda data: data["files"].update({"onnx/a.onnx": {"bytes": "5", "sha256": "0"}}),
+    lambda data: data["files"]["onnx/a.onnx"].pop("sha256"),
+])  # fmt: skip
+def test_a_malformed_manifest_is_refused(bundle: Path, edit: Callable[[dict[str, Any]], object]) -> None:
+    change(bundle, edit)
+    with pytest.raises(VaExportError) as caught:
+        read_manifest(bundle)
+    assert caught.value.where == str(bundle / "manifest.json") and caught.value.fix
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "3", "\x00"])
+def test_a_manifest_that_is_no_table_is_refused(bundle: Path, text: str) -> None:
+    (bundle / "manifest.json").write_text(text)
+    with pytest.raises(VaExportError, match="manifest"):
+        read_manifest(bundle)
+
+
+def test_what_is_no_bundle_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(VaExportError, match="no such bundle directory"):
+        read_manifest(tmp_path / "none")
+    with pytest.raises(VaExportError, match=r"holds no manifest\.json"):
+        read_manifest(tmp_path)

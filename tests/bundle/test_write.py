@@ -1,0 +1,175 @@
+"""A bundle gets its name when it is whole, and nothing of anybody else's is lost."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from va_export.bundle import write
+from va_export.bundle.write import BundleWriter, bundle_writer
+from va_export.errors import VaExportError
+
+
+def make(output: Path, content: str = "new", *, overwrite: bool = False, passed: bool = True) -> Path:
+    with bundle_writer(output, overwrite=overwrite) as writer:
+        writer.path("file").write_text(content)
+        writer.write_manifest({})
+        return writer.commit(passed)
+
+
+def names(directory: Path) -> set[str]:
+    return {path.name for path in directory.iterdir()}
+
+
+def test_nothing_has_the_name_before_the_end(tmp_path: Path) -> None:
+    with bundle_writer(tmp_path / "b", overwrite=False) as writer:
+        assert writer.output == tmp_path / "b" and not writer.output.exists()
+        assert writer.directory.parent == tmp_path
+        writer.write_manifest({"a": 1})
+        assert writer.commit(passed=True) == tmp_path / "b"
+    assert names(tmp_path) == {"b"}
+    assert json.loads((tmp_path / "b" / "manifest.json").read_text())["a"] == 1
+
+
+def test_an_error_leaves_nothing_not_even_new_folders(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), bundle_writer(tmp_path / "x" / "y" / "b", overwrite=False) as writer:
+        writer.path("deep/file").write_text("half")
+        raise ZeroDivisionError
+    assert names(tmp_path) == set()
+
+
+def test_folders_that_were_there_stay(tmp_path: Path) -> None:
+    (tmp_path / "x").mkdir()
+    with pytest.raises(ZeroDivisionError), bundle_writer(tmp_path / "x" / "y" / "b", overwrite=False):
+        raise ZeroDivisionError
+    assert names(tmp_path) == {"x"} and names(tmp_path / "x") == set()
+
+
+def test_overwrites_a_bundle_when_asked(tmp_path: Path) -> None:
+    make(tmp_path / "b", "old")
+    with pytest.raises(VaExportError, match="exists already"):
+        make(tmp_path / "b")
+    assert (tmp_path / "b" / "file").read_text() == "old"
+    make(tmp_path / "b", "new", overwrite=True)
+    assert (tmp_path / "b" / "file").read_text() == "new" and names(tmp_path) == {"b"}
+
+
+def test_an_empty_folder_may_be_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "b").mkdir()
+    assert (make(tmp_path / "b", overwrite=True) / "file").is_file()
+
+
+def test_a_failed_bundle_goes_beside_the_good_one(tmp_path: Path) -> None:
+    make(tmp_path / "b", "good")
+    for attempt in ("first", "second"):
+        assert make(tmp_path / "b", attempt, overwrite=True, passed=False) == tmp_path / "b.failed"
+        assert (tmp_path / "b.failed" / "file").read_text() == attempt
+    assert (tmp_path / "b" / "file").read_text() == "good" and names(tmp_path) == {"b", "b.failed"}
+
+
+def test_somebody_elses_folder_is_not_taken_for_a_failed_bundle(tmp_path: Path) -> None:
+    (tmp_path / "b.failed").mkdir()
+    (tmp_path / "b.failed" / "notes").write_text("mine")
+    with pytest.raises(VaExportError, match="not a bundle"):
+        make(tmp_path / "b")
+    assert (tmp_path / "b.failed" / "notes").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["b.tmp-backup", "b.tmp-", "b.old-2", "b.old", "bb.tmp-12", "b.replaced-3"])
+def test_names_that_only_look_like_leftovers_stay(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    make(tmp_path / "b")
+    assert names(tmp_path) == {"b", name}
+
+
+def test_a_killed_run_is_cleared_away(tmp_path: Path) -> None:
+    (tmp_path / "b[1].tmp-99999").mkdir()
+    (tmp_path / "b[1].tmp-99999" / "half").write_text("half")
+    make(tmp_path / "b[1]")
+    assert names(tmp_path) == {"b[1]"}
+
+
+def test_a_run_killed_between_its_two_renames_loses_nothing(tmp_path: Path) -> None:
+    make(tmp_path / "b", "old")
+    (tmp_path / "b").rename(tmp_path / ".b.replaced-99999")
+    with pytest.raises(VaExportError, match="exists already"):  # it does again
+        make(tmp_path / "b")
+    assert (tmp_path / "b" / "file").read_text() == "old" and names(tmp_path) == {"b"}
+
+
+def test_a_replaced_bundle_that_was_not_removed_is_removed_later(tmp_path: Path) -> None:
+    make(tmp_path / "b", "new")
+    (tmp_path / ".b.replaced-99999").mkdir()
+    make(tmp_path / "b", "newer", overwrite=True)
+    assert names(tmp_path) == {"b"} and (tmp_path / "b" / "file").read_text() == "newer"
+
+
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
+def test_the_old_bundle_comes_back_when_the_last_rename_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+) -> None:
+    make(tmp_path / "b", "old")
+    rename = Path.rename
+
+    def failing(self: Path, target: Any) -> Path:
+        if ".tmp-" in self.name:
+            raise error
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(error):
+        make(tmp_path / "b", "new", overwrite=True)
+    assert (tmp_path / "b" / "file").read_text() == "old" and names(tmp_path) == {"b"}
+
+
+def test_the_second_of_two_runs_is_refused_and_the_first_completes(tmp_path: Path) -> None:
+    with bundle_writer(tmp_path / "b", overwrite=False) as first:
+        first.path("file").write_text("first")
+        with pytest.raises(VaExportError, match="another va-export is writing this bundle now"):
+            make(tmp_path / "b")
+        make(tmp_path / "c")  # another name in the same folder is another matter
+        first.write_manifest({})
+        first.commit(passed=True)
+    assert names(tmp_path) == {"b", "c"} and (tmp_path / "b" / "file").read_text() == "first"
+
+
+def test_a_link_keeps_pointing_at_the_bundle(tmp_path: Path) -> None:
+    make(tmp_path / "v1", "old")
+    (tmp_path / "current").symlink_to("v1")
+    make(tmp_path / "current", "new", overwrite=True)
+    assert (tmp_path / "current").is_symlink() and (tmp_path / "v1" / "file").read_text() == "new"
+    assert names(tmp_path) == {"v1", "current"}
+
+
+def test_places_where_nothing_can_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("text")
+    for output, words in ((tmp_path / "file" / "b", "a file has its name"), (Path("/"), "root of the file system")):
+        with pytest.raises(VaExportError, match=words):
+            make(output)
+    if os.getuid() != 0:  # root may write anywhere
+        (tmp_path / "closed").mkdir(mode=0o500)
+        with pytest.raises(VaExportError, match="cannot be written"):
+            make(tmp_path / "closed" / "b")
+
+
+def test_a_file_is_hashed_again_only_when_it_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    sha256 = write.sha256
+    monkeypatch.setattr(write, "sha256", lambda path: (read.append(path.name), sha256(path))[1])
+    writer = BundleWriter(tmp_path / "b", tmp_path)
+    for name, content in (("a", "1"), ("b", "2"), ("a", "3")):
+        writer.path(name).write_text(content)
+        os.utime(tmp_path / name, ns=(0, len(read) + 1))  # a coarse clock may give two writes one time
+        writer.write_manifest({})
+    assert read == ["a", "b", "a"]
+    files = json.loads((tmp_path / "manifest.json").read_text())["files"]
+    assert files["a"]["sha256"] == sha256(tmp_path / "a")
+
+
+def test_json_has_no_infinity(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        BundleWriter(tmp_path / "b", tmp_path).write_json("x.json", {"a": float("inf")})

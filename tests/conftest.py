@@ -1,0 +1,133 @@
+"""Bundles that are exported once a session and never changed (copy one to damage it), and the golden run."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from command_line import TINY, va_export
+
+if TYPE_CHECKING:
+    import numpy as np
+
+PLUGINS = Path(__file__).parents[1] / "plugins"
+GOLDEN = Path(__file__).parent / "data" / "golden" / "internvl2_tiny"
+
+
+def pytest_configure() -> None:
+    """Set before NumPy's and PyTorch's first import (which is why there is none above): on a busy machine, threads that
+    wait for each other make the many small matrix products of the solver ten times slower."""
+    for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ.setdefault(variable, "1")
+
+
+def _export(directory: Path, *arguments: object) -> Path:
+    outcome = va_export("--output", directory, *arguments)
+    assert outcome.code == 0, outcome.stderr
+    return directory
+
+
+@pytest.fixture(scope="session")
+def can_build_engines() -> bool:
+    """Whether TensorRT-RTX and the plugin library are here."""
+    from va_export.engine.tensorrt_api import available_flavors
+    from va_export.errors import VaExportError
+    from va_export.native import plugin_library
+
+    try:
+        plugin_library()
+    except VaExportError:
+        return False
+    return "tensorrt-rtx" in available_flavors()
+
+
+@pytest.fixture(scope="session")
+def needs_engines(can_build_engines: bool) -> None:
+    """Skips where there is no TensorRT-RTX or no plugin library."""
+    if not can_build_engines:
+        pytest.skip("tensorrt_rtx or the plugin library is not installed")
+
+
+@pytest.fixture(scope="session")
+def clip() -> Path:
+    """A real video of 250 frames."""
+    from va_export.runtime.video import sample_clip
+
+    return sample_clip("bikes")
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tmp_path_factory: pytest.TempPathFactory, can_build_engines: bool) -> Path:
+    """internvl2-tiny in float16, parity and latency included; with TensorRT-RTX engines where they can be built."""
+    engines = [] if can_build_engines else ["--onnx-only"]
+    directory = tmp_path_factory.mktemp("tiny") / "bundle"
+    return _export(directory, *TINY, "--fp16", "--latency-iterations", 2, *engines)
+
+
+@pytest.fixture(scope="session")
+def golden() -> Mapping[str, np.ndarray[Any, Any]]:
+    """The run of the official implementation."""
+    import numpy as np
+
+    with np.load(GOLDEN / "golden.npz") as arrays:
+        return {name: arrays[name] for name in arrays.files}
+
+
+@pytest.fixture(scope="session")
+def golden_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """precision → the golden checkpoint's bundle, ONNX only."""
+    made: dict[str, Path] = {}
+
+    def bundle(precision: str) -> Path:
+        if precision not in made:
+            directory = tmp_path_factory.mktemp(f"golden-{precision}") / "bundle"
+            options = ("--subspaces", 8, "--precision", precision, "--onnx-only", "--latency-iterations", 0)
+            made[precision] = _export(directory, "--model", GOLDEN, *options)
+        return made[precision]
+
+    return bundle
+
+
+@pytest.fixture
+def copied_bundle(tiny_bundle: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny bundle, to damage."""
+    return Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
+
+
+@pytest.fixture(scope="session")
+def golden_checkpoint() -> Path:
+    """The golden checkpoint's directory: no tokenizer."""
+    return GOLDEN
+
+
+@pytest.fixture
+def checkpoint_copy(golden_checkpoint: Path, tmp_path: Path) -> Path:
+    """A writable copy of the golden checkpoint, to damage."""
+    directory = tmp_path / "checkpoint"
+    directory.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (directory / name).write_bytes((golden_checkpoint / name).read_bytes())
+    return directory
+
+
+@pytest.fixture(scope="session")
+def solver_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """libva_solver.so: the installed one, else built once, without CUDA."""
+    from va_export.native.solver import LIBRARY_NAME, solver_library
+
+    installed = solver_library()
+    if installed is not None:
+        return installed
+    if not shutil.which("cmake") or not (shutil.which("c++") or shutil.which("g++")):
+        pytest.skip(f"no {LIBRARY_NAME} is installed, and no cmake and C++ compiler to build it")
+    build = tmp_path_factory.mktemp("solver")
+    configure = ["cmake", "-S", str(PLUGINS), "-B", str(build), "-DVA_EXPORT_CUDA=OFF"]
+    for command in (configure, ["cmake", "--build", str(build)]):
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+    return build / LIBRARY_NAME

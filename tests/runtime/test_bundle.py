@@ -1,0 +1,276 @@
+"""Opening a bundle and asking it: answers, gains, limits, and arguments that do not fit."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from va_export.anchor.gains import gains_from_score
+from va_export.bundle.manifest import sha256
+from va_export.errors import VaExportError
+from va_export.runtime.bundle import Bundle
+
+Arrays = dict[str, np.ndarray[Any, Any]]
+
+
+@pytest.fixture(scope="module")
+def bundle(tiny_bundle: Path) -> Iterator[Bundle]:
+    with Bundle.open(tiny_bundle, check_hashes=True) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def question(bundle: Bundle) -> Arrays:
+    """Four frames of noise and a question about them."""
+    pixels = np.random.default_rng(0).normal(size=(4, 3, 112, 112)).astype(np.float32)
+    return {"pixel_values": pixels, "input_ids": bundle.prompt("What moves?", 4)}
+
+
+def test_an_answer_and_what_led_to_it(bundle: Bundle, question: Arrays) -> None:
+    told: list[int] = []
+    result = bundle.generate(**question, max_new_tokens=5, ignore_stop=True, return_logits=True, on_token=told.append)
+    assert result.tokens.shape == (5,) and told == result.tokens.tolist()
+    assert result.logits is not None and result.logits.shape == (5, 263)
+    assert result.logits.argmax(-1).tolist() == told
+    assert result.visual_tokens is not None and result.visual_tokens.shape == (64, 128)
+    assert result.sharing_score is not None and result.labels is not None
+    assert result.sharing_score.min() == 0 and 0.99 < result.sharing_score.max() <= 1
+    assert len(set(result.labels.tolist())) == 4
+    assert set(result.timings) == {"vision", "score", "prefill", "decode", "total"}
+    stages = sum(value for stage, value in result.timings.items() if stage != "total")
+    assert 0 < stages <= result.timings["total"]
+
+
+def test_the_same_question_has_the_same_answer(bundle: Bundle, question: Arrays) -> None:
+    first, second = (bundle.generate(**question, max_new_tokens=3, return_logits=True) for _ in range(2))
+    np.testing.assert_array_equal(first.logits, second.logits)
+
+
+def test_a_flat_prompt_is_a_batch_of_one(bundle: Bundle, question: Arrays) -> None:
+    flat = {**question, "input_ids": question["input_ids"][0].tolist()}
+    one, other = (bundle.generate(**given, max_new_tokens=2, return_logits=True) for given in (question, flat))
+    np.testing.assert_array_equal(one.logits, other.logits)
+
+
+def test_a_stop_id_ends_the_answer(bundle: Bundle, question: Arrays) -> None:
+    free = bundle.generate(**question, max_new_tokens=6, ignore_stop=True)
+    stop = int(free.tokens[2])
+    first = free.tokens.tolist().index(stop)
+    import dataclasses
+
+    processing = bundle.processing
+    bundle.processing = dataclasses.replace(processing, stop_token_ids=(stop,))
+    try:
+        stopped = bundle.generate(**question, max_new_tokens=6)
+        forced = bundle.generate(**question, forced_tokens=free.tokens)
+    finally:
+        bundle.processing = processing
+    assert stopped.tokens.tolist() == free.tokens.tolist()[: first + 1]
+    assert forced.tokens.tolist() == free.tokens.tolist()
+
+
+def test_forced_tokens_are_fed_back(bundle: Bundle, question: Arrays) -> None:
+    free = bundle.generate(**question, max_new_tokens=4, ignore_stop=True, return_logits=True)
+    same = bundle.generate(**question, forced_tokens=free.tokens, return_logits=True)
+    np.testing.assert_array_equal(same.logits, free.logits)
+    other = bundle.generate(**question, forced_tokens=[1, 2, 3, 4], return_logits=True)
+    assert free.logits is not None and other.logits is not None and other.tokens.tolist() == [1, 2, 3, 4]
+    np.testing.assert_array_equal(other.logits[0], free.logits[0])
+    assert np.abs(other.logits[1] - free.logits[1]).max() > 0.01
+
+
+def test_given_gains_are_the_scored_ones_written_out(bundle: Bundle, question: Arrays) -> None:
+    scored = bundle.generate(
+        **question, max_new_tokens=2, ignore_stop=True, return_logits=True, alpha_k=3.0, alpha_v=1.5
+    )
+    ids = question["input_ids"]
+    log_gain, gain = gains_from_score(
+        scored.sharing_score,
+        ids[0] == 262,
+        ids.shape[1],
+        alpha_k=3.0,
+        alpha_v=1.5,  # type: ignore[type-var]
+    )
+    given = bundle.generate(
+        **question, max_new_tokens=2, ignore_stop=True, return_logits=True, key_log_gain=log_gain, value_gain=gain
+    )
+    np.testing.assert_array_equal(given.logits, scored.logits)
+    assert given.sharing_score is None  # it was not needed
+
+
+def test_a_prompt_of_text_alone(bundle: Bundle) -> None:
+    ids = np.arange(1, 20)
+    result = bundle.generate(input_ids=ids, max_new_tokens=3, ignore_stop=True, return_logits=True)
+    plain = bundle.generate(input_ids=ids, max_new_tokens=3, ignore_stop=True, return_logits=True, anchors=False)
+    assert result.visual_tokens is None and result.sharing_score is None and "score" not in result.timings
+    np.testing.assert_array_equal(result.logits, plain.logits)
+
+
+def test_a_prompt_of_one_token(bundle: Bundle) -> None:
+    result = bundle.generate(input_ids=[5], max_new_tokens=1, return_logits=True)
+    assert result.logits is not None and np.isfinite(result.logits).all()
+
+
+def test_cached_steps_equal_one_long_prefill(bundle: Bundle, question: Arrays) -> None:
+    """Token by token with the cache, or everything at once: the same last logits, without anchors."""
+    steps = bundle.generate(**question, max_new_tokens=4, ignore_stop=True, return_logits=True, anchors=False)
+    assert steps.logits is not None
+    longer = np.concatenate([question["input_ids"][0], steps.tokens[:3]])
+    at_once = bundle.generate(question["pixel_values"], longer, max_new_tokens=1, return_logits=True, anchors=False)
+    assert at_once.logits is not None
+    scale = np.abs(steps.logits[3]).max()
+    assert np.abs(at_once.logits[0] - steps.logits[3]).max() < 0.01 * scale  # float16
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    ({"input_ids": None}, "needs input_ids"),
+    ({"input_ids": []}, r"shape \(1, 0\)"),
+    ({"input_ids": np.zeros((2, 9), int)}, r"shape \(2, 9\)"),
+    ({"input_ids": [[[1]]]}, r"shape \(1, 1, 1\)"),
+    ({"input_ids": [1.5, 2]}, "float64; token ids are whole numbers"),
+    ({"input_ids": ["a"]}, "token ids are whole numbers"),
+    ({"input_ids": [1, -1]}, r"outside of \[0, 263\)"),
+    ({"input_ids": [1, 263]}, r"outside of \[0, 263\)"),
+    ({"input_ids": [262] * 63 + [1]}, "63 image placeholders .* 64 visual tokens"),
+    ({"input_ids": [262] * 65}, "65 image placeholders .* 64 visual tokens"),
+    ({"input_ids": [1, 2, 3]}, "0 image placeholders .* 64 visual tokens"),
+    ({"input_ids": [1] * 1025}, "1025 tokens"),
+    ({"max_new_tokens": 2000}, "do not fit the KV cache"),
+    ({"max_new_tokens": 0}, "at least 1"),
+    ({"forced_tokens": []}, "at least 1"),
+    ({"forced_tokens": [263]}, "forced_tokens has ids outside"),
+    ({"pixel_values": None}, "64 image placeholders .* no frames"),
+    ({"pixel_values": np.zeros((4, 3, 224, 224))}, r"\(frames, 3, 112, 112\)"),
+    ({"pixel_values": np.zeros((3, 112, 112))}, r"\(frames, 3, 112, 112\)"),
+    ({"pixel_values": np.zeros((0, 3, 112, 112))}, r"\(frames, 3, 112, 112\)"),
+    ({"pixel_values": np.zeros((17, 3, 112, 112))}, "17 frames"),
+    ({"pixel_values": np.full((4, 3, 112, 112), np.nan)}, "NaN"),
+    ({"pixel_values": "frames"}, "not an array of numbers"),
+    ({"alpha_k": -2.0}, "alpha_k"),
+    ({"alpha_v": float("nan")}, "alpha_v"),
+    ({"key_log_gain": np.zeros(3)}, "key_log_gain has 3 values"),
+    ({"value_gain": np.ones(3)}, "value_gain has 3 values"),
+    ({"value_gain": "loud"}, "value_gain is not an array"),
+    ({"anchors": False, "alpha_k": 1.0}, "contradicts"),
+    ({"anchors": False, "value_gain": np.ones(3)}, "contradicts"),
+])  # fmt: skip
+def test_arguments_that_do_not_fit(bundle: Bundle, question: Arrays, change: dict[str, Any], words: str) -> None:
+    with pytest.raises(VaExportError, match=words) as caught:
+        bundle.generate(**{**question, **change})
+    assert caught.value.where
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("key_log_gain", np.nan), ("key_log_gain", np.inf), ("value_gain", -np.inf)]
+)
+def test_gains_that_are_not_finite(bundle: Bundle, question: Arrays, name: str, value: float) -> None:
+    gains = np.zeros(question["input_ids"].shape[1])
+    gains[3] = value
+    with pytest.raises(VaExportError, match=f"{name} has NaN or infinite values"):
+        bundle.generate(**question, **{name: gains})
+
+
+def test_visual_tokens_that_overflowed(bundle: Bundle, question: Arrays, monkeypatch: pytest.MonkeyPatch) -> None:
+    def overflowed(pixels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        tokens = np.zeros((16 * len(pixels), 128), np.float32)
+        tokens[3, 5] = np.inf
+        return tokens
+
+    monkeypatch.setattr(bundle.backend, "vision", overflowed)
+    with pytest.raises(VaExportError, match="1 NaN or infinite values of 8192 in fp16") as caught:
+        bundle.generate(**question)
+    assert caught.value.fix is not None and "bf16" in caught.value.fix
+
+
+def test_a_key_may_be_removed(bundle: Bundle, question: Arrays) -> None:
+    log_gain, gain = np.zeros(question["input_ids"].shape[1]), np.ones(question["input_ids"].shape[1])
+    log_gain[40] = -np.inf
+    result = bundle.generate(**question, max_new_tokens=1, key_log_gain=log_gain, value_gain=gain, return_logits=True)
+    assert result.logits is not None and np.isfinite(result.logits).all()
+
+
+def test_unknown_placeholders_are_told_by_their_number(golden_bundle: Callable[[str], Path], golden: Arrays) -> None:
+    with Bundle.open(golden_bundle("fp32")) as bundle:
+        assert bundle.processing.image_token_id is None
+        ids = golden["input_ids"].copy()
+        ids[ids == 999] = 998  # another id serves as well
+        assert (bundle.generate(golden["pixel_values"], ids, max_new_tokens=1).visual_tokens) is not None
+        ids[0, 20] = 5
+        with pytest.raises(VaExportError, match="no single id occurs 128 times") as caught:
+            bundle.generate(golden["pixel_values"], ids, max_new_tokens=1)
+        assert caught.value.fix is not None and "--image-token-id" in caught.value.fix
+
+
+def rewrite(bundle: Path, name: str, content: bytes) -> None:
+    """Replace a file and tell the manifest, as somebody who means harm would."""
+    (bundle / name).write_bytes(content)
+    path = bundle / "manifest.json"
+    data = json.loads(path.read_text())
+    data["files"][name] = {"bytes": len(content), "sha256": sha256(bundle / name)}
+    path.write_text(json.dumps(data))
+
+
+def test_external_data_that_leaves_the_bundle_is_refused(copied_bundle: Path) -> None:
+    (copied_bundle.parent / "outside.data").write_bytes(bytes(1 << 20))
+    model = onnx.load(copied_bundle / "onnx" / "vision.onnx", load_external_data=False)
+    for tensor in model.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = "../../outside.data"
+    rewrite(copied_bundle, "onnx/vision.onnx", model.SerializeToString())
+    for backend in ("onnxruntime", "torch"):
+        with pytest.raises(VaExportError, match="outside of the bundle"):
+            Bundle.open(copied_bundle, backend).backend.vision(np.zeros((1, 3, 112, 112), np.float32))
+
+
+@pytest.mark.parametrize("key", ["onnx", "onnx_native"])
+def test_a_component_that_leaves_the_bundle_is_refused(copied_bundle: Path, key: str) -> None:
+    shutil.copyfile(copied_bundle / "onnx" / "decoder.onnx", copied_bundle.parent / "evil.onnx")
+    path = copied_bundle / "manifest.json"
+    data = json.loads(path.read_text())
+    data["components"]["decoder"][key] = "../evil.onnx"
+    path.write_text(json.dumps(data))
+    attention = "native" if key == "onnx_native" else "plugin"
+    with Bundle.open(copied_bundle, attention=attention) as bundle, pytest.raises(VaExportError, match="does not list"):
+        bundle.generate(input_ids=[1, 2], max_new_tokens=1)
+
+
+def test_a_changed_byte_is_found_when_asked_for(copied_bundle: Path) -> None:
+    path = copied_bundle / "onnx" / "decoder.onnx.data"
+    content = bytearray(path.read_bytes())
+    content[1000] ^= 1
+    path.write_bytes(bytes(content))
+    Bundle.open(copied_bundle).close()
+    with pytest.raises(VaExportError, match=r"decoder\.onnx\.data"):
+        Bundle.open(copied_bundle, check_hashes=True)
+    path.write_bytes(bytes(content[:-1]))
+    with pytest.raises(VaExportError, match="bytes; the manifest says"):
+        Bundle.open(copied_bundle)
+
+
+@pytest.mark.parametrize(("name", "content", "words"), [
+    ("processing.json", b"{", "not JSON"),
+    ("processing.json", b"{}", "lacks"),
+    ("tokenizer.json", b"{}", "tokenizer cannot be read"),
+])  # fmt: skip
+def test_settings_that_are_broken(copied_bundle: Path, name: str, content: bytes, words: str) -> None:
+    rewrite(copied_bundle, name, content)
+    with pytest.raises(VaExportError, match=words):
+        Bundle.open(copied_bundle)
+
+
+@pytest.mark.parametrize("key", ["limits", "gains", "score"])
+def test_tables_of_the_manifest_are_checked(copied_bundle: Path, key: str) -> None:
+    path = copied_bundle / "manifest.json"
+    data = json.loads(path.read_text())
+    data[key]["surprise"] = 1
+    path.write_text(json.dumps(data))
+    with pytest.raises(VaExportError, match="unknown setting surprise"):
+        Bundle.open(copied_bundle)

@@ -1,0 +1,95 @@
+"""The plan against what an export then writes, and against the machine."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import psutil
+import pytest
+
+from va_export.errors import VaExportError
+from va_export.plan import Plan, PlannedFile, check_plan, describe, free_disk, human
+from va_export.progress import StageDisplay
+from va_export.recipe import ExportOptions, resolve_model
+
+
+def planned(**options: object) -> Plan:
+    from va_export.pipeline import plan
+
+    recipe = resolve_model("internvl2-tiny")
+    return plan(ExportOptions(recipe=recipe, output=Path("no-such-bundle"), **options), StageDisplay())  # type: ignore[arg-type]
+
+
+def test_the_weights_are_as_large_as_planned(tiny_bundle: Path, can_build_engines: bool) -> None:
+    plan = planned(onnx_only=not can_build_engines)
+    sizes = {file.name: file.bytes for file in plan.files}
+    for name in ("vision", "embedding", "decoder"):
+        written = (tiny_bundle / "onnx" / f"{name}.onnx.data").stat().st_size
+        assert abs(written - sizes[f"onnx/{name}.onnx.data"]) <= 0.1 * written, name
+    total = sum(path.stat().st_size for path in tiny_bundle.rglob("*") if path.is_file())
+    assert total <= plan.disk
+    assert plan.memory > plan.disk
+
+
+def test_precision_engines_and_components_count() -> None:
+    half, single = planned(onnx_only=True), planned(onnx_only=True, precision="fp32")
+    assert single.files[0].bytes == 2 * half.files[0].bytes
+    alone = planned(onnx_only=True, components=("vision",))
+    assert [file.name for file in alone.files[:-1]] == ["onnx/vision.onnx.data"]
+    assert alone.disk < half.disk
+    fewer = planned(onnx_only=True, num_decoder_layers=1)
+    assert fewer.disk < half.disk
+
+
+def test_an_8b_plan_is_of_the_right_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    from va_export.models import family_named
+    from va_export.models.internvl2.tiny import _CONFIG
+    from va_export.plan import plan_export
+
+    # InternVL2-8B's published sizes (its config.json): 8.08 billion parameters.
+    llm = {"hidden_size": 4096, "intermediate_size": 14336, "num_attention_heads": 32, "num_key_value_heads": 8,
+           "num_hidden_layers": 32, "vocab_size": 92553, "max_position_embeddings": 32768}  # fmt: skip
+    vit = {"hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 16, "num_hidden_layers": 24,
+           "image_size": 448}  # fmt: skip
+    config = {**_CONFIG, "force_image_size": 448, "llm_config": {**_CONFIG["llm_config"], **llm},
+              "vision_config": {**_CONFIG["vision_config"], **vit}}  # fmt: skip
+    family = family_named("internvl2")
+    spec = family.spec_from_config(config)
+    options = ExportOptions(recipe=resolve_model("internvl2-8b"), output=Path("b"))
+    plan = plan_export(options, spec, family.weight_map(spec), ["tensorrt-rtx"])
+    assert 2 * 2 * 8.0e9 < plan.disk < 2 * 2 * 8.2e9  # float16, once as ONNX and once as engines
+    assert 4 * 8.0e9 < plan.memory < 4 * 8.2e9 + 2e9 and "reference" in plan.memory_reason
+
+
+def test_too_little_disk_or_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = Plan((PlannedFile("a", 600), PlannedFile("b", 400)), memory=5_000, memory_reason="a reason")
+    check_plan(plan, tmp_path / "b")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=999))
+    with pytest.raises(VaExportError, match="needs about 1 KB, and 999 B are free") as caught:
+        check_plan(plan, tmp_path / "b")
+    assert caught.value.where == str(tmp_path / "b")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=4_999))
+    with pytest.raises(VaExportError, match="5 KB of memory for a reason, and 5 KB are available"):
+        check_plan(plan, tmp_path / "b")
+
+
+def test_the_disk_is_that_of_the_nearest_folder_that_exists(tmp_path: Path) -> None:
+    free = free_disk(tmp_path / "not" / "yet" / "there")
+    assert free == pytest.approx(shutil.disk_usage(tmp_path).free, rel=0.05)
+
+
+def test_description_names_every_file(tmp_path: Path) -> None:
+    plan = Plan((PlannedFile("onnx/a.data", 1_500_000), PlannedFile("b", 3_200_000_000)), 1 << 30, "reason")
+    text = "\n".join(describe(plan, tmp_path / "b"))
+    for words in (str(tmp_path / "b"), "2 MB  onnx/a.data", "3.2 GB  b", "disk          3.2 GB of", "1.1 GB (reason)"):
+        assert words in text, text
+
+
+@pytest.mark.parametrize(
+    ("size", "text"), [(0, "0 B"), (999, "999 B"), (1000, "1 KB"), (16e9, "16.0 GB"), (2e12, "2000.0 GB")]
+)
+def test_sizes_as_people_read_them(size: float, text: str) -> None:
+    assert human(size) == text

@@ -1,0 +1,68 @@
+"""What a bundle says of itself, and what its host needs besides the components."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from va_export.bundle.write import BundleWriter
+    from va_export.engines import EnginePlan
+    from va_export.recipe import ExportOptions
+    from va_export.source import Source
+
+
+def write_settings(options: ExportOptions, source: Source, bundle: BundleWriter) -> None:
+    """Write what the host needs besides the components: processing, generation, tokenizer, configuration, plugin."""
+    processing = source.family.processing(source.spec, source.checkpoint)
+    bundle.path("processing.json").write_text(processing.to_json() + "\n", encoding="utf-8")
+    bundle.write_json(
+        "generation.json",
+        {"stop_token_ids": list(processing.stop_token_ids), "frames": options.recipe.frames, "sampling": "greedy"},
+    )
+    source.family.write_tokenizer(source.checkpoint, bundle.directory)
+    shutil.copyfile(source.checkpoint.directory / "config.json", bundle.path("config.json"))
+
+
+def describe(
+    options: ExportOptions,
+    source: Source,
+    components: dict[str, dict[str, Any]],
+    engine_entries: dict[str, dict[str, Any]],
+    engines: EnginePlan,
+) -> dict[str, Any]:
+    """The manifest without its files."""
+    from va_export.graph.trace import OPSET
+    from va_export.ops.declaration import OP_VERSIONS
+    from va_export.report.latency import library_versions
+
+    recipe, spec = options.recipe, source.spec
+    return {
+        "model": {
+            "name": recipe.name,
+            "source": f"random weights, seed {recipe.seed}" if recipe.random_weights else recipe.checkpoint,
+            "revision": recipe.revision,
+            "family": source.family.name,
+            "weights": "random" if recipe.random_weights else "checkpoint",
+            "text": asdict(spec.text),
+            "vision": asdict(spec.vision),
+            "image_token_id": spec.image_token_id,
+        },
+        "precision": options.precision,
+        "attention": options.attention,
+        "opset": OPSET,
+        "ops": dict(OP_VERSIONS),
+        "libraries": library_versions(),
+        "components": {
+            name: {**entry, **({"engines": engine_entries[name]} if name in engine_entries else {})}
+            for name, entry in components.items()
+        },
+        # The score runs on the host between vision and decoder; an engine of its own would be listed as a component.
+        "scoring": "host",
+        "limits": recipe.limits.to_mapping(),
+        "gains": recipe.gains.to_mapping(),
+        "score": recipe.score.to_mapping(),
+        "plugin": engines.plugin_entry(),
+        "tokenizer": "tokenizer.json" if source.checkpoint.has_tokenizer else None,
+    }

@@ -1,0 +1,40 @@
+"""The table of backends."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from va_export.errors import VaExportError
+
+if TYPE_CHECKING:
+    from va_export.bundle.manifest import Manifest
+    from va_export.runtime.backend import Backend
+
+BACKENDS = ("onnxruntime", "tensorrt", "tensorrt-rtx", "torch")
+
+
+def open_backend(name: str, manifest: Manifest, attention: str | None = None) -> Backend:
+    """Open a bundle's components.
+
+    Args:
+        name: one of `BACKENDS`.
+        attention: `plugin` or `native`, where both forms of the decoder are there; None: the form that the bundle
+        was made with.
+
+    Raises:
+        VaExportError: an unknown name, a library that is not installed, or a component that the bundle lacks.
+    """
+    form = attention or manifest.data["attention"]
+    if name == "onnxruntime":
+        from va_export.runtime.onnxruntime_backend import OnnxRuntimeBackend
+
+        return OnnxRuntimeBackend(manifest, form)
+    if name in ("tensorrt", "tensorrt-rtx"):
+        from va_export.runtime.tensorrt_backend import TensorRTBackend
+
+        return TensorRTBackend(manifest, name)
+    if name == "torch":
+        from va_export.runtime.torch_backend import TorchBackend
+
+        return TorchBackend(manifest)
+    raise VaExportError(f"unknown backend {name!r}", where="backend", fix=f"use one of: {', '.join(BACKENDS)}")
