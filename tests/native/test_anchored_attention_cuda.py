@@ -68,8 +68,17 @@ GPU_CASES = [  # batch, query heads, kv heads, q_len, kv_len, head_dim, value_he
 ]
 
 
+@pytest.fixture(params=["simple", "tensor_core"])
+def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Which kernel the library takes where both serve; the test runs with either."""
+    name: str = request.param
+    monkeypatch.setenv("VA_EXPORT_ATTENTION_KERNEL", name)
+    return name
+
+
 @pytest.mark.gpu
 @needs_gpu
+@pytest.mark.usefixtures("kernel")
 @pytest.mark.parametrize("shape", GPU_CASES, ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("is_causal", [True, False])
@@ -96,6 +105,7 @@ def test_gpu_matches_float64(shape: tuple[int, ...], dtype: Any, is_causal: bool
 
 @pytest.mark.gpu
 @needs_gpu
+@pytest.mark.usefixtures("kernel")
 def test_gpu_is_deterministic_and_can_be_captured() -> None:
     torch.manual_seed(0)
     query, key, value = (torch.randn(2, 8, 500, 64, device="cuda", dtype=torch.float16) for _ in range(3))

@@ -20,6 +20,15 @@ sys.path.insert(0, str(REPOSITORY / "plugins"))  # the build's own modules, whic
 import toolchain  # noqa: E402
 
 SIMT = Path(__file__).parent / "simt"
+KERNEL_VARIABLE = "VA_EXPORT_ATTENTION_KERNEL"
+
+
+@pytest.fixture(params=["simple", "tensor_core"])
+def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Which kernel the launcher takes where both serve; the test runs with either."""
+    name: str = request.param
+    monkeypatch.setenv(KERNEL_VARIABLE, name)
+    return name
 
 
 @pytest.fixture(scope="session")

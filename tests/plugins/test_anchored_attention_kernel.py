@@ -74,6 +74,9 @@ OTHERS = [
 CASES = [*LENGTHS, *HEADS, *WIDTHS, *VALID_LENGTHS, *GAINS, *OTHERS]
 
 
+pytestmark = pytest.mark.usefixtures("kernel")
+
+
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_kernel_matches_float64(host_library: ctypes.CDLL, case: Case) -> None:
     inputs = random_inputs(case)

@@ -28,6 +28,7 @@ def run(program: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([program, *arguments], capture_output=True, text=True, env=environment)
 
 
+@pytest.mark.usefixtures("kernel")
 def test_kernel_stays_in_bounds(program: Path) -> None:
     done = run(program)
     assert (done.returncode, done.stdout) == (0, "48 launches\n"), done.stderr

@@ -20,17 +20,38 @@ from attention_case import (
     scale_of,
 )
 
+KERNEL_VARIABLE = "VA_EXPORT_ATTENTION_KERNEL"
+
 # As in test_anchored_attention_kernel.py: the weights' rounding and the result's.
 TOLERANCE = {"float16": 2 * 2.0**-11 + 4e-6, "bfloat16": 2 * 2.0**-8 + 4e-6}
 LARGE_SHARED_MEMORY, SMALL_SHARED_MEMORY = 90, 86  # architectures, for the two tiles of a prefill
 
 
 @pytest.fixture
-def gpu(host_library: ctypes.CDLL) -> Iterator[ctypes.CDLL]:
+def gpu(host_library: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> Iterator[ctypes.CDLL]:
     """The kernels on the CPU, with a GPU of small caches, so that plans have sections; set back afterwards."""
+    monkeypatch.setenv(KERNEL_VARIABLE, "tensor_core")
     host_library.simt_set_gpu(LARGE_SHARED_MEMORY, 4, 20_000)
     yield host_library
     host_library.simt_set_gpu(80, 4, 1 << 20)
+
+
+@pytest.mark.parametrize("chosen", [None, "simple", "tensor-core"])
+def test_tensor_cores_are_asked_for_by_name(
+    host_library: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch, chosen: str | None
+) -> None:
+    case = Case(40, 90, query_heads=2, dtype="float16")
+    inputs = random_inputs(case)
+
+    def result(kernel: str | None) -> Array:
+        if kernel is None:
+            monkeypatch.delenv(KERNEL_VARIABLE, raising=False)
+        else:
+            monkeypatch.setenv(KERNEL_VARIABLE, kernel)
+        return run_on_host(launcher(host_library), case, inputs)
+
+    np.testing.assert_array_equal(result(chosen), result("simple"))
+    assert not np.array_equal(result(chosen), result("tensor_core"))  # they round the weights differently
 
 
 def assert_right(library: ctypes.CDLL, case: Case, inputs: Inputs | None = None, has_workspace: bool = False) -> Array:

@@ -18,6 +18,7 @@ CASES = [
 ]
 
 
+@pytest.mark.usefixtures("kernel")
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_serialised_and_cloned_plugin_computes_the_op(plugin_driver: ctypes.CDLL, case: Case) -> None:
     inputs = random_inputs(case)
