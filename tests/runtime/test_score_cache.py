@@ -110,9 +110,11 @@ own = int(sys.argv[2])
 for i in range(150):
     n = 2000 + i % 5
     cache.store(f"key{i % 5}", Scored(np.full(n, i % 5 / 5, np.float32), np.full(n, own), i))
-    found = cache.load(f"key{(i + own) % 5}", 2000 + (i + own) % 5)
+    # The key just stored: the other process may have replaced it meanwhile, and seldom has dropped it. (Any other key is
+    # there or not by how the two processes happen to run.)
+    found = cache.load(f"key{i % 5}", n)
     if found is not None:
-        assert (found.sharing_score == np.float32((i + own) % 5 / 5)).all()
+        assert (found.sharing_score == np.float32(i % 5 / 5)).all()
         assert (found.labels == found.labels[0]).all(), "half of one process's and half of the other's"
         print("hit")
 """
