@@ -110,8 +110,8 @@ own = int(sys.argv[2])
 for i in range(150):
     n = 2000 + i % 5
     cache.store(f"key{i % 5}", Scored(np.full(n, i % 5 / 5, np.float32), np.full(n, own), i))
-    # The key just stored: the other process may have replaced it meanwhile, and seldom has dropped it. (Any other key is
-    # there or not by how the two processes happen to run.)
+    # The key just stored: the other process may have replaced it meanwhile, and seldom has dropped it. Any other key
+    # is there or not by how the two processes happen to run.
     found = cache.load(f"key{i % 5}", n)
     if found is not None:
         assert (found.sharing_score == np.float32(i % 5 / 5)).all()
