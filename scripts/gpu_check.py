@@ -12,9 +12,13 @@ recorded, not hidden: the exit code is 1 then. What only Hopper can reach is a t
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +44,8 @@ from va_export.native import LIBRARY_VARIABLE  # noqa: E402
 STEPS = ("checks", "plugin", "sanitizer", "timings")
 SANITIZERS = ("memcheck", "racecheck")
 PART_SECONDS = 240.0  # a part that hangs must not take the others' time
-SANITIZER_SECONDS = 150.0
+MEMORY_OF_A_WORKER = 12 << 30  # the largest shape's answer in float64
+Rows = dict[str, list[dict[str, Any]]]
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -97,63 +102,78 @@ class Workers:
         command += ["--timing-seconds", str(given.timing_seconds)]
         return command + (["--kernel", kernel] if kernel else []) + (["--quick"] if given.quick else [])
 
-    def run(self, part: str, document: dict[str, Any], kernel: str | None = None) -> None:
-        """One part; its rows go into the document."""
+    def run(self, part: str, kernel: str | None = None) -> Rows:
+        """One part; its rows."""
         name = " ".join(filter(None, (part, kernel)))
-        print(f"{name} …", flush=True)
-        rows = self.folder / f"{name.replace(' ', '-')}.jsonl"
+        found: Rows = {"checks": [], "timings": []}
+        path = self.folder / f"{name.replace(' ', '-')}.jsonl"
         seconds = PART_SECONDS + (self.arguments.timing_seconds if part == "timings" else 0.0)
-        command = self.command(part, rows, kernel)
-        run_worker(name, command, rows, document, environment=self.environment, timeout_seconds=seconds)
+        command = self.command(part, path, kernel)
+        run_worker(name, command, path, found, environment=self.environment, timeout_seconds=seconds)
+        print(f"{name}: {len(found['checks'])} checks, {len(found['timings'])} timings", flush=True)
+        return found
 
-    def sanitize(self, tool: str, document: dict[str, Any]) -> None:
+    def sanitize(self, tool: str) -> Rows:
         """One tool of compute-sanitizer over our kernels (all in the namespace va_export); a row for the tool."""
         name = f"compute-sanitizer {tool}"
-        print(f"{name} …", flush=True)
         program = shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path="/usr/local/cuda/bin")
         if program is None:
-            document["checks"].append(check_row(name, False, message="compute-sanitizer was not found"))
-            return
-        rows = self.folder / f"{tool}.jsonl"
+            return {"checks": [check_row(name, False, message="compute-sanitizer was not found")], "timings": []}
+        path = self.folder / f"{tool}.jsonl"
         checker = [program, "--tool", tool, "--error-exitcode", "66", "--kernel-name", "kns=va_export"]
         checker += ["--report-api-errors", "no"]  # PyTorch asks for what a GPU may lack, and copes
         # Each tensor in an allocation of its own, so that its end is an end to memcheck too.
         environment = {**self.environment, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-        found: dict[str, Any] = {"checks": []}
-        command = [*checker, *self.command("sanitized", rows)]
-        run_worker(name, command, rows, found, environment=environment, timeout_seconds=SANITIZER_SECONDS)
+        found: Rows = {"checks": []}
+        command = [*checker, *self.command("sanitized", path)]
+        run_worker(name, command, path, found, environment=environment, timeout_seconds=PART_SECONDS)
         failed = [row for row in found["checks"] if not row["passed"]]
         launches = len(found["checks"])
         message = failed[0].get("message", failed[0]["name"]) if failed else f"{launches} checks under the tool"
-        document["checks"].append(check_row(name, launches > 0 and not failed, message=message))
+        print(f"{name}: {message}", flush=True)
+        return {"checks": [check_row(name, launches > 0 and not failed, message=message)], "timings": []}
+
+    def of_step(self, step: str) -> list[Callable[[], Rows]]:
+        """What a step starts; each gives its rows."""
+        if step == "checks":
+            return [partial(self.run, "checks", kernel) for kernel in kernels_on(self.arguments.device)]
+        if step == "sanitizer":
+            return [partial(self.sanitize, tool) for tool in SANITIZERS]
+        return [partial(self.run, step)]
 
 
-def gather(arguments: argparse.Namespace) -> Path:
-    """Build, run every step, write the file; its path."""
+def gather(arguments: argparse.Namespace) -> None:
+    """Build, run every step, write the file; what is timed runs alone, and last."""
     on_gpu = arguments.device == "cuda"
     device = describe_device() if on_gpu else describe_cpu()
-    build = prepare(arguments, device["compute_capability"]) if on_gpu else None
     commit = current_commit(ROOT)
+    build = prepare(arguments, device["compute_capability"]) if on_gpu else None
     document = begin_evidence(device, commit, measure_ceilings())
     with tempfile.TemporaryDirectory() as folder:
         workers = Workers(arguments, build, Path(folder))
-        for step in arguments.steps:
-            if step == "checks":
-                for kernel in kernels_on(arguments.device):
-                    workers.run("checks", document, kernel)
-            elif step == "sanitizer":
-                for tool in SANITIZERS:
-                    workers.sanitize(tool, document)
-            else:
-                workers.run(step, document)
+        jobs = [job for step in arguments.steps if step != "timings" for job in workers.of_step(step)]
+        with ThreadPoolExecutor(workers_at_once(on_gpu)) as pool:
+            results = list(pool.map(lambda job: job(), jobs))
+        results += [job() for step in arguments.steps if step == "timings" for job in workers.of_step(step)]
+    for found in results:
+        document["checks"] += found["checks"]
+        document["timings"] += found["timings"]
     if "timings" in arguments.steps and on_gpu and not arguments.quick:
         copy = document["ceilings"]["copy_tb_per_s"]
         document["targets"] = attention_targets(document["timings"], copy, device["compute_capability"])
-    path = write_evidence(document, arguments.output, "attention")
-    report(document, path)
+    report(document, write_evidence(document, arguments.output, "attention"))
     if failures(document):
         raise SystemExit(1)
-    return path
+
+
+def workers_at_once(on_gpu: bool) -> int:
+    """All together where the GPU's memory holds them all; what is checked there takes no clock's word."""
+    if not on_gpu:
+        return 1
+    import torch
+
+    memory = torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else 0
+    return max(1, min(int(memory // MEMORY_OF_A_WORKER), (os.cpu_count() or 1) // 2, 6))
 
 
 def prepare(arguments: argparse.Namespace, capability: str | None = None) -> NativeBuild:

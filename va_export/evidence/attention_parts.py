@@ -27,7 +27,7 @@ QUICK_SAMPLES = 40
 
 def kernels_on(device: str) -> tuple[str, ...]:
     """What can be chosen there."""
-    return (EAGER,) if device == "cpu" else tuple(KERNELS)
+    return (EAGER,) if device == "cpu" else KERNELS
 
 
 def check_part(kernel: str, device: str, *, quick: bool) -> Iterator[tuple[str, Row]]:

@@ -130,6 +130,8 @@ def _flex_attention(device: str) -> Any:
 
     if device == "cpu":
         return flex_attention
+    import torch._dynamo
+
     torch._dynamo.config.recompile_limit = 64  # one compilation a shape; beyond the limit it would run uncompiled
     return torch.compile(flex_attention, dynamic=False)
 

@@ -111,9 +111,21 @@ def write_evidence(document: Document, folder: Path, topic: str) -> Path:
         )
     folder.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(".json.part")
-    unfinished.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    unfinished.write_text(_as_text(document), encoding="utf-8")
     unfinished.replace(path)
     return path
+
+
+def _as_text(document: Document) -> str:
+    """JSON with a line a row, so that thousands of rows stay readable and differences between files do too."""
+    lines = []
+    for key, value in document.items():
+        if isinstance(value, list) and value:
+            rows = ",\n  ".join(json.dumps(row, allow_nan=False, ensure_ascii=False) for row in value)
+            lines.append(f"{json.dumps(key)}: [\n  {rows}\n ]")
+        else:
+            lines.append(f"{json.dumps(key)}: {json.dumps(value, allow_nan=False, ensure_ascii=False)}")
+    return "{\n " + ",\n ".join(lines) + "\n}\n"
 
 
 def read_evidence(path: Path) -> Document:
