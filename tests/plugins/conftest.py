@@ -91,18 +91,29 @@ def nvcc() -> Path:
 
 
 @pytest.fixture(scope="session")
+def plugin_flags(host_flags: list[str], tensorrt_headers: Path) -> list[str]:
+    return [*host_flags, "-isystem", str(tensorrt_headers), "-O2", "-shared", "-fPIC"]
+
+
+@pytest.fixture(scope="session")
+def plugin_host_path(tmp_path_factory: pytest.TempPathFactory, cxx: str, plugin_flags: list[str]) -> Path:
+    """plugins/host, which calls a plugin library as TensorRT does."""
+    host = tmp_path_factory.mktemp("host") / HOST_NAME
+    source = REPOSITORY / "plugins" / "host" / "plugin_host.cpp"
+    subprocess.run([cxx, *plugin_flags, str(source), "-o", str(host)], check=True)
+    return host
+
+
+@pytest.fixture(scope="session")
 def plugin_host(
-    tmp_path_factory: pytest.TempPathFactory, cxx: str, host_flags: list[str], tensorrt_headers: Path
+    tmp_path_factory: pytest.TempPathFactory, cxx: str, plugin_flags: list[str], plugin_host_path: Path
 ) -> PluginHost:
     """The TensorRT plugin with its kernel compiled for the CPU, called as TensorRT calls it."""
-    folder, plugins = tmp_path_factory.mktemp("plugin_host"), REPOSITORY / "plugins"
-    library, host = folder / "plugin_library_host.so", folder / HOST_NAME
-    flags = [*host_flags, "-isystem", str(tensorrt_headers), "-O2", "-shared", "-fPIC"]
+    plugins, library = REPOSITORY / "plugins", tmp_path_factory.mktemp("plugin") / "plugin_library_host.so"
     sources = [SIMT / "plugin_library_host.cpp", *(plugins / "anchored_attention").glob("*.cpp")]
     sources += (plugins / "common").glob("*.cpp")
-    subprocess.run([cxx, *flags, *map(str, sources), "-o", str(library)], check=True)
-    subprocess.run([cxx, *flags, str(plugins / "host" / "plugin_host.cpp"), "-o", str(host)], check=True)
-    return PluginHost(host, library)
+    subprocess.run([cxx, *plugin_flags, *map(str, sources), "-o", str(library)], check=True)
+    return PluginHost(plugin_host_path, library)
 
 
 @pytest.fixture(scope="session")

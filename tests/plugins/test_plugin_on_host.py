@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -197,3 +199,19 @@ def test_null_pointers_are_refused_at_run_time(plugin_host: PluginHost, name: st
     assert plugin is not None
     assert plugin.attach().enqueue(parameters(**{name: None})) != 0
     assert plugin_host.log() == "AnchoredAttention (node 'node'): the launch failed: invalid argument\n"
+
+
+def test_the_installed_library_is_built_as_tensorrt_would(
+    plugin_host_path: Path, installed_library: Path, tmp_path: Path
+) -> None:
+    """What needs no GPU of the real libva_plugins.so: scripts/gpu_check.py goes on from here."""
+    # A copy, for the host knows one library at a time, and this process may have it already.
+    host = PluginHost(Path(shutil.copy(plugin_host_path, tmp_path)), installed_library)
+    plugin = host.make(parameters())
+    assert plugin is not None
+    assert plugin.build([*FITTING, (OUT, "float16")]) is None
+    assert plugin.attach().build([*FITTING[:5], (OUT, "float16")]) is None
+    assert plugin.build([*FITTING[:1], ((2, 2, 9, 64), "float32"), *FITTING[2:], (OUT, "float16")]) == "types"
+    assert "key is float32 but query is float16" in host.log()
+    decode = parameters(batch=2, query_heads=8, kv_heads=2, kv_len=4096, head_dim=128, value_head_dim=128, dtype=0)
+    assert plugin.workspace_bytes(decode) > 0
