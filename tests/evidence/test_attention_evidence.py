@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -268,3 +269,24 @@ def test_a_worker_that_hangs_is_stopped(tmp_path: Path) -> None:
     run_worker("part", command, tmp_path / "rows.jsonl", document, timeout_seconds=0.1)
     assert [row["passed"] for row in document["checks"]] == [False]
     assert "ran too long" in document["checks"][0]["message"]
+
+
+def test_what_a_worker_started_ends_with_it(tmp_path: Path) -> None:
+    """A program under a sanitizer must not run on beside what is timed next."""
+    script = "import pathlib, subprocess, sys; child = subprocess.Popen(['sleep', '600'])"
+    script += "; pathlib.Path(sys.argv[1]).write_text(str(child.pid))"
+    command = [sys.executable, "-c", script, str(tmp_path / "pid")]
+    run_worker("part", command, tmp_path / "rows.jsonl", begin_evidence(CPU, "0" * 40, NO_CEILINGS))
+    status = Path("/proc", (tmp_path / "pid").read_text(), "stat")
+
+    def is_gone() -> bool:
+        try:
+            return status.read_text().rsplit(")", 1)[1].split()[0] in "ZX"  # nobody may have collected it yet
+        except (FileNotFoundError, ProcessLookupError):
+            return True
+
+    polls = 0
+    while not is_gone() and polls < 3000:  # the signal was sent before; without it the wait would be ten minutes
+        time.sleep(0.01)
+        polls += 1
+    assert is_gone()

@@ -3,8 +3,10 @@ and what was measured before stays."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -39,18 +41,24 @@ def run_worker(
     """
     rows.unlink(missing_ok=True)
     log = rows.with_suffix(".log")
-    status = "was stopped: it ran too long"
     with log.open("w", encoding="utf-8") as output:
+        # In a session of its own, so that what it starts (a sanitizer starts the program) ends with it.
         worker = subprocess.Popen(
-            command, stdout=output, stderr=subprocess.STDOUT, env={**os.environ, **(environment or {})}
+            command,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **(environment or {})},
+            start_new_session=True,
         )
         try:
             code = worker.wait(timeout_seconds)
             status = f"ended with status {code}"
         except subprocess.TimeoutExpired:
-            worker.kill()
+            code, status = -1, "was stopped: it ran too long"
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(worker.pid, signal.SIGKILL)
             worker.wait()
-            code = -1
     lines = rows.read_text(encoding="utf-8").splitlines() if rows.is_file() else []
     ended = False
     for line in lines:
