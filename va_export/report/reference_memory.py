@@ -23,10 +23,12 @@ _HEADROOM = 0.9
 
 @dataclass(frozen=True)
 class ReferenceMemory:
-    """Bytes of peak memory beside the libraries: with all weights in memory, and with one module's at a time."""
+    """Bytes of peak memory beside the libraries: with all weights in memory, with one module's at a time, and without
+    any (hidden states, logits of the attention, KV cache)."""
 
     whole: int
     streamed: int
+    activations: int
 
 
 def reference_memory(
@@ -45,6 +47,7 @@ def reference_memory(
     weights = sum(math.prod(source.shape) for source in weight_map.values())
     side = cache + prompt_tokens * text.hidden_size
     return ReferenceMemory(
+        activations=_FLOAT32 * max(decoder + side, tower),
         whole=_FLOAT32 * (weights + max(decoder + side, tower)),
         streamed=_FLOAT32 * (_largest_module(weight_map) + max(decoder + _SIDES * side, tower)),
     )
