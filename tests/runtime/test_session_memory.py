@@ -115,7 +115,7 @@ def test_a_bundle_answers_the_same(attention: str, tiny_bundle: Path, monkeypatc
             ).logits
     default, streaming = answers[False], answers[True]
     assert default is not None and streaming is not None
-    # Fewer nodes are fused, so some float16 roundings differ; each way is as far from float32 as the other, so the two are
-    # no farther apart than both distances together.
+    # Fewer nodes are fused, so some float16 roundings differ; each way is as far from float32 as the other, so the two
+    # are no farther apart than both distances together.
     to_reference = np.abs(default - reference["anchored_logits"]).max()
     assert np.abs(streaming - default).max() <= 2 * to_reference
