@@ -13,6 +13,8 @@ import psutil
 
 from va_export.errors import VaExportError
 from va_export.recipe import COMPONENTS
+from va_export.report.reference_memory import must_stream, reference_memory
+from va_export.runtime.session_memory import RESIDENT_FACTOR
 
 if TYPE_CHECKING:
     from va_export.models.family import ModelSpec, WeightSource
@@ -24,6 +26,8 @@ _BUILD_MEMORY_FACTOR = 2.0
 # Python with torch, transformers and ONNX Runtime loaded; the rest of the plan comes on top.
 _BASE_MEMORY = 1 << 30
 _SMALL_FILES = 16 << 20
+# Tokens of a prompt beside the visual ones: the line of a frame; the system message, the question and their frame.
+_TEXT_A_FRAME, _TEXT = 8, 128
 
 
 @dataclass(frozen=True)
@@ -63,12 +67,17 @@ def component_bytes(spec: ModelSpec, weight_map: Mapping[str, WeightSource], pre
 
 
 def plan_export(
-    options: ExportOptions, spec: ModelSpec, weight_map: Mapping[str, WeightSource], flavors: Sequence[str]
+    options: ExportOptions,
+    spec: ModelSpec,
+    weight_map: Mapping[str, WeightSource],
+    flavors: Sequence[str],
+    available: int | None = None,
 ) -> Plan:
     """Estimate an export from the shapes alone.
 
     Args:
         flavors: the TensorRT flavours that engines are built for; empty for ONNX only.
+        available: bytes of memory, which decide whether the proof streams weights; default: what the machine has left.
     """
     weights = {
         name: size
@@ -82,15 +91,38 @@ def plan_export(
     files.append(
         PlannedFile("graphs, plugin, tokenizer, reference, reports", _SMALL_FILES + _reference_bytes(options, spec))
     )
+    free = psutil.virtual_memory().available if available is None else available
     candidates = {"writing the ONNX weights": 2 * max(_largest(weight_map) * 8, 1)}
     if flavors:
         candidates["building the largest engine"] = int(_BUILD_MEMORY_FACTOR * max(weights.values()))
     if options.proves:
-        reference = sum(math.prod(source.shape) for source in weight_map.values()) * 4
-        candidates["the float32 reference in PyTorch"] = reference
-        candidates["running the bundle"] = sum(weights.values()) * 2
+        candidates |= _proof_candidates(options, spec, weight_map, weights, free)
     reason = max(candidates, key=lambda name: candidates[name])
     return Plan(tuple(files), _BASE_MEMORY + candidates[reason], reason)
+
+
+def _proof_candidates(
+    options: ExportOptions,
+    spec: ModelSpec,
+    weight_map: Mapping[str, WeightSource],
+    weights: Mapping[str, int],
+    available: int,
+) -> dict[str, int]:
+    """Memory of the proof's two halves. Each streams weights by itself where they do not fit; the plan follows."""
+    prompt = options.recipe.frames * (spec.vision.tokens_per_frame + _TEXT_A_FRAME) + _TEXT
+    need = reference_memory(spec, weight_map, prompt, options.new_tokens)
+    streams = must_stream(spec, weight_map, prompt, options.new_tokens, available - _BASE_MEMORY)
+    candidates = {
+        "the float32 reference, streamed layer by layer"
+        if streams
+        else "the float32 reference in PyTorch": need.streamed if streams else need.whole
+    }
+    if options.precision == "bf16":  # PyTorch runs it, whole
+        return candidates | {"running the bundle": sum(weights.values()) + need.activations}
+    whole = int(RESIDENT_FACTOR * sum(weights.values()))
+    if whole <= available - _BASE_MEMORY:
+        return candidates | {"running the bundle": whole + need.activations}
+    return candidates | {"running the bundle, weights mapped": 4 * _largest(weight_map) + need.activations}
 
 
 def _largest(weight_map: Mapping[str, WeightSource]) -> int:

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
+
 from va_export.errors import VaExportError
 from va_export.report.latency import environment, gpu_name, measure_latency
 from va_export.report.parity import check_parity, parity_document
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
     from va_export.progress import StageDisplay
     from va_export.recipe import ExportOptions
     from va_export.source import Source
+
+# PyTorch holds the weights once, beside activations and the file pages that they are copied from.
+_TORCH_FACTOR = 1.3
 
 
 def prove(
@@ -46,9 +51,10 @@ def prove(
     parity["not_run"] = not_run_here(engines)
     bundle.write_json("parity.json", parity)
     if options.latency_iterations and is_finite(parity):
-        latency = run_latency(
-            bundle.directory, _timed_here(options), arrays, options.latency_iterations, options.new_tokens, display
-        )
+        timed, left_out = _timed_here(options, bundle.directory)
+        for reason in left_out:
+            display.note(reason)
+        latency = run_latency(bundle.directory, timed, arrays, options.latency_iterations, options.new_tokens, display)
         bundle.write_json("latency.json", latency)
     return bool(parity["passed"])
 
@@ -69,10 +75,18 @@ def _runs_here(options: ExportOptions) -> list[tuple[str, str]]:
     return [("onnxruntime", options.attention), ("onnxruntime", other)]
 
 
-def _timed_here(options: ExportOptions) -> list[tuple[str, str]]:
-    """The pairs that are timed: ONNX Runtime with the exported form, and PyTorch beside it for scale."""
+def _timed_here(options: ExportOptions, directory: Path) -> tuple[list[tuple[str, str]], list[str]]:
+    """The pairs that are timed: ONNX Runtime with the exported form, and PyTorch beside it for scale where its weights,
+    which it holds whole, fit; and what was left out, in words."""
     torch = ("torch", options.attention)
-    return [torch] if options.precision == "bf16" else [("onnxruntime", options.attention), torch]
+    if options.precision == "bf16":
+        return [torch], []
+    weights = sum(path.stat().st_size for path in directory.glob("onnx/*.data"))
+    available = psutil.virtual_memory().available
+    if _TORCH_FACTOR * weights > available:
+        reason = f"PyTorch is not timed: its {weights / 1e9:.1f} GB of weights do not fit the memory that is left"
+        return [("onnxruntime", options.attention)], [reason]
+    return [("onnxruntime", options.attention), torch], []
 
 
 def not_run_here(engines: EnginePlan) -> list[dict[str, str]]:

@@ -75,8 +75,7 @@ class ExportOptions:
         atol, rtol: override the parity tolerances.
         image_token_id: the placeholder's id, for a checkpoint that does not tell it.
         latency_iterations: timed repeats; 0 leaves latency out.
-        parity: False leaves reference, parity and latency out: for a machine that can write the model but not hold it
-            in float32.
+        parity: False leaves reference, parity and latency out.
     """
 
     recipe: Recipe

@@ -62,7 +62,7 @@ def export_command(
     rtol: Annotated[float | None, Option(help="Relative tolerance of parity, instead of the precision's.")] = None,
     latency_iterations: Annotated[int, Option(help="Timed repeats; 0: no latency.")] = 10,
     no_parity: Annotated[
-        bool, Option("--no-parity", help="Leave the proof out, which needs the model in float32 in memory.")
+        bool, Option("--no-parity", help="Leave the proof out: faster, and the bundle says that it is not proved.")
     ] = False,
     overwrite: Annotated[
         bool, Option("--overwrite", help="Replace an existing bundle, once the new one is whole.")

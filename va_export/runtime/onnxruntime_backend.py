@@ -9,6 +9,7 @@ import numpy as np
 from va_export.errors import VaExportError
 from va_export.runtime.backend import Bool, Float32, Int64, component_file
 from va_export.runtime.external_data import check_external_data
+from va_export.runtime.session_memory import must_stream, session_options
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -31,6 +32,8 @@ class OnnxRuntimeBackend:
         self._precision: str = manifest.data["precision"]
         self._providers = _providers()
         self.device = "cuda" if self._providers[0].startswith("CUDA") else "cpu"
+        # Decided once for all components, for they are open together.
+        self._streams = self.device == "cpu" and must_stream(manifest.directory)
         if self._precision == "bf16" and self.device == "cpu":
             raise VaExportError(
                 "ONNX Runtime's CPU provider has no bfloat16 kernels",
@@ -104,10 +107,14 @@ class OnnxRuntimeBackend:
         kind = self._decoder_kind if component == "decoder" else "onnx"
         path = self._manifest.path(component_file(self._manifest, component, kind))
         check_external_data(path)
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
+        options = session_options(self._streams)
         try:
-            return ort.InferenceSession(str(path), options, providers=self._providers)
+            return ort.InferenceSession(
+                str(path),
+                options,
+                providers=self._providers,
+                disabled_optimizers=["ConstantFolding"] if self._streams else None,
+            )
         except Exception as error:  # ONNX Runtime raises its own bare Exception subclasses
             raise VaExportError(
                 f"ONNX Runtime cannot open {component}: {str(error).strip()}",
