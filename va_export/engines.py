@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from va_export.decoder_shards import DECODER, is_decoder
 from va_export.engine.build import EngineInfo, build_engine
 from va_export.engine.profiles import dimension_ranges
 from va_export.engine.targets import DEFAULT_TARGETS, check_targets
@@ -56,7 +57,7 @@ def plan_engines(options: ExportOptions, spec: ModelSpec, display: StageDisplay)
         check_targets(_load(flavor), options.targets or DEFAULT_TARGETS[flavor])
     for name in options.components if flavors else ():
         dimension_ranges(name, options.recipe.limits, spec.vision.tokens_per_frame)
-    if options.attention != "plugin" or "decoder" not in options.components:
+    if options.attention != "plugin" or DECODER not in options.components:
         return EnginePlan(flavors, reason)
     try:
         return EnginePlan(flavors, reason, plugin_library(), plugin_contract())
@@ -113,10 +114,12 @@ def build_engines(
                     bundle.path(f"engines/{flavor}/{name}.engine"),
                     flavor=flavor,
                     targets=targets,
-                    ranges=dimension_ranges(name, options.recipe.limits, spec.vision.tokens_per_frame),
+                    ranges=dimension_ranges(
+                        DECODER if is_decoder(name) else name, options.recipe.limits, spec.vision.tokens_per_frame
+                    ),
                     attention="native" if options.attention == "native" else "plugin",
-                    capacity=options.recipe.limits.max_kv_cache_capacity if name == "decoder" else None,
-                    plugin_library=plan.library if name == "decoder" else None,
+                    capacity=options.recipe.limits.max_kv_cache_capacity if is_decoder(name) else None,
+                    plugin_library=plan.library if is_decoder(name) else None,
                     on_progress=partial(_advance, stage),
                 )
                 entries.setdefault(name, {})[flavor] = _entry(info, bundle.directory)

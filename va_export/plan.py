@@ -11,18 +11,15 @@ from typing import TYPE_CHECKING
 
 import psutil
 
+from va_export.decoder_shards import DECODER
 from va_export.errors import VaExportError
 from va_export.recipe import COMPONENTS
+from va_export.shard_plan import EXPORT_BASE, ITEM_BYTES, ShardPlan, build_memory
 
 if TYPE_CHECKING:
     from va_export.models.family import ModelSpec, WeightSource
     from va_export.recipe import ExportOptions
 
-_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
-# An engine holds its weights once; its build holds them about twice (measured with TensorRT-RTX 1.7).
-_BUILD_MEMORY_FACTOR = 2.0
-# Python with torch, transformers and ONNX Runtime loaded; the rest of the plan comes on top.
-_BASE_MEMORY = 1 << 30
 _SMALL_FILES = 16 << 20
 
 
@@ -36,11 +33,18 @@ class PlannedFile:
 
 @dataclass(frozen=True)
 class Plan:
-    """Files, disk and peak memory (bytes) of one export."""
+    """Files, disk and peak memory (bytes) of one export.
+
+    Attributes:
+        shards: what is said about the decoder's shards; empty without a decoder.
+        shards_were_asked: whether their number was given, not chosen here by the free memory.
+    """
 
     files: tuple[PlannedFile, ...]
     memory: int
     memory_reason: str
+    shards: str = ""
+    shards_were_asked: bool = False
 
     @property
     def disk(self) -> int:
@@ -58,12 +62,16 @@ def component_bytes(spec: ModelSpec, weight_map: Mapping[str, WeightSource], pre
             component = "decoder"
         else:
             component = "vision"
-        sizes[component] += math.prod(source.shape) * _BYTES[precision]
+        sizes[component] += math.prod(source.shape) * ITEM_BYTES[precision]
     return sizes
 
 
 def plan_export(
-    options: ExportOptions, spec: ModelSpec, weight_map: Mapping[str, WeightSource], flavors: Sequence[str]
+    options: ExportOptions,
+    spec: ModelSpec,
+    weight_map: Mapping[str, WeightSource],
+    flavors: Sequence[str],
+    shards: ShardPlan,
 ) -> Plan:
     """Estimate an export from the shapes alone.
 
@@ -73,8 +81,8 @@ def plan_export(
     weights = {
         name: size
         for name, size in component_bytes(spec, weight_map, options.precision).items()
-        if name in options.components
-    }
+        if name in options.components and name != DECODER
+    } | shards.sizes
     files = [PlannedFile(f"onnx/{name}.onnx.data", size) for name, size in weights.items()]
     files += [
         PlannedFile(f"engines/{flavor}/{name}.engine", size) for flavor in flavors for name, size in weights.items()
@@ -84,13 +92,16 @@ def plan_export(
     )
     candidates = {"writing the ONNX weights": 2 * max(_largest(weight_map) * 8, 1)}
     if flavors:
-        candidates["building the largest engine"] = int(_BUILD_MEMORY_FACTOR * max(weights.values()))
+        largest = max(weights, key=lambda name: weights[name])
+        candidates[f"building the engine of {largest}"] = build_memory(weights[largest])
     if options.proves:
         reference = sum(math.prod(source.shape) for source in weight_map.values()) * 4
         candidates["the float32 reference in PyTorch"] = reference
         candidates["running the bundle"] = sum(weights.values()) * 2
     reason = max(candidates, key=lambda name: candidates[name])
-    return Plan(tuple(files), _BASE_MEMORY + candidates[reason], reason)
+    said = f"{len(shards.shards)} ({shards.reason})" if shards.shards else ""
+    asked = options.decoder_shards is not None
+    return Plan(tuple(files), EXPORT_BASE + candidates[reason], reason, said, asked)
 
 
 def _largest(weight_map: Mapping[str, WeightSource]) -> int:
@@ -124,7 +135,8 @@ def check_plan(plan: Plan, output: Path) -> None:
             f"the export needs about {human(plan.memory)} of memory for {plan.memory_reason},"
             f" and {human(available)} are available",
             where="memory",
-            fix="leave the proof out with --no-parity, export parts with --components or --num-decoder-layers, build no"
+            fix=("let --decoder-shards auto choose, " if plan.shards_were_asked else "")
+            + "leave the proof out with --no-parity, export parts with --components or --num-decoder-layers, build no"
             " engines with --onnx-only, or use a larger machine",
         )
 
@@ -151,6 +163,8 @@ def describe(plan: Plan, output: Path) -> list[str]:
     lines = [f"output        {output}"]
     lines += [f"  {human(file.bytes):>10}  {file.name}" for file in plan.files]
     lines.append(f"disk          {human(plan.disk)} of {human(free_disk(output))} free")
+    if plan.shards:
+        lines.append(f"shards        {plan.shards}")
     available = human(psutil.virtual_memory().available)
     lines.append(f"peak memory   about {human(plan.memory)} ({plan.memory_reason}) of {available} available")
     return lines

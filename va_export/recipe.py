@@ -69,6 +69,7 @@ class ExportOptions:
         output: the bundle's directory.
         targets: GPU architectures, such as `sm86`; empty: the default of the TensorRT that is used.
         components: which of `COMPONENTS` to export.
+        decoder_shards: how many ranges of layers the decoder is cut into; None: as the memory for building engines wants.
         video: the clip whose frames prove the bundle; None: a clip that a package ships.
         question: asked about the clip, where there is a tokenizer.
         new_tokens: greedy steps compared in the parity report.
@@ -88,6 +89,7 @@ class ExportOptions:
     onnx_only: bool = False
     components: tuple[str, ...] = COMPONENTS
     num_decoder_layers: int | None = None
+    decoder_shards: int | None = None
     overwrite: bool = False
     video: Path | None = None
     question: str = "What moves in this video, and where?"
@@ -133,6 +135,13 @@ class ExportOptions:
                 f"at least one decoder layer is needed, not {self.num_decoder_layers}",
                 where="--num-decoder-layers",
                 fix="raise it, or leave it out for all layers",
+            )
+        if self.decoder_shards is not None and (self.decoder_shards < 1 or "decoder" not in self.components):
+            raise VaExportError(
+                f"{self.decoder_shards} shards cannot be made of "
+                + ("a decoder" if "decoder" in self.components else "a decoder that --components leaves out"),
+                where="--decoder-shards",
+                fix="give a number of at least 1, or leave it out",
             )
         check_tolerances(self.atol, self.rtol)
 

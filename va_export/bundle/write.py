@@ -15,7 +15,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from va_export._version import __version__
-from va_export.bundle.manifest import MANIFEST_NAME, MANIFEST_VERSION, bundle_files, sha256
+from va_export.bundle.manifest import MANIFEST_NAME, bundle_files, needed_version, sha256
 from va_export.errors import VaExportError
 
 
@@ -49,7 +49,7 @@ class BundleWriter:
         """Write the manifest over all files that are there now; later files need another call."""
         files = {name: self._entry(name, path) for name, path in bundle_files(self.directory)}
         document = {
-            "manifest_version": MANIFEST_VERSION,
+            "manifest_version": needed_version(data),
             "tool": {"name": "va-export", "version": __version__},
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             **data,
