@@ -40,9 +40,9 @@ OPTIONS = {
         --max-kv-cache-capacity --model --new-tokens --no-parity --num-decoder-layers --onnx-only --output --overwrite
         --pca-rank --precision --question --revision --rtol --seed --subspaces --target --tensorrt --version
         --video -o""",
-    "va-run": """--alpha-k --alpha-v --backend --frames --log-level --max-new-tokens --no-anchors --prompt --timings
+    "va-run": """--alpha-k --alpha-v --backend --devices --frames --log-level --max-new-tokens --no-anchors --prompt --timings
         --version --video""",
-    "va-check": "--atol --backend --latency-iterations --log-level --output --rtol --version -o",
+    "va-check": "--atol --backend --devices --latency-iterations --log-level --output --rtol --version -o",
 }
 
 # What the walk-throughs of CONTRIBUTING leave open, and the example that stands for it.
