@@ -78,6 +78,7 @@ class ExportOptions:
         latency_iterations: timed repeats; 0 leaves latency out.
         parity: False leaves reference, parity and latency out: for a machine that can write the model but not hold it
             in float32.
+        engine_cache: where built engines are kept and looked for; None: nowhere.
     """
 
     recipe: Recipe
@@ -99,6 +100,7 @@ class ExportOptions:
     image_token_id: int | None = None
     latency_iterations: int = 10
     parity: bool = True
+    engine_cache: Path | None = None
 
     def __post_init__(self) -> None:
         _choice("--precision", self.precision, PRECISIONS)

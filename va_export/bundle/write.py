@@ -66,6 +66,16 @@ class BundleWriter:
             self._digests[key] = sha256(path)
         return {"bytes": stat.st_size, "sha256": self._digests[key]}
 
+    def digest(self, relative: str) -> str:
+        """SHA-256 of a file of the bundle, which is read once for this and the manifest together."""
+        digest: str = self._entry(relative, self.directory / relative)["sha256"]
+        return digest
+
+    def record_digest(self, relative: str, digest: str) -> None:
+        """Note the SHA-256 of a file that its writer has hashed, so that it is not read again."""
+        stat = (self.directory / relative).stat()
+        self._digests[relative, stat.st_size, stat.st_mtime_ns] = digest
+
     def commit(self, passed: bool) -> Path:
         """Move the bundle to its place; returns that.
 

@@ -44,6 +44,9 @@ def export_command(
     target: Annotated[
         str, Option(help="GPUs to build for, as sm80,sm86,sm89,sm120. [default: all of these on RTX]")
     ] = "",
+    engine_cache: Annotated[
+        str, Option(help="Where built engines are kept, or off. [default: engines/ in $VA_EXPORT_CACHE or ~/.cache]")
+    ] = "",
     onnx_only: Annotated[bool, Option("--onnx-only", help="Build no engines.")] = False,
     max_batch_size: Annotated[int | None, Option(help="Largest batch of the engines.")] = None,
     max_input_len: Annotated[int | None, Option(help="Longest prompt, visual tokens included.")] = None,
@@ -84,6 +87,7 @@ def export_command(
     """
     with user_errors():
         set_up_logging(log_level)
+        from va_export.engine.engine_cache import resolve_engine_cache
         from va_export.recipe import ExportOptions, resolve_model, with_overrides
         from va_export.shard_plan import parse_shards
 
@@ -122,6 +126,7 @@ def export_command(
             image_token_id=image_token_id,
             latency_iterations=latency_iterations,
             parity=not no_parity,
+            engine_cache=resolve_engine_cache(engine_cache),
         )
         passed = _run(options, dry_run)
     if passed is False:
