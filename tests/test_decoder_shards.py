@@ -74,9 +74,10 @@ def test_sizes_are_those_of_the_files(sharded_bundle: Path, deep_checkpoint: Pat
     family = family_named("internvl2")
     weight_map = family.weight_map(family.spec_from_checkpoint(Checkpoint.open(deep_checkpoint)))
     weights = decoder_weights(weight_map, 2)
-    assert 4 * weights.layer + weights.rest == component_bytes(
-        family.spec_from_checkpoint(Checkpoint.open(deep_checkpoint)), weight_map, "fp16"
-    )["decoder"]
+    assert (
+        4 * weights.layer + weights.rest
+        == component_bytes(family.spec_from_checkpoint(Checkpoint.open(deep_checkpoint)), weight_map, "fp16")["decoder"]
+    )
     for shard in split_decoder(4, 2, weights):
         written = (sharded_bundle / "onnx" / f"{shard.name}.onnx.data").stat().st_size
         # Tensors start at multiples of the alignment, and the smallest stay in the graph: under a tenth here.

@@ -12,7 +12,6 @@ from command_line import va_check, va_export
 from va_export.bundle.manifest import read_manifest
 from va_export.engine.inspect_engine import find_plugin_records
 from va_export.ops.declaration import DOMAIN
-from va_export.report.html import render_report
 from va_export.runtime.bundle import Bundle
 
 SHARDS = ("decoder_0", "decoder_1")
@@ -61,7 +60,7 @@ def test_latency_names_the_shards(sharded_bundle: Path) -> None:
         # Means add up; the rest of the stage is the embedding.
         assert sum(part["mean_ms"] for part in parts) < stages[stage]["mean_ms"]
     assert not [stage for stage in runs["torch"]["stages"] if "/" in stage]  # one model there
-    page = render_report(sharded_bundle).read_text(encoding="utf-8")
+    page = (sharded_bundle / "report.html").read_text(encoding="utf-8")
     assert "Prefill, decoder_0" in page and "Decode, per token, decoder_1" in page
 
 

@@ -189,9 +189,7 @@ def test_a_bundle_changed_in_place_does_not_spread(cache: EngineCache, tmp_path:
     assert second.destination.read_bytes() == b"engine" and first.destination.read_bytes() == b"ENGINE"
 
 
-def test_another_file_system_gets_a_copy(
-    cache: EngineCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_another_file_system_gets_a_copy(cache: EngineCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_link(*_: object) -> None:
         raise OSError(errno.EXDEV, "Invalid cross-device link")
 

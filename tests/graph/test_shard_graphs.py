@@ -126,7 +126,10 @@ def test_each_shard_has_its_own_layers_and_caches(backend: Callable[[str, int, s
         weights = {tensor.name for tensor in model.graph.initializer if "language_model" in tensor.name}
         numbers = {int(name.split("layers.")[1].split(".")[0]) for name in weights if "layers." in name}
         assert numbers == set(layers)
-        head = {tensor.name for tensor in model.graph.initializer} & {"lm_head.weight", "model.language_model.norm.weight"}
+        head = {tensor.name for tensor in model.graph.initializer} & {
+            "lm_head.weight",
+            "model.language_model.norm.weight",
+        }
         assert len(head) == 2 * index
 
 

@@ -97,7 +97,7 @@ class OnnxRuntimeBackend:
     ) -> Float32:
         hidden_states = inputs_embeds
         for part in self._parts:
-            inputs = {
+            inputs: dict[str, np.ndarray] = {
                 part.input_name: np.ascontiguousarray(hidden_states),
                 "key_log_gain": np.ascontiguousarray(key_log_gain),
                 "value_gain": np.ascontiguousarray(value_gain),
