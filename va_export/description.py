@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from va_export.bundle.write import BundleWriter
     from va_export.engines import EnginePlan
     from va_export.recipe import ExportOptions
+    from va_export.shard_plan import ShardPlan
     from va_export.source import Source
 
 
@@ -28,6 +29,7 @@ def write_settings(options: ExportOptions, source: Source, bundle: BundleWriter)
 def describe(
     options: ExportOptions,
     source: Source,
+    shards: ShardPlan,
     components: dict[str, dict[str, Any]],
     engine_entries: dict[str, dict[str, Any]],
     engines: EnginePlan,
@@ -58,6 +60,7 @@ def describe(
             name: {**entry, **({"engines": engine_entries[name]} if name in engine_entries else {})}
             for name, entry in components.items()
         },
+        "decoder_shards": shards.to_mapping(),
         # The score runs on the host between vision and decoder; an engine of its own would be listed as a component.
         "scoring": "host",
         "limits": recipe.limits.to_mapping(),

@@ -20,6 +20,7 @@ from va_export.proof import prove
 from va_export.recipe import ExportOptions
 from va_export.report.html import render_report
 from va_export.sample import make_sample
+from va_export.shard_plan import plan_shards
 from va_export.source import open_source, open_spec
 
 
@@ -46,9 +47,9 @@ def export(options: ExportOptions, display: StageDisplay) -> ExportResult:
         with display.stage("open checkpoint") as stage:
             source = open_source(options, Path(scratch))
             engines = plan_engines(options, source.spec, display)
-            check_plan(
-                plan_export(options, source.spec, source.family.weight_map(source.spec), engines.flavors), bundle.output
-            )
+            weight_map = source.family.weight_map(source.spec)
+            shards = plan_shards(options, source.spec, weight_map, builds_engines=bool(engines.flavors))
+            check_plan(plan_export(options, source.spec, weight_map, engines.flavors, shards), bundle.output)
             stage.say(f"{source.family.name}, {source.spec.text.num_layers} layers, from {source.checkpoint.directory}")
         write_settings(options, source, bundle)
         sample = None
@@ -57,9 +58,9 @@ def export(options: ExportOptions, display: StageDisplay) -> ExportResult:
                 processing = source.family.processing(source.spec, source.checkpoint)
                 sample = make_sample(options, processing, source.spec, bundle.directory)
                 stage.say(f"{options.recipe.frames} frames of {sample.clip['file']}")
-        components = write_components(options, source, bundle, display)
+        components = write_components(options, source, shards, bundle, display)
         engine_entries = build_engines(options, engines, components, source.spec, bundle, display)
-        manifest = describe(options, source, components, engine_entries, engines)
+        manifest = describe(options, source, shards, components, engine_entries, engines)
         bundle.write_manifest(manifest)
         passed = None
         if sample is not None:
@@ -86,4 +87,6 @@ def plan(options: ExportOptions, display: StageDisplay) -> Plan:
     with tempfile.TemporaryDirectory(prefix="va-export-") as scratch:
         family, spec = open_spec(options, Path(scratch))
         flavors = plan_engines(options, spec, display).flavors
-        return plan_export(options, spec, family.weight_map(spec), flavors)
+        weight_map = family.weight_map(spec)
+        shards = plan_shards(options, spec, weight_map, builds_engines=bool(flavors))
+        return plan_export(options, spec, weight_map, flavors, shards)

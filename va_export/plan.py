@@ -11,20 +11,17 @@ from typing import TYPE_CHECKING
 
 import psutil
 
+from va_export.decoder_shards import DECODER
 from va_export.errors import VaExportError
 from va_export.recipe import COMPONENTS
 from va_export.report.reference_memory import must_stream, reference_memory
 from va_export.runtime.session_memory import RESIDENT_FACTOR
+from va_export.shard_plan import EXPORT_BASE, ITEM_BYTES, ShardPlan, build_memory
 
 if TYPE_CHECKING:
     from va_export.models.family import ModelSpec, WeightSource
     from va_export.recipe import ExportOptions
 
-_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
-# An engine holds its weights once; its build holds them about twice (measured with TensorRT-RTX 1.7).
-_BUILD_MEMORY_FACTOR = 2.0
-# Python with torch, transformers and ONNX Runtime loaded; the rest of the plan comes on top.
-_BASE_MEMORY = 1 << 30
 _SMALL_FILES = 16 << 20
 # Tokens of a prompt beside the visual ones: the line of a frame; the system message, the question and their frame.
 _TEXT_A_FRAME, _TEXT = 8, 128
@@ -40,11 +37,18 @@ class PlannedFile:
 
 @dataclass(frozen=True)
 class Plan:
-    """Files, disk and peak memory (bytes) of one export."""
+    """Files, disk and peak memory (bytes) of one export.
+
+    Attributes:
+        shards: what is said about the decoder's shards; empty without a decoder.
+        shards_were_asked: whether their number was given, not chosen here by the free memory.
+    """
 
     files: tuple[PlannedFile, ...]
     memory: int
     memory_reason: str
+    shards: str = ""
+    shards_were_asked: bool = False
 
     @property
     def disk(self) -> int:
@@ -62,7 +66,7 @@ def component_bytes(spec: ModelSpec, weight_map: Mapping[str, WeightSource], pre
             component = "decoder"
         else:
             component = "vision"
-        sizes[component] += math.prod(source.shape) * _BYTES[precision]
+        sizes[component] += math.prod(source.shape) * ITEM_BYTES[precision]
     return sizes
 
 
@@ -71,6 +75,7 @@ def plan_export(
     spec: ModelSpec,
     weight_map: Mapping[str, WeightSource],
     flavors: Sequence[str],
+    shards: ShardPlan,
     available: int | None = None,
 ) -> Plan:
     """Estimate an export from the shapes alone.
@@ -82,8 +87,8 @@ def plan_export(
     weights = {
         name: size
         for name, size in component_bytes(spec, weight_map, options.precision).items()
-        if name in options.components
-    }
+        if name in options.components and name != DECODER
+    } | shards.sizes
     files = [PlannedFile(f"onnx/{name}.onnx.data", size) for name, size in weights.items()]
     files += [
         PlannedFile(f"engines/{flavor}/{name}.engine", size) for flavor in flavors for name, size in weights.items()
@@ -94,11 +99,14 @@ def plan_export(
     free = psutil.virtual_memory().available if available is None else available
     candidates = {"writing the ONNX weights": 2 * max(_largest(weight_map) * 8, 1)}
     if flavors:
-        candidates["building the largest engine"] = int(_BUILD_MEMORY_FACTOR * max(weights.values()))
+        largest = max(weights, key=lambda name: weights[name])
+        candidates[f"building the engine of {largest}"] = build_memory(weights[largest])
     if options.proves:
         candidates |= _proof_candidates(options, spec, weight_map, weights, free)
     reason = max(candidates, key=lambda name: candidates[name])
-    return Plan(tuple(files), _BASE_MEMORY + candidates[reason], reason)
+    said = f"{len(shards.shards)} ({shards.reason})" if shards.shards else ""
+    asked = options.decoder_shards is not None
+    return Plan(tuple(files), EXPORT_BASE + candidates[reason], reason, said, asked)
 
 
 def _proof_candidates(
@@ -111,7 +119,7 @@ def _proof_candidates(
     """Memory of the proof's two halves. Each streams weights by itself where they do not fit; the plan follows."""
     prompt = options.recipe.frames * (spec.vision.tokens_per_frame + _TEXT_A_FRAME) + _TEXT
     need = reference_memory(spec, weight_map, prompt, options.new_tokens)
-    streams = must_stream(spec, weight_map, prompt, options.new_tokens, available - _BASE_MEMORY)
+    streams = must_stream(spec, weight_map, prompt, options.new_tokens, available - EXPORT_BASE)
     candidates = {
         "the float32 reference, streamed layer by layer"
         if streams
@@ -120,7 +128,7 @@ def _proof_candidates(
     if options.precision == "bf16":  # PyTorch runs it, whole
         return candidates | {"running the bundle": sum(weights.values()) + need.activations}
     whole = int(RESIDENT_FACTOR * sum(weights.values()))
-    if whole <= available - _BASE_MEMORY:
+    if whole <= available - EXPORT_BASE:
         return candidates | {"running the bundle": whole + need.activations}
     return candidates | {"running the bundle, weights mapped": 4 * _largest(weight_map) + need.activations}
 
@@ -156,7 +164,8 @@ def check_plan(plan: Plan, output: Path) -> None:
             f"the export needs about {human(plan.memory)} of memory for {plan.memory_reason},"
             f" and {human(available)} are available",
             where="memory",
-            fix="leave the proof out with --no-parity, export parts with --components or --num-decoder-layers, build no"
+            fix=("let --decoder-shards auto choose, " if plan.shards_were_asked else "")
+            + "leave the proof out with --no-parity, export parts with --components or --num-decoder-layers, build no"
             " engines with --onnx-only, or use a larger machine",
         )
 
@@ -183,6 +192,8 @@ def describe(plan: Plan, output: Path) -> list[str]:
     lines = [f"output        {output}"]
     lines += [f"  {human(file.bytes):>10}  {file.name}" for file in plan.files]
     lines.append(f"disk          {human(plan.disk)} of {human(free_disk(output))} free")
+    if plan.shards:
+        lines.append(f"shards        {plan.shards}")
     available = human(psutil.virtual_memory().available)
     lines.append(f"peak memory   about {human(plan.memory)} ({plan.memory_reason}) of {available} available")
     return lines

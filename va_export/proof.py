@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -116,13 +116,14 @@ def run_parity(
     atol: float | None,
     rtol: float | None,
     display: StageDisplay,
+    devices: Sequence[int] | None = None,
 ) -> dict[str, Any]:
     """parity.json over the given (backend, attention form) pairs, `not_run` left empty."""
     results = []
     for backend, attention in runs:
         with (
             display.stage(f"parity {backend}/{attention}") as stage,
-            Bundle.open(directory, backend, attention=attention) as bundle,
+            Bundle.open(directory, backend, attention=attention, devices=devices) as bundle,
         ):
             result = check_parity(bundle, reference, atol, rtol)
             results.append(result)
@@ -142,11 +143,12 @@ def run_latency(
     iterations: int,
     new_tokens: int,
     display: StageDisplay,
+    devices: Sequence[int] | None = None,
 ) -> dict[str, Any]:
     """latency.json over the given (backend, attention form) pairs, with anchors and without."""
     results = []
     for backend, attention in runs:
-        with Bundle.open(directory, backend, attention=attention) as bundle:
+        with Bundle.open(directory, backend, attention=attention, devices=devices) as bundle:
             for anchors in (True, False):
                 with display.stage(f"latency {backend} {'anchored' if anchors else 'plain'}") as stage:
                     result = measure_latency(
@@ -172,11 +174,13 @@ def check_bundle(
     rtol: float | None = None,
     iterations: int = 10,
     output: Path | None = None,
+    devices: Sequence[int] | None = None,
 ) -> dict[str, Any]:
     """Repeat parity and latency of a bundle on this machine (`va-check`); needs neither PyTorch nor the checkpoint.
 
     Args:
         output: a directory for `parity.json` and `latency.json` of this run; the bundle itself is never changed.
+        devices: as for `Bundle.open`.
 
     Raises:
         VaExportError: the bundle is damaged, has no reference, or the backend is not available; the output cannot be
@@ -193,14 +197,14 @@ def check_bundle(
             where=output,
             fix="choose another --output",
         )
-    with Bundle.open(directory, backend, check_hashes=True) as bundle:
+    with Bundle.open(directory, backend, check_hashes=True, devices=devices) as bundle:
         runs = [(backend, bundle.attention)]
     reference = read_reference(directory)
     new_tokens = len(reference["anchored_tokens"])
-    parity = run_parity(directory, runs, reference, atol, rtol, display)
+    parity = run_parity(directory, runs, reference, atol, rtol, display, devices)
     document: dict[str, Any] = {"parity": parity}
     if iterations and is_finite(parity):
-        document["latency"] = run_latency(directory, runs, reference, iterations, new_tokens, display)
+        document["latency"] = run_latency(directory, runs, reference, iterations, new_tokens, display, devices)
     if output is not None:
         try:
             output.mkdir(parents=True, exist_ok=True)

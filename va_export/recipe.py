@@ -69,6 +69,7 @@ class ExportOptions:
         output: the bundle's directory.
         targets: GPU architectures, such as `sm86`; empty: the default of the TensorRT that is used.
         components: which of `COMPONENTS` to export.
+        decoder_shards: how many ranges of layers the decoder is cut into; None: as the memory for building engines wants.
         video: the clip whose frames prove the bundle; None: a clip that a package ships.
         question: asked about the clip, where there is a tokenizer.
         new_tokens: greedy steps compared in the parity report.
@@ -76,6 +77,7 @@ class ExportOptions:
         image_token_id: the placeholder's id, for a checkpoint that does not tell it.
         latency_iterations: timed repeats; 0 leaves latency out.
         parity: False leaves reference, parity and latency out.
+        engine_cache: where built engines are kept and looked for; None: nowhere.
     """
 
     recipe: Recipe
@@ -87,6 +89,7 @@ class ExportOptions:
     onnx_only: bool = False
     components: tuple[str, ...] = COMPONENTS
     num_decoder_layers: int | None = None
+    decoder_shards: int | None = None
     overwrite: bool = False
     video: Path | None = None
     question: str = "What moves in this video, and where?"
@@ -96,6 +99,7 @@ class ExportOptions:
     image_token_id: int | None = None
     latency_iterations: int = 10
     parity: bool = True
+    engine_cache: Path | None = None
 
     def __post_init__(self) -> None:
         _choice("--precision", self.precision, PRECISIONS)
@@ -132,6 +136,13 @@ class ExportOptions:
                 f"at least one decoder layer is needed, not {self.num_decoder_layers}",
                 where="--num-decoder-layers",
                 fix="raise it, or leave it out for all layers",
+            )
+        if self.decoder_shards is not None and (self.decoder_shards < 1 or "decoder" not in self.components):
+            raise VaExportError(
+                f"{self.decoder_shards} shards cannot be made of "
+                + ("a decoder" if "decoder" in self.components else "a decoder that --components leaves out"),
+                where="--decoder-shards",
+                fix="give a number of at least 1, or leave it out",
             )
         check_tolerances(self.atol, self.rtol)
 

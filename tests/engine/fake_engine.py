@@ -45,8 +45,15 @@ class FakeDevice:
         self.stream = 7
         self.memory: dict[int, np.ndarray[Any, np.dtype[np.uint8]]] = {}
         self.uploads: list[int] = []
+        self.activations = 0
         self.closed = False
         self._next = 1000
+
+    def activate(self) -> None:
+        self.activations += 1
+
+    def copy_from(self, source: FakeDevice, buffer: DeviceBuffer, address: int) -> None:
+        self.memory[address][: buffer.size_bytes] = source.memory[buffer.address][: buffer.size_bytes]
 
     def allocate(self, size_bytes: int) -> int:
         self._next += 1

@@ -98,6 +98,19 @@ def test_outputs_can_stay_on_the_device_and_come_back_as_inputs(session: TensorR
     assert len(device.uploads) == uploads + 1  # past_length only
 
 
+def test_arrays_of_another_device_are_copied_over(session: TensorRTSession, device: FakeDevice) -> None:
+    other = FakeDevice()
+    theirs = other.zeros((1, 2), np.dtype(np.float32))
+    other.upload(np.array([[3, 4]], np.float32), theirs.address)
+    here = session.receive("tokens", theirs, other)  # type: ignore[arg-type]
+    assert here.address in device.memory and here.shape == (1, 2)
+    assert session.receive("tokens", here, device) is here  # type: ignore[arg-type]
+    uploads, activations = len(device.uploads), device.activations
+    feed = {"tokens": here, "past_length": np.array([0], np.int64)}
+    np.testing.assert_array_equal(session.run(feed, session.new_cache(1))["total"], [7])
+    assert len(device.uploads) == uploads + 1 and device.activations > activations
+
+
 def test_a_transposed_array_is_copied_right(session: TensorRTSession) -> None:
     feed = {"tokens": np.arange(6, dtype=np.float32).reshape(3, 2).T, "past_length": np.zeros(2, np.int64)}
     out = session.run(feed, session.new_cache(2))

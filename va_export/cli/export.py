@@ -30,6 +30,9 @@ def export_command(
     revision: Annotated[str | None, Option(help="Revision of a hub id.")] = None,
     components: Annotated[str, Option(help="Which parts to export, by comma.")] = "vision,embedding,decoder",
     num_decoder_layers: Annotated[int | None, Option(help="Export only the first layers of the decoder.")] = None,
+    decoder_shards: Annotated[
+        str, Option(help="Ranges of layers, each a file and an engine: a number, or auto (as free memory asks).")
+    ] = "auto",
     image_token_id: Annotated[
         int | None, Option(help="Id of the image placeholder, where the checkpoint does not tell.")
     ] = None,
@@ -40,6 +43,9 @@ def export_command(
     tensorrt: Annotated[str, Option(help="auto, tensorrt-rtx or tensorrt.")] = "auto",
     target: Annotated[
         str, Option(help="GPUs to build for, as sm80,sm86,sm89,sm120. [default: all of these on RTX]")
+    ] = "",
+    engine_cache: Annotated[
+        str, Option(help="Where built engines are kept, or off. [default: engines/ in $VA_EXPORT_CACHE or ~/.cache]")
     ] = "",
     onnx_only: Annotated[bool, Option("--onnx-only", help="Build no engines.")] = False,
     max_batch_size: Annotated[int | None, Option(help="Largest batch of the engines.")] = None,
@@ -81,7 +87,9 @@ def export_command(
     """
     with user_errors():
         set_up_logging(log_level)
+        from va_export.engine.engine_cache import resolve_engine_cache
         from va_export.recipe import ExportOptions, resolve_model, with_overrides
+        from va_export.shard_plan import parse_shards
 
         recipe = with_overrides(
             resolve_model(model),
@@ -108,6 +116,7 @@ def export_command(
             onnx_only=onnx_only,
             components=tuple(dict.fromkeys(part.strip() for part in components.split(",") if part.strip())),
             num_decoder_layers=num_decoder_layers,
+            decoder_shards=parse_shards(decoder_shards),
             overwrite=overwrite,
             video=video,
             question=question,
@@ -117,6 +126,7 @@ def export_command(
             image_token_id=image_token_id,
             latency_iterations=latency_iterations,
             parity=not no_parity,
+            engine_cache=resolve_engine_cache(engine_cache),
         )
         passed = _run(options, dry_run)
     if passed is False:

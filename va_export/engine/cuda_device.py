@@ -38,25 +38,36 @@ class DeviceBuffer:
 
 
 class CudaDevice:
-    """The current CUDA device with one stream. Everything that it allocates is freed by `close`.
+    """A CUDA device with one stream. Everything that it allocates is freed by `close`.
+
+    Args:
+        index: the GPU's number as CUDA counts (after CUDA_VISIBLE_DEVICES).
 
     Raises:
-        VaExportError: there is no driver, no GPU, or no CUDA runtime library.
+        VaExportError: there is no driver, no GPU of that number, or no CUDA runtime library.
     """
 
-    def __init__(self, flavor: Flavor) -> None:
-        _require_gpu()
+    def __init__(self, flavor: Flavor, index: int = 0) -> None:
+        _require_gpu(index)
+        self.index = index
         select_polygraphy_backend(flavor)
         _show_runtime_wheels()
         cuda: Any = importlib.import_module("polygraphy.cuda")
         self._copy_kinds = cuda.MemcpyKind
         with _cuda_errors("cannot use the CUDA runtime library"):
             self._cuda = cuda.wrapper()
+            self.activate()
             self.stream: int = self._cuda.create_stream()
         self._allocations: dict[int, int] = {}
 
+    def activate(self) -> None:
+        """Make this the calling thread's current device, which CUDA's and TensorRT's calls act upon."""
+        with _cuda_errors(f"GPU {self.index} cannot be used"):
+            self._cuda.check(self._cuda.handle.cudaSetDevice(ctypes.c_int(self.index)))
+
     def allocate(self, size_bytes: int) -> int:
         """Device memory of at least one byte, since TensorRT wants an address for empty tensors too."""
+        self.activate()
         with _cuda_errors(f"cannot allocate {size_bytes / 2**20:.1f} MiB on the GPU"):
             address: int = self._cuda.malloc(max(size_bytes, 1))
         self._allocations[address] = size_bytes
@@ -66,23 +77,26 @@ class CudaDevice:
         """A new array of zeros."""
         shape = tuple(shape)
         size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-        address = self.allocate(size)
+        address = self.allocate(size)  # makes this the current device, too
         with _cuda_errors("cannot clear GPU memory"):
             self._cuda.check(self._cuda.handle.cudaMemset(ctypes.c_void_p(address), 0, ctypes.c_size_t(size)))
         return DeviceBuffer(address, shape, dtype)
 
     def free(self, address: int) -> None:
         """Give memory back that `allocate` returned."""
+        self.activate()
         del self._allocations[address]
         self._cuda.free(address)
 
     def upload(self, array: npt.NDArray[Any], address: int) -> None:
         """Copy a contiguous array to the device; it may be changed as soon as this returns."""
+        self.activate()
         with _cuda_errors("cannot copy to the GPU"):
             self._cuda.memcpy(address, array.ctypes.data, array.nbytes, self._copy_kinds.HostToDevice, self.stream)
 
     def download(self, buffer: DeviceBuffer) -> npt.NDArray[Any]:
         """Copy an array from the device, after all work on the stream."""
+        self.activate()
         array: npt.NDArray[Any] = np.empty(buffer.shape, buffer.dtype)
         with _cuda_errors("cannot copy from the GPU"):
             self._cuda.memcpy(
@@ -91,8 +105,27 @@ class CudaDevice:
         self.synchronize()
         return array
 
+    def copy_from(self, source: CudaDevice, buffer: DeviceBuffer, address: int) -> None:
+        """Copy an array from another GPU, in this device's stream; the source's work on it must be done.
+
+        Where the two GPUs cannot reach each other's memory, CUDA stages the copy through the host by itself.
+        """
+        self.activate()
+        with _cuda_errors(f"cannot copy from GPU {source.index} to GPU {self.index}"):
+            self._cuda.check(
+                self._cuda.handle.cudaMemcpyPeerAsync(
+                    ctypes.c_void_p(address),
+                    ctypes.c_int(self.index),
+                    ctypes.c_void_p(buffer.address),
+                    ctypes.c_int(source.index),
+                    ctypes.c_size_t(buffer.size_bytes),
+                    ctypes.c_void_p(self.stream),
+                )
+            )
+
     def synchronize(self) -> None:
         """Wait for the stream."""
+        self.activate()
         with _cuda_errors("a computation on the GPU failed"):
             self._cuda.stream_synchronize(self.stream)
 
@@ -101,11 +134,12 @@ class CudaDevice:
         for address in list(self._allocations):
             self.free(address)
         if self.stream:
+            self.activate()
             self._cuda.destroy_stream(self.stream)
             self.stream = 0
 
 
-def _require_gpu() -> None:
+def _require_gpu(index: int) -> None:
     fix = "run this on a machine with an NVIDIA GPU, or use --backend onnxruntime"
     try:
         driver = ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
@@ -116,6 +150,12 @@ def _require_gpu() -> None:
     if status != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0 or count.value == 0:
         raise VaExportError(
             f"the NVIDIA driver finds no usable GPU (cuInit gave {status})", where="TensorRT runtime", fix=fix
+        )
+    if index >= count.value:
+        raise VaExportError(
+            f"there is no GPU {index}: the driver shows {count.value}, from 0 on",
+            where="--devices",
+            fix="name GPUs that are there (nvidia-smi lists them), or change CUDA_VISIBLE_DEVICES",
         )
 
 

@@ -45,8 +45,15 @@ class Timing:
 
     @property
     def label(self) -> str:
-        """The stage's name on the page."""
-        return STAGES.get(self.stage, self.stage.replace("_", " "))
+        """The stage's name on the page; of a shard's part in it, as `Prefill, decoder_0`."""
+        stage, _, shard = self.stage.partition("/")
+        name = STAGES.get(stage, stage.replace("_", " "))
+        return f"{name}, {shard}" if shard else name
+
+    @property
+    def is_part(self) -> bool:
+        """Whether it is a shard's part in a stage, which the stage's own time includes."""
+        return "/" in self.stage
 
 
 @dataclass(frozen=True)
@@ -101,9 +108,11 @@ class LatencyGroup:
 
 
 def in_order(stages: Iterable[str]) -> list[str]:
-    """The stages, once each, in the order of work; those that this page does not know come last."""
+    """The stages, once each, in the order of work, each with its shards' parts behind it; those that this page does not
+    know come last."""
     found = list(dict.fromkeys(stages))
-    return [*(name for name in STAGES if name in found), *(name for name in found if name not in STAGES)]
+    known = [name for stage in STAGES for name in found if name.partition("/")[0] == stage]
+    return [*known, *(name for name in found if name not in known)]
 
 
 def read_latency(data: Mapping[str, Any]) -> tuple[LatencyGroup, ...]:
@@ -154,7 +163,8 @@ def longest_ms(groups: Iterable[LatencyGroup]) -> float:
 
 
 def latency_chart(group: LatencyGroup, scale_ms: float) -> Markup:
-    """Bars of the medians, a pair for each stage (anchors off, on), with a whisker up to the 95th percentile.
+    """Bars of the medians, a pair for each stage (anchors off, on), with a whisker up to the 95th percentile. What
+    shards have of a stage is left to the table.
 
     Args:
         scale_ms: the time that the longest bar stands for.
@@ -163,7 +173,7 @@ def latency_chart(group: LatencyGroup, scale_ms: float) -> Markup:
     top = 0
     previous = None
     for run, timing in group.by_stage:
-        if timing.median_ms is None:
+        if timing.median_ms is None or timing.is_part:
             continue
         if timing.stage != previous:
             top += _STAGE_GAP if previous else 0

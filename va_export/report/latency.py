@@ -55,7 +55,8 @@ def measure_latency(
         warmup: untimed repeats before; no more than one when that alone takes a tenth of the budget.
 
     Stages: preprocess (resize and normalise frames that already have the model's size), vision, score (with
-    anchors), prefill (embedding included), decode_per_token, end_to_end. Peak memory is the process's, from its start.
+    anchors), prefill (embedding included), decode_per_token, end_to_end. Where the decoder is in shards, prefill and
+    decode_per_token are over all of them, and each also has its own, as `prefill/decoder_0`. Peak memory is the process's, from its start.
     """
     samples: dict[str, list[float]] = {}
     start = time.perf_counter()
@@ -102,8 +103,11 @@ def _once(
     end_to_end = 1e3 * (time.perf_counter() - start)
     times = {"preprocess": preprocess}
     times.update({stage: result.timings[stage] for stage in ("vision", "score", "prefill") if stage in result.timings})
+    times.update({stage: spent for stage, spent in result.timings.items() if stage.startswith("prefill/")})
     if new_tokens > 1:
-        times["decode_per_token"] = result.timings["decode"] / (new_tokens - 1)
+        for stage, spent in result.timings.items():
+            if stage == "decode" or stage.startswith("decode/"):
+                times[stage.replace("decode", "decode_per_token", 1)] = spent / (new_tokens - 1)
     times["end_to_end"] = end_to_end
     return times
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -22,6 +23,10 @@ class Backend(Protocol):
 
     name: str
     device: str
+
+    @property
+    def part_milliseconds(self) -> Mapping[str, float]:
+        """What the latest `decode` spent in each shard of the decoder; empty where it is in one piece."""
 
     def vision(self, pixel_values: Float32) -> Float32:
         """(frames, 3, S, S) → visual tokens (frames · tokens_per_frame, D)."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,7 +39,8 @@ class Generation:
         visual_tokens: (N, hidden_size) as they entered the decoder; None without frames.
         sharing_score: (N,) in [0, 1]; None without frames or with anchors off.
         labels: (N,) subspace of each visual token, with the score.
-        timings: milliseconds by stage: vision, score, prefill, decode (all steps), total.
+        timings: milliseconds by stage: vision, score, prefill, decode (all steps), total; where the decoder is in
+            shards also what each of them had of prefill and decode, as `prefill/decoder_0`.
     """
 
     tokens: Int64
@@ -85,6 +86,7 @@ class Bundle:
         attention: str | None = None,
         check_hashes: bool = False,
         score_cache: str | Path | None = None,
+        devices: Sequence[int] | None = None,
     ) -> Self:
         """Open a bundle directory.
 
@@ -94,6 +96,8 @@ class Bundle:
             check_hashes: also compare the SHA-256 of every file; sizes are always compared.
             score_cache: a directory in which scores are kept, so that further questions about a video need not score
                 it again; None keeps none.
+            devices: GPUs that the decoder's shards are spread over, in order; the other components go to the first.
+                None: one GPU, or the CPU.
 
         Raises:
             VaExportError: not a bundle, damaged, of an unknown version, or the backend is not available.
@@ -102,7 +106,7 @@ class Bundle:
         if check_hashes:
             verify_hashes(manifest)
         cache = None if score_cache is None else ScoreCache(Path(score_cache))
-        return cls(manifest, open_backend(backend, manifest, attention), attention, cache)
+        return cls(manifest, open_backend(backend, manifest, attention, devices), attention, cache)
 
     def close(self) -> None:
         """Free the backend."""
@@ -312,6 +316,7 @@ class Bundle:
         with clock("prefill"):
             embeds = backend.embed(ids, is_visual, no_visual if visual is None else visual)
             logits = [backend.decode(embeds, *padded, np.zeros(1, np.int64), cache)[0]]
+            clock.add_parts("prefill", backend.part_milliseconds)
         tokens: list[int] = []
         is_text = np.zeros((1, 1), np.bool_)
         with clock("decode"):
@@ -325,6 +330,7 @@ class Bundle:
                 embeds = backend.embed(np.array([[token]], np.int64), is_text, no_visual)
                 past = np.array([length + len(tokens) - 1], np.int64)
                 logits.append(backend.decode(embeds, *plain, past, cache)[0])
+                clock.add_parts("decode", backend.part_milliseconds)
         return np.array(tokens, np.int64), np.stack(logits)
 
 
@@ -338,4 +344,12 @@ class _Clock:
     def __call__(self, stage: str) -> Iterator[None]:
         start = time.perf_counter()
         yield
-        self.milliseconds[stage] = self.milliseconds.get(stage, 0.0) + 1e3 * (time.perf_counter() - start)
+        self._add(stage, 1e3 * (time.perf_counter() - start))
+
+    def add_parts(self, stage: str, milliseconds: Mapping[str, float]) -> None:
+        """Count what parts of a stage have taken."""
+        for part, spent in milliseconds.items():
+            self._add(f"{stage}/{part}", spent)
+
+    def _add(self, stage: str, spent: float) -> None:
+        self.milliseconds[stage] = self.milliseconds.get(stage, 0.0) + spent

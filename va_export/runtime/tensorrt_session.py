@@ -61,6 +61,7 @@ class TensorRTSession:
         api = load_tensorrt(flavor)
         self._owns_device = device is None
         self._device = CudaDevice(flavor) if device is None else device
+        self._device.activate()
         if plugin_library is not None:
             api.load_plugin_library(plugin_library)
         self._log = create_build_log(api)
@@ -105,6 +106,7 @@ class TensorRTSession:
         Raises:
             VaExportError: inputs that the engine does not take, or a failure on the GPU.
         """
+        self._device.activate()
         caches = {} if cache is None else cache.buffers
         given: dict[str, Array | DeviceBuffer] = {**inputs, **caches}
         self.shapes.check_inputs(given)
@@ -123,8 +125,17 @@ class TensorRTSession:
             if buffer is not None
         }
 
+    def receive(self, name: str, buffer: DeviceBuffer, source: CudaDevice) -> DeviceBuffer:
+        """An array of another device as the input `name` of this session, to be given to its next run."""
+        if source is self._device:
+            return buffer
+        here = self._stage(name, buffer.shape, buffer.dtype)
+        self._device.copy_from(source, buffer, here.address)
+        return here
+
     def close(self) -> None:
         """Free the session's memory, and the device if the session opened it."""
+        self._device.activate()
         for buffer in self._staging.values():
             self._device.free(buffer.address)
         self._staging.clear()

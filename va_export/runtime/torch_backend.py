@@ -13,6 +13,7 @@ import numpy as np
 
 from va_export.errors import VaExportError
 from va_export.runtime.backend import Bool, Float32, Int64, component_file
+from va_export.runtime.decoder_parts import decoder_parts
 from va_export.runtime.external_data import check_external_data
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ class TorchBackend:
                 fix="pip install 'va-export[export]', or use --backend onnxruntime",
             ) from error
         self._torch = torch
+        self.part_milliseconds: dict[str, float] = {}  # the shards' weights are one model here
         self._model = _load_model(manifest)
 
     def vision(self, pixel_values: Float32) -> Float32:
@@ -94,7 +96,7 @@ def _load_model(manifest: Manifest) -> Any:
     with torch.device("meta"):
         model: Any = family.build_model(spec)
     state: dict[str, torch.Tensor] = {}
-    for component in ("vision", "embedding", "decoder"):
+    for component in ("vision", "embedding", *(part.name for part in decoder_parts(manifest))):
         state.update(_weights(manifest, component, set(family.weight_map(spec))))
     model.load_state_dict({name: tensor.to(dtype) for name, tensor in state.items()}, assign=True, strict=True)
     return use_anchored_attention(model.eval())
