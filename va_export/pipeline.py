@@ -11,9 +11,11 @@ from pathlib import Path
 
 from va_export.bundle.manifest import read_manifest
 from va_export.bundle.write import bundle_writer, check_destination
+from va_export.checkpoint_hashes import hashing
 from va_export.components import write_components
 from va_export.description import describe, write_settings
 from va_export.engines import build_engines, plan_engines
+from va_export.fingerprint import continue_or_start
 from va_export.plan import Plan, check_plan, plan_export
 from va_export.progress import StageDisplay
 from va_export.proof import prove
@@ -21,6 +23,7 @@ from va_export.recipe import ExportOptions
 from va_export.report.html import render_report
 from va_export.sample import make_sample
 from va_export.source import open_source, open_spec
+from va_export.weight_losses import loss_note
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ def export(options: ExportOptions, display: StageDisplay) -> ExportResult:
     """
     with (
         tempfile.TemporaryDirectory(prefix="va-export-") as scratch,
-        bundle_writer(options.output, overwrite=options.overwrite) as bundle,
+        bundle_writer(options.output, overwrite=options.overwrite, resume=options.resume) as bundle,
     ):
         with display.stage("open checkpoint") as stage:
             source = open_source(options, Path(scratch))
@@ -50,6 +53,7 @@ def export(options: ExportOptions, display: StageDisplay) -> ExportResult:
                 plan_export(options, source.spec, source.family.weight_map(source.spec), engines.flavors), bundle.output
             )
             stage.say(f"{source.family.name}, {source.spec.text.num_layers} layers, from {source.checkpoint.directory}")
+        continue_or_start(options, source, bundle, display)
         write_settings(options, source, bundle)
         sample = None
         if options.proves:  # read now: a wrong video should not be found out after everything else
@@ -57,9 +61,14 @@ def export(options: ExportOptions, display: StageDisplay) -> ExportResult:
                 processing = source.family.processing(source.spec, source.checkpoint)
                 sample = make_sample(options, processing, source.spec, bundle.directory)
                 stage.say(f"{options.recipe.frames} frames of {sample.clip['file']}")
-        components = write_components(options, source, bundle, display)
-        engine_entries = build_engines(options, engines, components, source.spec, bundle, display)
-        manifest = describe(options, source, components, engine_entries, engines)
+        with hashing(source.checkpoint, bundle.journal) as hashes:
+            written = write_components(options, source, bundle, display)
+            if note := loss_note(written.losses, options.precision):
+                display.note(note)
+            engine_entries = build_engines(options, engines, written.entries, source.spec, bundle, display)
+            with display.stage("hash checkpoint") as stage:
+                checkpoint_files = hashes.wait(stage)
+        manifest = describe(options, source, written, checkpoint_files, engine_entries, engines)
         bundle.write_manifest(manifest)
         passed = None
         if sample is not None:
@@ -69,7 +78,7 @@ def export(options: ExportOptions, display: StageDisplay) -> ExportResult:
             bundle.write_manifest({**manifest, "parity": {"passed": passed}})
             render_report(bundle.directory)
         with display.stage("seal bundle") as stage:
-            bundle.write_manifest({**manifest, "parity": {"passed": passed}})
+            bundle.write_manifest({**manifest, "parity": {"passed": passed}}, finished=True)
             read_manifest(bundle.directory)
             directory = bundle.commit(passed is not False)
             stage.say(str(directory))

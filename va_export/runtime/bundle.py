@@ -85,6 +85,7 @@ class Bundle:
         attention: str | None = None,
         check_hashes: bool = False,
         score_cache: str | Path | None = None,
+        unfinished_too: bool = False,
     ) -> Self:
         """Open a bundle directory.
 
@@ -94,11 +95,12 @@ class Bundle:
             check_hashes: also compare the SHA-256 of every file; sizes are always compared.
             score_cache: a directory in which scores are kept, so that further questions about a video need not score
                 it again; None keeps none.
+            unfinished_too: for the export that is making the bundle, to prove it.
 
         Raises:
-            VaExportError: not a bundle, damaged, of an unknown version, or the backend is not available.
+            VaExportError: not a bundle, an unfinished one, damaged, of an unknown version, or the backend is not available.
         """
-        manifest = read_manifest(Path(path))
+        manifest = read_manifest(Path(path), unfinished_too=unfinished_too)
         if check_hashes:
             verify_hashes(manifest)
         cache = None if score_cache is None else ScoreCache(Path(score_cache))
