@@ -58,9 +58,9 @@ def added_tokens(directory: Path) -> list[AddedToken]:
     return []
 
 
-def adds_bos(directory: Path) -> bool:
-    """Whether a prompt starts with the beginning-of-sequence token: yes, unless a file says otherwise."""
-    return bool(_settings(directory).get("add_bos_token", True))
+def adds_bos(directory: Path, default: bool) -> bool:
+    """Whether a prompt starts with the beginning-of-sequence token: as the tokenizer's settings say, else `default`."""
+    return bool(_settings(directory).get("add_bos_token", default))
 
 
 def _settings(directory: Path) -> dict[str, Any]:
