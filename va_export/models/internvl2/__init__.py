@@ -35,7 +35,7 @@ class InternVL2:
     ) -> ModelSpec:
         return _config.spec_from_config(config, num_decoder_layers, image_token_id)
 
-    def published_config(self, hub_id: str) -> Mapping[str, Any] | None:
+    def published_config(self, hub_id: str) -> dict[str, Any] | None:
         from va_export.models.internvl2 import published
 
         return published.published_config(hub_id)
