@@ -25,13 +25,17 @@ from va_export.safetensors_header import TensorEntry, read_header
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 # Everything a family may read; weights in other formats and remote code are left on the server.
-DOWNLOAD_PATTERNS = ("*.safetensors", "*.json", "tokenizer.model", "LICENSE*")
+DOWNLOAD_PATTERNS = ("*.safetensors", "*.json", "tokenizer.model", "merges.txt", "LICENSE*")
 
 _WEIGHT_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _READ_BYTES = 1 << 30  # Linux reads no more than 2 GB at once
 _FINITE_CHECK_ELEMENTS = 1 << 24  # 16 M at a time, so that the mask of a 700 MB embedding is never held at once
+
+
+class HubUnreachable(VaExportError):
+    """The Hub cannot be reached, and the local cache does not hold what was asked of it."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +107,7 @@ class Checkpoint:
 
     @property
     def has_tokenizer(self) -> bool:
-        """Whether a `tokenizer.json` or a SentencePiece `tokenizer.model` is there."""
+        """Whether a `tokenizer.json`, a SentencePiece `tokenizer.model` or a byte-level `vocab.json` is there."""
         return any((self.directory / name).is_file() for name in TOKENIZER_FILES)
 
     def tensor(self, name: str) -> torch.Tensor:
@@ -184,7 +188,8 @@ def download(hub_id: str, revision: str | None = None, *, weights: bool = True) 
         weights: False leaves the safetensors files out, which is all but a few megabytes.
 
     Raises:
-        VaExportError: unknown or gated repository or revision, no connection and nothing in the cache.
+        HubUnreachable: no connection and nothing in the cache.
+        VaExportError: unknown or gated repository or revision.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -196,7 +201,7 @@ def download(hub_id: str, revision: str | None = None, *, weights: bool = True) 
         )
         return Path(directory)
     except LocalEntryNotFoundError as error:
-        raise VaExportError(
+        raise HubUnreachable(
             f"the Hub cannot be reached and {hub_id} is not in the local cache",
             where=hub_id,
             fix="connect to the network once, or give the path of a checkpoint directory",

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from va_export.checkpoint import Checkpoint, download, read_json
-from va_export.errors import VaExportError
+from va_export.checkpoint import Checkpoint, HubUnreachable, download, read_json
 from va_export.models import family_for, family_named, published_config
 from va_export.random_checkpoint import RandomCheckpoint
 
@@ -50,16 +49,25 @@ def open_source(options: ExportOptions, scratch: Path) -> Source:
 
 
 def open_spec(options: ExportOptions, scratch: Path) -> tuple[ModelFamily, ModelSpec]:
-    """What an export would be of, for planning: of a hub id only the configuration is downloaded, while a local
-    checkpoint is checked as `open_source` does."""
+    """What an export would be of, for planning. Of a hub id only the configuration is downloaded (a published
+    checkpoint's is known where the Hub is out of reach); a local checkpoint is checked as `open_source` does."""
     recipe = options.recipe
     if recipe.is_random or Path(recipe.checkpoint).expanduser().is_dir():
         source = open_source(options, scratch)
         return source.family, source.spec
-    directory = download(recipe.checkpoint, recipe.revision, weights=False)
-    config = read_json(directory / "config.json", what="the model's configuration")
+    config = _hub_config(recipe)
     family = family_for(config)
     return family, family.spec_from_config(config, options.num_decoder_layers, options.image_token_id)
+
+
+def _hub_config(recipe: Recipe) -> Mapping[str, Any]:
+    try:
+        directory = download(recipe.checkpoint, recipe.revision, weights=False)
+    except HubUnreachable:
+        if (config := published_config(recipe.checkpoint)) is None:
+            raise
+        return config
+    return read_json(directory / "config.json", what="the model's configuration")
 
 
 def _checkpoint_directory(recipe: Recipe, scratch: Path) -> Path:
@@ -83,16 +91,13 @@ def _random_source(options: ExportOptions, scratch: Path) -> Source:
 
 
 def _sizes_of(recipe: Recipe, scratch: Path) -> Path:
-    """A directory with the configuration of a hub id: the Hub's, or what is known of it where that is out of reach."""
+    """A directory with the configuration of a hub id, and its tokenizer where the Hub can be reached."""
     try:
         return download(recipe.checkpoint, recipe.revision, weights=False)
-    except VaExportError:
-        config = published_config(recipe.checkpoint)
-        if config is None:
-            raise
+    except HubUnreachable:
+        config = _hub_config(recipe)
     directory = scratch / "published"
-    shutil.rmtree(directory, ignore_errors=True)
-    directory.mkdir(parents=True)
+    directory.mkdir(parents=True, exist_ok=True)
     (directory / "config.json").write_text(json.dumps(dict(config), indent=1, sort_keys=True) + "\n", encoding="utf-8")
     return directory
 

@@ -31,6 +31,14 @@ def family_for(config: Mapping[str, Any]) -> ModelFamily:
     )
 
 
+def published_config(hub_id: str) -> dict[str, Any] | None:
+    """What config.json of a published checkpoint says, from the families' own tables; None where none knows it."""
+    for family in FAMILIES:
+        if (config := family.published_config(hub_id)) is not None:
+            return config
+    return None
+
+
 def family_named(name: str) -> ModelFamily:
     """The family called `name`, as a `ModelSpec` records it.
 

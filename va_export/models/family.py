@@ -143,6 +143,10 @@ class ModelFamily(Protocol):
             VaExportError: `config` contradicts itself or asks for something unsupported.
         """
 
+    def published_config(self, hub_id: str) -> dict[str, Any] | None:
+        """What config.json of the published checkpoint `hub_id` says, as far as a `ModelSpec` needs it; None where it
+        is not known. For planning and for random weights without a network."""
+
     def spec_from_checkpoint(
         self, checkpoint: Checkpoint, num_decoder_layers: int | None = None, image_token_id: int | None = None
     ) -> ModelSpec:

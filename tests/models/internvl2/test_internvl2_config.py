@@ -135,8 +135,9 @@ def test_absent_scaling_is_plain_rotary_embedding() -> None:
 @pytest.mark.parametrize(
     ("path", "value", "reason"),
     [
-        ("llm_config.architectures", ["Qwen2ForCausalLM"], "Qwen2ForCausalLM, is not supported"),
-        ("llm_config.architectures", ["Phi3ForCausalLM"], "InternLM2ForCausalLM"),
+        ("llm_config.architectures", ["GemmaForCausalLM"], "GemmaForCausalLM, is not supported"),
+        ("llm_config.architectures", ["GemmaForCausalLM"], "InternLM2ForCausalLM, LlamaForCausalLM, Qwen2ForCausalLM"),
+        ("llm_config.architectures", ["Phi3ForCausalLM"], "Phi3ForCausalLM, is not supported: its rotary embedding"),
         ("llm_config", ..., "lacks llm_config"),
         ("llm_config.hidden_size", 4097, "do not divide"),
         ("llm_config.num_key_value_heads", 5, "do not divide"),
@@ -160,7 +161,7 @@ def test_absent_scaling_is_plain_rotary_embedding() -> None:
         ("downsample_ratio", 1 / 64, "do not divide evenly"),
         ("ps_version", "v1", "'v1'"),
         ("select_layer", -4, "select_layer -4"),
-        ("template", "Hermes-2", "'Hermes-2' is not one of internlm2-chat"),
+        ("template", "phi3-chat", "'phi3-chat' is not one of internlm2-chat"),
     ],
 )
 def test_refuses_by_name(path: str, value: Any, reason: str) -> None:

@@ -38,6 +38,17 @@ def test_prompt_for_two_frames(directory: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("decoder", ["LlamaForCausalLM", "Qwen2ForCausalLM"])
+def test_both_templates_ask_in_the_same_words(decoder: str, directory: Path) -> None:
+    """conversation.py of the published checkpoints: one system message, one set of roles, for both names."""
+    expected = processing_of(directory).prompt_text("Why?", 1)
+    config = json.loads((directory / "config.json").read_text())
+    config["template"] = "Hermes-2"
+    config["llm_config"] |= {"architectures": [decoder], "rope_scaling": None}
+    (directory / "config.json").write_text(json.dumps(config))
+    assert processing_of(directory).prompt_text("Why?", 1) == expected
+
+
 def test_ids_start_with_bos_and_hold_every_placeholder(directory: Path) -> None:
     processing, tokenizer = processing_of(directory), load_tokenizer(directory)
     assert tokenizer is not None

@@ -25,6 +25,10 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "decoder-biases": {"llm_config": {"bias": True}},
     "no-grouping": {"llm_config": {"num_key_value_heads": 4}},
     "one-kv-head": {"llm_config": {"num_key_value_heads": 1}},
+    "qwen2": {"llm_config": {"architectures": ["Qwen2ForCausalLM"], "rope_scaling": None}},
+    "llama": {"llm_config": {"architectures": ["LlamaForCausalLM"], "rope_scaling": None}},
+    "llama-biases": {"llm_config": {"architectures": ["LlamaForCausalLM"], "attention_bias": True}},
+    "llama-wide-heads": {"llm_config": {"architectures": ["LlamaForCausalLM"], "head_dim": 48}},
 }
 
 

@@ -35,6 +35,11 @@ class InternVL2:
     ) -> ModelSpec:
         return _config.spec_from_config(config, num_decoder_layers, image_token_id)
 
+    def published_config(self, hub_id: str) -> dict[str, Any] | None:
+        from va_export.models.internvl2 import published
+
+        return published.published_config(hub_id)
+
     def spec_from_checkpoint(
         self, checkpoint: Checkpoint, num_decoder_layers: int | None = None, image_token_id: int | None = None
     ) -> ModelSpec:
@@ -75,8 +80,10 @@ class InternVL2:
 
     def processing(self, spec: ModelSpec, checkpoint: Checkpoint) -> Processing:
         from va_export.models.internvl2 import prompt, tokenizer
+        from va_export.models.internvl2.text_backbones import TEXT_BACKBONES
 
-        return prompt.processing(spec, add_bos=tokenizer.adds_bos(checkpoint.directory))
+        default = TEXT_BACKBONES[spec.text_architecture].adds_bos
+        return prompt.processing(spec, add_bos=tokenizer.adds_bos(checkpoint.directory, default))
 
     def write_tokenizer(self, checkpoint: Checkpoint, directory: Path) -> Path | None:
         from va_export.models.internvl2 import tokenizer

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from va_export.errors import VaExportError
 from va_export.models.family import DynamicNtkScaling, ModelSpec, TextShape, VisionShape
-from va_export.models.internvl2.text_backbones import TEXT_BACKBONES, TextBackbone
+from va_export.models.internvl2.text_backbones import REFUSED_BACKBONES, TEXT_BACKBONES, TextBackbone
 
 FAMILY = "internvl2"
 _Value = TypeVar("_Value")
@@ -28,6 +28,7 @@ def spec_from_config(
     vit = _get(config, "vision_config", dict)
     architecture, backbone = _backbone(llm)
     text, layers = _text_shape(llm, num_decoder_layers)
+    _check_required(llm, backbone)
     vision = _vision_shape(config, vit)
     template = _get(config, "template", str)
     if template not in backbone.prompt_templates:
@@ -59,8 +60,9 @@ def _backbone(llm: Mapping[str, Any]) -> tuple[str, TextBackbone]:
     for architecture in architectures:
         if architecture in TEXT_BACKBONES:
             return architecture, TEXT_BACKBONES[architecture]
+    reason = next((f": {REFUSED_BACKBONES[name]}" for name in architectures if name in REFUSED_BACKBONES), "")
     raise VaExportError(
-        f"this model's decoder, {', '.join(map(str, architectures))}, is not supported",
+        f"this model's decoder, {', '.join(map(str, architectures))}, is not supported{reason}",
         where="config.json: llm_config.architectures",
         fix=f"use a checkpoint whose decoder is one of: {', '.join(TEXT_BACKBONES)}",
     )
@@ -71,7 +73,8 @@ def _text_shape(llm: Mapping[str, Any], num_decoder_layers: int | None) -> tuple
     hidden, heads = _positive(llm, "hidden_size"), _positive(llm, "num_attention_heads")
     kv_heads = _positive(llm, "num_key_value_heads") if llm.get("num_key_value_heads") is not None else heads
     layers = _positive(llm, "num_hidden_layers")
-    if hidden % heads or heads % kv_heads or (hidden // heads) % 2:
+    head_dim = _positive(llm, "head_dim") if llm.get("head_dim") is not None else hidden // heads
+    if hidden % heads or heads % kv_heads or head_dim % 2:
         raise _invalid(
             f"hidden_size {hidden}, {heads} attention heads and {kv_heads} key/value heads do not divide "
             "evenly into heads of even size",
@@ -92,7 +95,7 @@ def _text_shape(llm: Mapping[str, Any], num_decoder_layers: int | None) -> tuple
         num_layers=num_decoder_layers or layers,
         num_heads=heads,
         num_kv_heads=kv_heads,
-        head_dim=hidden // heads,
+        head_dim=head_dim,
         intermediate_size=_positive(llm, "intermediate_size"),
         vocab_size=_positive(llm, "vocab_size"),
         max_position_embeddings=_positive(llm, "max_position_embeddings"),
@@ -101,6 +104,12 @@ def _text_shape(llm: Mapping[str, Any], num_decoder_layers: int | None) -> tuple
         rope_scaling=_rope_scaling(llm),
     )
     return shape, layers
+
+
+def _check_required(llm: Mapping[str, Any], backbone: TextBackbone) -> None:
+    for key, value in backbone.required.items():
+        if llm.get(key, value) != value:
+            raise _invalid(f"{key} is {llm[key]!r}, only {value!r} is supported", f"llm_config.{key}")
 
 
 def _rope_scaling(llm: Mapping[str, Any]) -> DynamicNtkScaling | None:
@@ -203,7 +212,7 @@ def _hf_config(
             "max_position_embeddings": text.max_position_embeddings,
             "rms_norm_eps": text.rms_norm_eps,
             "hidden_act": "silu",
-            "attention_bias": bool(llm.get("bias", False)),
+            **({} if backbone.bias_key is None else {"attention_bias": bool(llm.get(backbone.bias_key, False))}),
             "rope_parameters": rope,
             "tie_word_embeddings": False,
             "bos_token_id": llm.get("bos_token_id"),

@@ -13,7 +13,7 @@ _HF_PROJECTOR = "model.multi_modal_projector."
 def weight_map(spec: ModelSpec) -> dict[str, WeightSource]:
     """Hugging Face parameter name → source, for every parameter of the model that `spec` describes."""
     backbone = TEXT_BACKBONES[spec.text_architecture]
-    bias = bool(spec.hf_config["text_config"]["attention_bias"])
+    bias = bool(spec.hf_config["text_config"].get("attention_bias", False))
     return _vision_weights(spec) | _projector_weights(spec) | backbone.weight_map(spec.text, bias)
 
 

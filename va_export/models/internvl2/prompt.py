@@ -2,6 +2,7 @@
 
 Source: OpenGVLab's `conversation.py` (separator style MPT: system, separator, then role and message with a separator
 each; no line break after a separator) and the model cards' video code: one tile a frame, lines "Frame1: <image>".
+The two templates differ in training only, where one of them starts with <s>; at inference that is the tokenizer's.
 """
 
 from __future__ import annotations
@@ -19,12 +20,10 @@ _IMAGENET_STD = (0.229, 0.224, 0.225)
 _FRAME = "Frame{number}: <img>{image}</img>\n"
 _SYSTEM = "你是由上海人工智能实验室联合商汤科技开发的书生多模态大模型，英文名叫InternVL, 是一个有用无害的人工智能助手。"
 
-_CHAT_TEMPLATES: Mapping[str, str] = {
-    "internlm2-chat": (
-        f"<|im_start|>system\n{_SYSTEM}<|im_end|><|im_start|>user\n{{frames}}{{question}}<|im_end|>"
-        "<|im_start|>assistant\n"
-    ),
-}
+_CHATML = (
+    f"<|im_start|>system\n{_SYSTEM}<|im_end|><|im_start|>user\n{{frames}}{{question}}<|im_end|><|im_start|>assistant\n"
+)
+_CHAT_TEMPLATES: Mapping[str, str] = {"internlm2-chat": _CHATML, "Hermes-2": _CHATML}
 
 
 def processing(spec: ModelSpec, *, add_bos: bool = True) -> Processing:

@@ -1,13 +1,14 @@
 """The decoders that InternVL2 comes with: one row a decoder.
 
 A row says which Hugging Face text model computes the same function and where its weights lie in the checkpoint.
-InternLM2 (the 2B, 8B and 26B models) is Llama with its query, key and value projections packed into one matrix.
+InternLM2 (the 2B, 8B and 26B models) is Llama with its query, key and value projections packed into one matrix; Llama
+(40B: Yi; 76B: Llama 3) and Qwen2 (1B) lie in the checkpoint as Hugging Face names them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from va_export.models.family import RowBlocks, TextShape, WeightSource
 
@@ -32,12 +33,19 @@ class TextBackbone:
         prompt_templates: chat templates that its checkpoints use.
         known_tokens: vocabulary size → ids in the published checkpoints.
         weight_map: (shape, biases present) → sources of the text model's parameters and of the output head.
+        bias_key: the key of `llm_config` that says whether the attention's projections have biases, which the Hugging
+            Face model calls `attention_bias`; None where the architecture decides.
+        required: keys of `llm_config` with the one value that is supported, which is also their default.
+        adds_bos: whether its tokenizer starts a text with a token of its own, where no file says.
     """
 
     hf_model_type: str
     prompt_templates: tuple[str, ...]
     known_tokens: Mapping[int, KnownTokens]
     weight_map: Callable[[TextShape, bool], dict[str, WeightSource]]
+    bias_key: str | None
+    required: Mapping[str, bool] = field(default_factory=dict)
+    adds_bos: bool = True
 
 
 def internlm2_weights(text: TextShape, bias: bool) -> dict[str, WeightSource]:
@@ -90,9 +98,70 @@ def _internlm2_layer(text: TextShape, layer: int, bias: bool) -> dict[str, Weigh
     return weights
 
 
-# Ids of <IMG_CONTEXT>, and of </s> and <|im_end|>, in the tokenizer that the 2B, 8B and 26B checkpoints share.
+def llama_weights(text: TextShape, bias: bool) -> dict[str, WeightSource]:
+    """Llama → Llama: the names differ in their prefix only."""
+    return _same_names(text, biases=("q", "k", "v", "o") if bias else ())
+
+
+def qwen2_weights(text: TextShape, bias: bool) -> dict[str, WeightSource]:
+    """Qwen2 → Qwen2, which always has biases on queries, keys and values and never on the output."""
+    return _same_names(text, biases=("q", "k", "v"))
+
+
+def _same_names(text: TextShape, biases: tuple[str, ...]) -> dict[str, WeightSource]:
+    hidden, vocab, width = text.hidden_size, text.vocab_size, text.intermediate_size
+    rows = {"q": text.num_heads * text.head_dim, "k": text.num_kv_heads * text.head_dim}
+    rows["v"] = rows["k"]
+    shapes: dict[str, tuple[int, ...]] = {"embed_tokens.weight": (vocab, hidden), "norm.weight": (hidden,)}
+    for layer in range(text.num_layers):
+        name = f"layers.{layer}."
+        shapes |= {f"{name}self_attn.{part}_proj.weight": (count, hidden) for part, count in rows.items()}
+        shapes |= {f"{name}self_attn.{part}_proj.bias": (rows.get(part, hidden),) for part in biases}
+        shapes |= {
+            f"{name}self_attn.o_proj.weight": (hidden, rows["q"]),
+            f"{name}mlp.gate_proj.weight": (width, hidden),
+            f"{name}mlp.up_proj.weight": (width, hidden),
+            f"{name}mlp.down_proj.weight": (hidden, width),
+            f"{name}input_layernorm.weight": (hidden,),
+            f"{name}post_attention_layernorm.weight": (hidden,),
+        }
+    weights = {f"{_HF_TEXT}{name}": WeightSource(f"{_CHECKPOINT}model.{name}", shape) for name, shape in shapes.items()}
+    return weights | {"lm_head.weight": WeightSource(f"{_CHECKPOINT}lm_head.weight", (vocab, hidden))}
+
+
+# Ids of <IMG_CONTEXT>, and of the tokens that end an answer (</s> or <|endoftext|>, and <|im_end|>), in the published
+# tokenizers, by the size of the vocabulary with the family's nine tokens added; sources in published.toml.
 _INTERNLM2_TOKENS = {92553: KnownTokens(image_token_id=92546, eos_token_ids=(2, 92542))}
+_QWEN2_TOKENS = {151655: KnownTokens(image_token_id=151648, eos_token_ids=(151643, 151645))}
+_LLAMA_TOKENS = {
+    64007: KnownTokens(image_token_id=64000, eos_token_ids=(2, 7)),  # Yi
+    128265: KnownTokens(image_token_id=128258, eos_token_ids=(128001, 128003)),  # Llama 3
+}
 
 TEXT_BACKBONES: Mapping[str, TextBackbone] = {
-    "InternLM2ForCausalLM": TextBackbone("llama", ("internlm2-chat",), _INTERNLM2_TOKENS, internlm2_weights),
+    "InternLM2ForCausalLM": TextBackbone(
+        "llama", ("internlm2-chat", "Hermes-2"), _INTERNLM2_TOKENS, internlm2_weights, bias_key="bias"
+    ),
+    "LlamaForCausalLM": TextBackbone(
+        "llama",
+        ("Hermes-2", "internlm2-chat"),
+        _LLAMA_TOKENS,
+        llama_weights,
+        bias_key="attention_bias",
+        required={"mlp_bias": False},
+    ),
+    "Qwen2ForCausalLM": TextBackbone(
+        "qwen2",
+        ("Hermes-2", "internlm2-chat"),
+        _QWEN2_TOKENS,
+        qwen2_weights,
+        bias_key=None,
+        required={"use_sliding_window": False},
+        adds_bos=False,
+    ),
+}
+# Decoders of the family that are not read, and what of them does not fit.
+REFUSED_BACKBONES: Mapping[str, str] = {
+    "Phi3ForCausalLM": "its rotary embedding (LongRoPE) switches between two tables of frequencies at 4096 tokens and "
+    "scales the attention, which the exported one does not",
 }

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -71,15 +72,29 @@ _CONFIG: dict[str, Any] = {
 }
 
 
-def write_tiny_checkpoint(directory: Path, seed: int = 0) -> Path:
-    """Write config.json, model.safetensors (float32, about 2 MB) and tokenizer files; returns `directory`."""
+def write_tiny_checkpoint(
+    directory: Path,
+    seed: int = 0,
+    llm_config: Mapping[str, Any] | None = None,
+    vision_config: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write config.json, model.safetensors (float32, about 2 MB) and tokenizer files; returns `directory`.
+
+    Args:
+        llm_config, vision_config: settings that replace the default's: another decoder, another vision tower.
+    """
     directory.mkdir(parents=True, exist_ok=True)
-    spec = spec_from_config(_CONFIG, image_token_id=_BYTES + SPECIAL_TOKENS.index(IMAGE_TOKEN))
+    config = {
+        **_CONFIG,
+        "llm_config": {**_CONFIG["llm_config"], **(llm_config or {})},
+        "vision_config": {**_CONFIG["vision_config"], **(vision_config or {})},
+    }
+    spec = spec_from_config(config, image_token_id=_BYTES + SPECIAL_TOKENS.index(IMAGE_TOKEN))
     sources = {source.checkpoint_name: source for source in weight_map(spec).values()}
     generator = np.random.Generator(np.random.PCG64(seed))
     weights = {name: _random_weight(sources[name], generator) for name in sorted(sources)}
     save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
-    _write_json(directory / "config.json", _CONFIG)
+    _write_json(directory / "config.json", config)
     _write_tokenizer(directory)
     return directory
 
@@ -99,11 +114,11 @@ def _random_weight(source: WeightSource, generator: np.random.Generator) -> npt.
         spread = 0.1
     elif name.endswith("position_embedding"):
         spread = 0.3
-    elif name.endswith(("tok_embeddings.weight", "class_embedding")):
+    elif name.endswith(("tok_embeddings.weight", "embed_tokens.weight", "class_embedding")):
         spread = 1.0
-    elif name.endswith("qkv.weight"):
+    elif name.endswith(("qkv.weight", "q_proj.weight", "k_proj.weight", "v_proj.weight")):
         spread *= 1.6  # logits of a few units, so that attention picks keys out
-    elif name.endswith("output.weight"):
+    elif name.endswith(("output.weight", "lm_head.weight")):
         spread *= 2.0  # probabilities far from uniform, no ties between greedy tokens
     bound = spread * math.sqrt(3.0)
     return (centre + generator.uniform(-bound, bound, shape)).astype(np.float32)

@@ -1,0 +1,80 @@
+"""A byte-level BPE tokenizer from `vocab.json` and `merges.txt` (GPT-2's layout) → a `tokenizers.Tokenizer`.
+
+Text is brought into normal form C, cut by a regular expression, and each cut is spelled in printable stand-ins for its
+bytes, whose neighbours are merged in the order of `merges.txt`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from va_export.checkpoint import read_json
+from va_export.errors import VaExportError
+from va_export.models.sentencepiece_bpe import AddedToken
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+VOCABULARY_FILE, MERGES_FILE = "vocab.json", "merges.txt"
+
+
+def build_tokenizer(directory: Path, pattern: str, added: Sequence[AddedToken]) -> Tokenizer:
+    """The tokenizer whose vocabulary and merges lie in `directory`.
+
+    Args:
+        pattern: regular expression (Oniguruma) whose matches are tokenized on their own.
+        added: tokens that are cut out of the text before anything else; their ids follow the vocabulary's.
+
+    Raises:
+        VaExportError: a file is missing or malformed, or an added token would get another id.
+    """
+    import tokenizers
+    from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
+
+    vocabulary = read_json(directory / VOCABULARY_FILE, what="tokenizer's vocabulary")
+    try:
+        tokenizer = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=_merges(directory / MERGES_FILE)))
+    except VaExportError:
+        raise
+    except Exception as error:  # the library raises plain Exception for a merge that is not in the vocabulary
+        raise VaExportError(
+            f"vocabulary and merges do not belong together: {error}",
+            where=directory,
+            fix=f"download {VOCABULARY_FILE} and {MERGES_FILE} again",
+        ) from error
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(pattern), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    for token in sorted(added, key=lambda token: token.id):
+        fast = tokenizers.AddedToken(
+            token.content, special=token.special, lstrip=token.lstrip, rstrip=token.rstrip, normalized=False
+        )
+        (tokenizer.add_special_tokens if token.special else tokenizer.add_tokens)([fast])
+        if tokenizer.token_to_id(token.content) != token.id:
+            raise VaExportError(
+                f"added token {token.content} of id {token.id} would get id {tokenizer.token_to_id(token.content)}",
+                where=directory,
+                fix=f"take {VOCABULARY_FILE} and the list of added tokens from one checkpoint",
+            )
+    return tokenizer
+
+
+def _merges(path: Path) -> list[tuple[str, str]]:
+    """The pairs, in order; a first line `#version: …` is none."""
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise VaExportError(
+            f"the tokenizer's merges cannot be read: {error}", where=path, fix="complete the checkpoint directory"
+        ) from error
+    pairs = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
+    if any(len(pair) != 2 for pair in pairs):
+        raise VaExportError("a line of the merges is not a pair", where=path, fix="download the file again")
+    return [(pair[0], pair[1]) for pair in pairs]
