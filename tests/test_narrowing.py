@@ -18,7 +18,16 @@ def every_value(dtype: torch.dtype) -> torch.Tensor:
     """All 65536 of a 16-bit format; of float32 those at both sides of every bound, and many others."""
     if dtype != torch.float32:
         return torch.arange(-(1 << 15), 1 << 15, dtype=torch.int32).to(torch.int16).view(dtype)
-    edges = [65504, 65519.996, 65520, 65536, 3.3895314e38, 3.3961775e38, 3.4028235e38, *(2.0**e for e in range(-149, 3))]
+    edges = [
+        65504,
+        65519.996,
+        65520,
+        65536,
+        3.3895314e38,
+        3.3961775e38,
+        3.4028235e38,
+        *(2.0**e for e in range(-149, 3)),
+    ]
     edges += [2.0**-14 - 2.0**-25, 2.0**-126 - 2.0**-134, 1.5 * 2.0**-25, 1.5 * 2.0**-134]
     around = np.array(edges, np.float32)
     with np.errstate(over="ignore"):

@@ -1,9 +1,9 @@
 """A checkpoint directory in safetensors, read one tensor at a time.
 
 `Checkpoint.open` reads every header and no weights: each shard must exist, be as long as its header says and agree with
-the index. `Checkpoint.rows` reads some rows of a tensor, `Checkpoint.tensor` all of them and refuses values that are not
-finite. Files are read, not mapped: pages of a mapping count as this process's memory, those of the page cache do not.
-Pickled weights are never opened: unpickling runs code.
+the index. `Checkpoint.rows` reads some rows of a tensor, `Checkpoint.tensor` all of them and refuses values that are
+not finite. Files are read, not mapped: pages of a mapping count as this process's memory, those of the page cache do
+not. Pickled weights are never opened: unpickling runs code.
 
 Format: https://huggingface.co/docs/safetensors (8 bytes little-endian header length, JSON header, data).
 """
@@ -61,6 +61,7 @@ class Checkpoint:
         self._entries = dict(entries)
         self._files = files
         self._handles: dict[Path, BinaryIO] = {}
+        self._finite: set[str] = set()  # those that were looked through
 
     @classmethod
     def open(cls, directory: Path | str) -> Checkpoint:
@@ -118,13 +119,14 @@ class Checkpoint:
         """
         entry = self._entry(name)
         tensor = self.rows(name, 0, entry.shape[0] if entry.shape else 1).reshape(entry.shape)
-        bad = _count_non_finite(tensor)
+        bad = 0 if name in self._finite else _count_non_finite(tensor)
         if bad:
             raise VaExportError(
                 f"tensor {name} holds {bad} NaN or infinite values of {tensor.numel()}",
                 where=entry.file,
                 fix="download the checkpoint again, or take an earlier one if it was trained here",
             )
+        self._finite.add(name)
         return tensor
 
     def rows(self, name: str, start: int, stop: int) -> torch.Tensor:
@@ -144,13 +146,13 @@ class Checkpoint:
         row_bytes = math.prod(row_shape) * entry.dtype.itemsize
         result = torch.empty((stop - start, *row_shape), dtype=entry.dtype)
         if result.numel():
-            content = memoryview(result.reshape(-1).view(torch.uint8).numpy())
+            content = memoryview(result.reshape(-1).view(torch.uint8).numpy().data)
             self._read(entry.file, entry.offset + start * row_bytes, content, name)
         return result
 
-    def location(self, name: str) -> str:
-        """Where tensor `name` lies, for messages."""
-        return str(self._entry(name).file)
+    def release(self) -> None:
+        """Close the files until the next read."""
+        self._handles.clear()
 
     def _read(self, file: Path, offset: int, content: memoryview, name: str) -> None:
         """Fill `content` from `offset` on."""

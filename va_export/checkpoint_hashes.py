@@ -27,13 +27,14 @@ class CheckpointHashes:
         self._total = sum(file.size for file in checkpoint.files())
         self._entries: dict[str, dict[str, Any]] = {}
         self._todo = []
+        self._before = {file.path: identity(file.path) for file in checkpoint.files()}
         for file in checkpoint.files():
             if known := journal.of("checkpoint", name=file.path.name):  # an earlier run's, on the same files
                 self._entries[file.path.name] = known[-1]["entry"]
             else:
                 self._todo.append(file.path)
         self._done = sum(entry["bytes"] for entry in self._entries.values())
-        self._failure: Exception | None = None
+        self._failure: VaExportError | None = None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="checkpoint hashes", daemon=True)
 
@@ -61,6 +62,11 @@ class CheckpointHashes:
             seen = done
         if self._failure is not None:
             raise self._failure
+        for path, before in self._before.items():
+            if not path.exists() or identity(path) != before:
+                raise VaExportError(
+                    "the checkpoint was edited while it was exported", where=path, fix="run the export again"
+                )
         # Only now, by the thread that writes the journal's other records.
         for name, entry in self._entries.items():
             if not self._journal.of("checkpoint", name=name):
@@ -70,22 +76,18 @@ class CheckpointHashes:
     def _run(self) -> None:
         try:
             for path in self._todo:
-                before, digest = identity(path), hashlib.sha256()
+                digest = hashlib.sha256()
                 with path.open("rb", buffering=0) as stream:
                     while content := stream.read(_CHUNK):
                         if self._stop.is_set():
                             return
                         digest.update(content)
                         self._done += len(content)
-                if identity(path) != before:
-                    raise VaExportError(
-                        "the checkpoint was edited while it was exported", where=path, fix="run the export again"
-                    )
                 self._entries[path.name] = {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
-        except VaExportError as error:
-            self._failure = error
         except OSError as error:
-            self._failure = VaExportError(f"the file cannot be read: {error.strerror}", where=path, fix="check the disk")
+            self._failure = VaExportError(
+                f"the file cannot be read: {error.strerror}", where=path, fix="check the disk"
+            )
 
 
 @contextmanager

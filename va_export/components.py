@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from va_export.narrowing import Loss
@@ -47,12 +48,15 @@ def write_components(
     from va_export.graph.trace import trace_component
     from va_export.passes import run_passes
 
+    def graph(name: str) -> ir.Model:
+        return run_passes(trace_component(name, source.family, source.spec, options.precision))
+
     written = WrittenComponents()
     for name in options.components:
         with display.stage(f"export {name}") as stage:
             write_component(
                 name,
-                lambda name=name: run_passes(trace_component(name, source.family, source.spec, options.precision)),
+                partial(graph, name),
                 ("", "native") if name == "decoder" else ("",),
                 options,
                 source,
@@ -114,7 +118,7 @@ def write_component(
             raise unusable_weights(
                 streamed.unusable | found, weight_map, options.precision, source.checkpoint.directory
             )
-        losses = dict(streamed.losses)
+        losses = streamed.losses
         bundle.finish(data, streamed.sha256)
     written.losses |= losses
     written.names |= {slot.name for slot in slots}
@@ -134,9 +138,7 @@ def _traced(name: str, key: Any, files: list[str], bundle: BundleWriter) -> Mapp
     return records[-1] if bundle.path(f"{files[0]}.data").is_file() else None
 
 
-def _trace(
-    name: str, key: Any, model: ir.Model, files: Mapping[str, str], bundle: BundleWriter
-) -> Mapping[str, Any]:
+def _trace(name: str, key: Any, model: ir.Model, files: Mapping[str, str], bundle: BundleWriter) -> Mapping[str, Any]:
     """Write a graph in its forms, and a data file of the right size for its weights."""
     from va_export.bundle.manifest import sha256
     from va_export.graph.native import write_native_form
@@ -163,9 +165,7 @@ def _trace(
     return bundle.journal.of("graph", name=name, key=key)[-1]
 
 
-def _others(
-    options: ExportOptions, weight_map: Mapping[str, WeightSource], done: set[str]
-) -> dict[str, WeightSource]:
+def _others(options: ExportOptions, weight_map: Mapping[str, WeightSource], done: set[str]) -> dict[str, WeightSource]:
     """The weights that nothing has read yet, if the whole model is exported; which of them the rest of a part has, only
     its graphs would tell."""
     if set(options.components) != set(COMPONENTS):

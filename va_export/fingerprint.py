@@ -27,7 +27,8 @@ _READ_WHOLE = 64 << 20
 
 
 def continue_or_start(options: ExportOptions, source: Source, bundle: BundleWriter, display: StageDisplay) -> None:
-    """Go on from an earlier run's work if it was on the same inputs; if they have changed, say which, and start anew."""
+    """Go on from an earlier run's work if it was on the same inputs; if those have changed, say which and start
+    anew."""
     unfinished = bundle.is_worth_keeping
     changed = bundle.begin(fingerprint(options, source))
     if changed and unfinished:

@@ -4,9 +4,9 @@ For structure, memory and latency at full size where no trained weights are at h
 seed, its name and their place in it alone, so they are the same in any order of reading and in any run.
 
 Matrices are normal with standard deviation 0.02, as Hugging Face's models are initialised; biases are 0; every other
-vector is 1, which is where norms start and makes layer scales neutral. Values are bfloat16, as published
-checkpoints have them. They are quantiles of the normal distribution, chosen by 16 random bits each: NumPy keeps the stream of
-its bit generators from version to version, but not that of its normal numbers.
+vector is 1, which is where norms start and makes layer scales neutral. Values are bfloat16, as published checkpoints
+have them. They are quantiles of the normal distribution, chosen by 16 random bits each: NumPy keeps the stream of its
+bit generators from version to version, but not that of its normal numbers.
 """
 
 from __future__ import annotations

@@ -73,7 +73,11 @@ class Recipe:
         """Where the weights come from, for people."""
         if self.random_weights:
             return f"random weights, seed {self.seed}"
-        return f"random weights, seed {self.seed}, in the sizes of {self.checkpoint}" if self.is_random else self.checkpoint
+        return (
+            f"random weights, seed {self.seed}, in the sizes of {self.checkpoint}"
+            if self.is_random
+            else self.checkpoint
+        )
 
 
 @dataclass(frozen=True)
@@ -272,7 +276,9 @@ def _with_weights(recipe: Recipe, weights: str) -> Recipe:
     if recipe.random_weights:
         if weights == "checkpoint":
             raise VaExportError(
-                f"{recipe.name} has no checkpoint", where="--weights", fix="leave --weights out, or name another --model"
+                f"{recipe.name} has no checkpoint",
+                where="--weights",
+                fix="leave --weights out, or name another --model",
             )
         return recipe  # its own are random
     return replace(recipe, weights=weights)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from va_export.errors import VaExportError
@@ -16,7 +17,7 @@ _LARGEST = {"fp16": "65504", "bf16": "3.39e38", "fp32": "3.4e38"}
 
 
 def unusable_weights(
-    losses: Mapping[str, Loss], weight_map: Mapping[str, WeightSource], precision: str, where: object
+    losses: Mapping[str, Loss], weight_map: Mapping[str, WeightSource], precision: str, where: Path
 ) -> VaExportError:
     """The error that names every weight that is not finite or beyond the precision's range.
 
@@ -32,7 +33,7 @@ def unusable_weights(
         fixes.append("download the checkpoint again, or take an earlier one if it was trained here")
     if any(loss.overflow for loss in losses.values()):
         fixes.append(
-            f"export with --precision bf16 or fp32, or accept ±{_LARGEST[precision]} in their place with --clip-overflow"
+            f"export with --precision bf16 or fp32, or accept ±{_LARGEST[precision]} instead, with --clip-overflow"
         )
     what = "are not all finite" if not_finite else f"have values that {precision} cannot hold"
     count = f"{len(losses)} weights" if len(losses) > 1 else "1 weight"
@@ -82,8 +83,8 @@ def loss_note(losses: Mapping[str, Loss], precision: str) -> str | None:
         worst = max(losses, key=lambda name: losses[name].to_zero + losses[name].to_subnormal)
         share = (losses[worst].to_zero + losses[worst].to_subnormal) / losses[worst].elements
         parts.append(
-            f"of {totals.elements} values in {len(losses)} weights, {totals.to_zero} are so small that they became 0 and"
-            f" {totals.to_subnormal} subnormal, with fewer digits (most in {worst}: {share:.3%})"
+            f"of {totals.elements} values in {len(losses)} weights, {totals.to_zero} are so small that they became 0"
+            f" and {totals.to_subnormal} subnormal, with fewer digits (most in {worst}: {share:.3%})"
         )
     return f"{precision}: {'; '.join(parts)}" if parts else None
 

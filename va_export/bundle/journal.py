@@ -52,7 +52,8 @@ class Journal:
     def _read(self) -> list[Record]:
         """All whole records; a torn end is cut off."""
         content = self.path.read_bytes()
-        records, end = [], 0
+        records: list[Record] = []
+        end = 0
         for line in content.splitlines(keepends=True):
             try:
                 record = json.loads(line)

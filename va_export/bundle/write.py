@@ -104,7 +104,7 @@ class BundleWriter:
         key = (name, stat.st_size, stat.st_mtime_ns)
         if key not in self._digests:
             self._digests[key] = record["sha256"] if stat.st_mtime_ns == record["time"] else sha256(path)
-        return self._digests[key] == record["sha256"]
+        return self._digests[key] == str(record["sha256"])
 
     def abandon(self) -> None:
         """Nothing that was done so far is of any use: the workspace is removed on the way out."""

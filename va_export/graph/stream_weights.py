@@ -22,7 +22,7 @@ from va_export.models.family import WeightSource
 from va_export.narrowing import Loss, measure, narrow
 
 # Elements read, checked, converted and written at a time. Blocks of this size transpose fastest (2 GB/s against 0.1 for
-# whole matrices: both sides stay in the cache) and keep the memory of a tensor that is not transposed at some megabytes.
+# whole matrices: both sides stay in the cache) and keep a tensor that is not transposed to some megabytes.
 BLOCK_ELEMENTS = 1 << 22
 # Bytes between two marks: what a kill costs, against the price of flushing.
 MARK_BYTES = 256 << 20
@@ -74,8 +74,8 @@ class Streamed:
     """
 
     sha256: str
-    losses: Mapping[str, Loss]
-    unusable: Mapping[str, Loss]
+    losses: dict[str, Loss]
+    unusable: dict[str, Loss]
 
 
 def stream_weights(
@@ -161,7 +161,7 @@ class _Output:
 
     def write(self, block: torch.Tensor) -> None:
         """Write a contiguous tensor."""
-        self._put(memoryview(block.reshape(-1).view(torch.uint8).numpy()))
+        self._put(memoryview(block.reshape(-1).view(torch.uint8).numpy().data))
 
     def pad_to(self, offset: int) -> None:
         """Write zeros up to `offset`."""

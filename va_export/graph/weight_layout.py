@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -70,6 +71,6 @@ def layout_weights(model: ir.Model) -> tuple[WeightSlot, ...]:
     return tuple(slots)
 
 
-def data_bytes(slots: tuple[WeightSlot, ...]) -> int:
+def data_bytes(slots: Sequence[WeightSlot]) -> int:
     """Size of the data file."""
     return slots[-1].offset + slots[-1].length if slots else 0

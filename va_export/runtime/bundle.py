@@ -98,7 +98,8 @@ class Bundle:
             unfinished_too: for the export that is making the bundle, to prove it.
 
         Raises:
-            VaExportError: not a bundle, an unfinished one, damaged, of an unknown version, or the backend is not available.
+            VaExportError: not a bundle, an unfinished one, damaged, of an unknown version, or the backend is not
+                available.
         """
         manifest = read_manifest(Path(path), unfinished_too=unfinished_too)
         if check_hashes:
