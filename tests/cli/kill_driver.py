@@ -3,10 +3,10 @@
 Importing PyTorch takes longer than exporting the tiny model, so it is imported once, here, and every run is a fork that
 has not used it yet: as real a process as any, and SIGKILL ends it between two instructions.
 
-Events are what a run does to the disk: every write, flush and rename. They are counted, so that a number names a moment.
+Events are what a run does to the disk: every write, flush and rename. They are counted: a number names a moment.
 
-Input: JSON on stdin, {"arguments": [...], "kills": [...], "partial_writes": bool}. Output: JSON on stdout, one entry a run:
-{"code": exit status, negative for a signal, "events": how many happened}.
+Input: JSON on stdin: the command's arguments, the event that ends each run (null: none), and sizes. Output: JSON on
+stdout, the exit code of each run, negative for a signal.
 """
 
 from __future__ import annotations
@@ -16,11 +16,10 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 
-def count_events(kill_at: int | None, counter: Path) -> None:
+def count_events(kill_at: int | None) -> None:
     """Make this process count its events, and kill itself in the middle of number `kill_at`."""
     events = 0
 
@@ -30,8 +29,6 @@ def count_events(kill_at: int | None, counter: Path) -> None:
         if events == kill_at:
             torn()
             os.kill(os.getpid(), signal.SIGKILL)
-        if kill_at is None:
-            counter.write_text(str(events))
 
     def watched(module: Any, name: str) -> None:
         original = getattr(module, name)
@@ -53,16 +50,15 @@ def count_events(kill_at: int | None, counter: Path) -> None:
         watched(os, name)
 
 
-def run(arguments: list[str], kill_at: int | None, counter: Path) -> dict[str, int]:
-    """One run in a fork."""
-    counter.write_text("0")
+def run(arguments: list[str], kill_at: int | None) -> int:
+    """One run in a fork; returns its exit code."""
     child = os.fork()
     if child == 0:
         code = 70
         try:
             silent = os.open(os.devnull, os.O_WRONLY)
             os.dup2(silent, 1)
-            count_events(kill_at, counter)
+            count_events(kill_at)
             from va_export.cli.export import main
 
             sys.argv = ["va-export", *arguments]
@@ -72,7 +68,7 @@ def run(arguments: list[str], kill_at: int | None, counter: Path) -> dict[str, i
         finally:
             os._exit(code)
     _, status = os.waitpid(child, 0)
-    return {"code": os.waitstatus_to_exitcode(status), "events": int(counter.read_text())}
+    return os.waitstatus_to_exitcode(status)
 
 
 def main() -> None:
@@ -90,8 +86,7 @@ def main() -> None:
     torch.set_num_threads(1)
     # So that the tiny model has many marks, as a large one has.
     stream.MARK_BYTES, stream.BLOCK_ELEMENTS = job["mark_bytes"], job["block_elements"]
-    counter = Path(job["counter"])
-    print(json.dumps([run(job["arguments"], kill, counter) for kill in job["kills"]]))
+    print(json.dumps([run(job["arguments"], kill) for kill in job["kills"]]))
 
 
 if __name__ == "__main__":

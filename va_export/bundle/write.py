@@ -290,3 +290,6 @@ def _remove_leftovers(output: Path) -> None:
                 leftover.rename(place)  # killed between the two renames: the earlier bundle is still the good one
             else:
                 shutil.rmtree(leftover, ignore_errors=True)
+    workspace = partial_path(output)
+    if workspace.is_dir() and not (workspace / "bundle").is_dir():
+        shutil.rmtree(workspace)  # killed after the bundle had been moved away from it
