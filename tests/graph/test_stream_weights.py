@@ -118,9 +118,9 @@ def test_from_every_mark_the_rest_is_read_and_no_more(
         torn = bytearray(content)
         torn[mark.bytes :] = os.urandom(len(content) - mark.bytes)
         (tmp_path / "d").write_bytes(torn)
-        read = names_read(monkeypatch)
-        again, more, counted = stream(tmp_path / "d", checkpoint, marks=marks[:count])
-        monkeypatch.undo()
+        with monkeypatch.context() as patch:
+            read = names_read(patch)
+            again, more, counted = stream(tmp_path / "d", checkpoint, marks=marks[:count])
         small_again = [SOURCES[slot.name].checkpoint_name for slot in slots_of()[mark.slots :]]
         assert list(dict.fromkeys(read)) == list(dict.fromkeys(small_again))
         assert (tmp_path / "d").read_bytes() == content and again.sha256 == whole.sha256 and counted == len(content)

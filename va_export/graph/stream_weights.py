@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -103,8 +104,8 @@ def stream_weights(
         VaExportError: a weight cannot be read.
         OSError: the file cannot be written.
     """
-    with path.open("r+b", buffering=0) as file:
-        out = _Output(path, file.fileno(), on_bytes)
+    with path.open("r+b", buffering=0) as file, ThreadPoolExecutor(1) as hasher:
+        out = _Output(path, file.fileno(), hasher, on_bytes)
         good = _verified(out, marks)
         losses = {name: loss for mark in marks[:good] for name, loss in mark.losses.items()}
         done = marks[good - 1].slots if good else 0
@@ -125,10 +126,10 @@ def stream_weights(
                 fresh[slot.name] = loss
             if not unusable and (out.position - marked >= MARK_BYTES or number == len(slots)):
                 os.fsync(file.fileno())
-                on_mark(Mark(number, out.position, out.digest.hexdigest(), fresh))
+                on_mark(Mark(number, out.position, out.hexdigest(), fresh))
                 losses |= fresh
                 fresh, marked = {}, out.position
-        return Streamed("" if unusable else out.digest.hexdigest(), losses | fresh, unusable)
+        return Streamed("" if unusable else out.hexdigest(), losses | fresh, unusable)
 
 
 def check_weights(
@@ -150,11 +151,14 @@ def _is_unusable(loss: Loss, clip: bool) -> bool:
 
 
 class _Output:
-    """A file written from front to back, and the digest of what was written."""
+    """A file written from front to back, and the digest of what was written, which a second thread computes while the
+    next block is read."""
 
-    def __init__(self, path: Path, descriptor: int, on_bytes: Callable[[int], None]) -> None:
-        self.digest = hashlib.sha256()
+    def __init__(self, path: Path, descriptor: int, hasher: Executor, on_bytes: Callable[[int], None]) -> None:
         self.position = 0
+        self._digest = hashlib.sha256()
+        self._hasher = hasher
+        self._hashing: Future[None] | None = None
         self._path = path
         self._descriptor = descriptor
         self._on_bytes = on_bytes
@@ -184,8 +188,29 @@ class _Output:
                 raise OSError(error.errno, error.strerror, str(self._path)) from error
         self._advance(content)
 
+    def state(self) -> tuple[Any, int]:
+        """The digest so far and the position, for `go_back`."""
+        self._wait()
+        return self._digest.copy(), self.position
+
+    def go_back(self, state: tuple[Any, int]) -> None:
+        """Forget what was taken since `state`."""
+        self._wait()
+        self._on_bytes(state[1] - self.position)
+        self._digest, self.position = state
+
+    def hexdigest(self) -> str:
+        """SHA-256 of everything before the position."""
+        self._wait()
+        return self._digest.hexdigest()
+
+    def _wait(self) -> None:
+        if self._hashing is not None:
+            self._hashing.result()
+
     def _advance(self, content: memoryview) -> None:
-        self.digest.update(content)
+        self._wait()
+        self._hashing = self._hasher.submit(self._digest.update, content)
         self.position += len(content)
         self._on_bytes(len(content))
 
@@ -193,11 +218,10 @@ class _Output:
 def _verified(out: _Output, marks: Sequence[Mark]) -> int:
     """How many of the marks hold; `out` stands at the last of those."""
     for count, mark in enumerate(marks):
-        before = out.digest.copy(), out.position
+        before = out.state()
         out.take(mark.bytes)
-        if out.position != mark.bytes or out.digest.hexdigest() != mark.sha256:
-            out._on_bytes(before[1] - out.position)
-            out.digest, out.position = before
+        if out.position != mark.bytes or out.hexdigest() != mark.sha256:
+            out.go_back(before)
             return count
     return len(marks)
 
