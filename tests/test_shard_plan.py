@@ -10,12 +10,22 @@ import psutil
 import pytest
 from command_line import TINY, va_export
 
+from va_export.bundle.journal import Journal
 from va_export.decoder_shards import DecoderWeights
 from va_export.errors import VaExportError
 from va_export.plan import Plan, check_plan, describe
 from va_export.progress import StageDisplay
 from va_export.recipe import ExportOptions, resolve_model
-from va_export.shard_plan import EXPORT_BASE, build_memory, fitting_shards, parse_shards
+from va_export.shard_plan import (
+    EXPORT_BASE,
+    ShardPlan,
+    build_memory,
+    fitting_shards,
+    keep_shards,
+    parse_shards,
+    plan_shards,
+)
+from va_export.source import open_source
 
 GB = 10**9
 INTERNVL2_8B = DecoderWeights(436_224_000, 758_202_368)  # bytes in float16, from its config.json
@@ -120,3 +130,26 @@ def test_the_manifest_tells_why(sharded_bundle: Path, tiny_bundle: Path) -> None
     assert manifest["decoder_shards"] == {"count": 2, "asked": "2", "reason": "as many as were asked for"}
     manifest = json.loads((tiny_bundle / "manifest.json").read_text())
     assert manifest["decoder_shards"]["count"] == 1 and manifest["decoder_shards"]["asked"] == "auto"
+
+
+def test_an_unfinished_run_keeps_its_shards(
+    deep_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ExportOptions(recipe=resolve_model(str(deep_checkpoint)), output=tmp_path / "bundle")
+    source = open_source(options, tmp_path)
+    weight_map = source.family.weight_map(source.spec)
+    base = EXPORT_BASE + build_memory(0)
+    available = SimpleNamespace(available=int((base + 1_300_000) / 0.8))
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: available)
+
+    def begun() -> ShardPlan:
+        planned = plan_shards(options, source.spec, weight_map, builds_engines=True)
+        return keep_shards(options, source.spec, weight_map, planned, Journal(tmp_path / "journal.jsonl"))
+
+    first = begun()
+    assert len(first.shards) == 3
+    available.available = 64 * GB  # another day
+    assert len(plan_shards(options, source.spec, weight_map, builds_engines=True).shards) == 1
+    again = begun()
+    assert again.shards == first.shards and again.sizes == first.sizes
+    assert again.reason.startswith("as the unfinished run began: ")

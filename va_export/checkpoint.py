@@ -1,8 +1,9 @@
 """A checkpoint directory in safetensors, read one tensor at a time.
 
 `Checkpoint.open` reads every header and no weights: each shard must exist, be as long as its header says and agree with
-the index. `Checkpoint.tensor` maps one tensor from disk and refuses values that are not finite. Pickled weights are
-never opened: unpickling runs code.
+the index. `Checkpoint.rows` reads some rows of a tensor, `Checkpoint.tensor` all of them and refuses values that are
+not finite. Files are read, not mapped: pages of a mapping count as this process's memory, those of the page cache do
+not. Pickled weights are never opened: unpickling runs code.
 
 Format: https://huggingface.co/docs/safetensors (8 bytes little-endian header length, JSON header, data).
 """
@@ -10,13 +11,14 @@ Format: https://huggingface.co/docs/safetensors (8 bytes little-endian header le
 from __future__ import annotations
 
 import json
+import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from va_export.errors import VaExportError
 from va_export.safetensors_header import TensorEntry, read_header
@@ -28,6 +30,7 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 DOWNLOAD_PATTERNS = ("*.safetensors", "*.json", "tokenizer.model", "merges.txt", "LICENSE*")
 
 _WEIGHT_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+_READ_BYTES = 1 << 30  # Linux reads no more than 2 GB at once
 _FINITE_CHECK_ELEMENTS = 1 << 24  # 16 M at a time, so that the mask of a 700 MB embedding is never held at once
 
 
@@ -57,8 +60,8 @@ class Checkpoint:
         self.config = config
         self._entries = dict(entries)
         self._files = files
-        self._handles: dict[Path, Any] = {}
-        self._finite: set[str] = set()
+        self._handles: dict[Path, BinaryIO] = {}
+        self._finite: set[str] = set()  # those that were looked through
 
     @classmethod
     def open(cls, directory: Path | str) -> Checkpoint:
@@ -109,22 +112,13 @@ class Checkpoint:
         return any((self.directory / name).is_file() for name in TOKENIZER_FILES)
 
     def tensor(self, name: str) -> torch.Tensor:
-        """Map tensor `name` from disk.
+        """Read tensor `name`.
 
         Raises:
-            VaExportError: no such tensor, not a floating-point one, or it holds NaN or infinity.
+            VaExportError: no such tensor, not a floating-point one, it cannot be read, or it holds NaN or infinity.
         """
         entry = self._entry(name)
-        if entry.dtype not in _WEIGHT_DTYPES:
-            raise VaExportError(
-                f"tensor {name} is {entry.dtype}, not a floating-point weight",
-                where=entry.file,
-                fix="use the checkpoint in bfloat16, float16 or float32; quantised checkpoints are not read",
-            )
-        try:
-            tensor: torch.Tensor = self._handle(entry.file).get_tensor(name)
-        except (SafetensorError, OSError) as error:
-            raise VaExportError(f"tensor {name} cannot be read: {error}", where=entry.file) from error
+        tensor = self.rows(name, 0, entry.shape[0] if entry.shape else 1).reshape(entry.shape)
         bad = 0 if name in self._finite else _count_non_finite(tensor)
         if bad:
             raise VaExportError(
@@ -135,21 +129,56 @@ class Checkpoint:
         self._finite.add(name)
         return tensor
 
+    def rows(self, name: str, start: int, stop: int) -> torch.Tensor:
+        """Read rows [start, stop) of tensor `name`, values as they are; a scalar has one row.
+
+        Raises:
+            VaExportError: no such tensor, not a floating-point one, or it cannot be read.
+        """
+        entry = self._entry(name)
+        if entry.dtype not in _WEIGHT_DTYPES:
+            raise VaExportError(
+                f"tensor {name} is {entry.dtype}, not a floating-point weight",
+                where=entry.file,
+                fix="use the checkpoint in bfloat16, float16 or float32; quantised checkpoints are not read",
+            )
+        row_shape = entry.shape[1:]
+        row_bytes = math.prod(row_shape) * entry.dtype.itemsize
+        result = torch.empty((stop - start, *row_shape), dtype=entry.dtype)
+        if result.numel():
+            content = memoryview(result.reshape(-1).view(torch.uint8).numpy().data)
+            self._read(entry.file, entry.offset + start * row_bytes, content, name)
+        return result
+
     def release(self) -> None:
-        """Close the files until the next `tensor`. What was mapped counts as this process's memory as long as they are
-        open; tensors that were handed out keep theirs."""
+        """Close the files until the next read."""
         self._handles.clear()
+
+    def _read(self, file: Path, offset: int, content: memoryview, name: str) -> None:
+        """Fill `content` from `offset` on."""
+        try:
+            if file not in self._handles:
+                self._handles[file] = file.open("rb", buffering=0)
+            descriptor = self._handles[file].fileno()
+            while len(content):
+                count = os.preadv(descriptor, [content[:_READ_BYTES]], offset)
+                if not count:
+                    raise VaExportError(
+                        f"tensor {name} cannot be read: the file ended before it",
+                        where=file,
+                        fix="the file was changed while it was read: run again, or download it again",
+                    )
+                content, offset = content[count:], offset + count
+        except OSError as error:
+            raise VaExportError(
+                f"tensor {name} cannot be read: {error.strerror or error}", where=file, fix="check the disk"
+            ) from error
 
     def _entry(self, name: str) -> TensorEntry:
         try:
             return self._entries[name]
         except KeyError:
             raise VaExportError(f"the checkpoint has no tensor {name}", where=self.directory) from None
-
-    def _handle(self, file: Path) -> Any:
-        if file not in self._handles:
-            self._handles[file] = safe_open(file, framework="pt", device="cpu")
-        return self._handles[file]
 
 
 def download(hub_id: str, revision: str | None = None, *, weights: bool = True) -> Path:

@@ -6,8 +6,11 @@ import shutil
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from va_export.weight_losses import loss_entry
+
 if TYPE_CHECKING:
     from va_export.bundle.write import BundleWriter
+    from va_export.components import WrittenComponents
     from va_export.engines import EnginePlan
     from va_export.recipe import ExportOptions
     from va_export.shard_plan import ShardPlan
@@ -30,11 +33,16 @@ def describe(
     options: ExportOptions,
     source: Source,
     shards: ShardPlan,
-    components: dict[str, dict[str, Any]],
+    written: WrittenComponents,
+    checkpoint_files: dict[str, dict[str, Any]],
     engine_entries: dict[str, dict[str, Any]],
     engines: EnginePlan,
 ) -> dict[str, Any]:
-    """The manifest without its files."""
+    """The manifest without its files.
+
+    Args:
+        checkpoint_files: of the weights, name → size and SHA-256.
+    """
     from va_export.graph.trace import OPSET
     from va_export.ops.declaration import OP_VERSIONS
     from va_export.report.latency import library_versions
@@ -43,22 +51,25 @@ def describe(
     return {
         "model": {
             "name": recipe.name,
-            "source": f"random weights, seed {recipe.seed}" if recipe.random_weights else recipe.checkpoint,
+            "source": recipe.weights_source,
             "revision": recipe.revision,
+            "commit": source.commit,
+            "checkpoint_files": checkpoint_files,
             "family": source.family.name,
-            "weights": "random" if recipe.random_weights else "checkpoint",
+            "weights": "random" if recipe.is_random else "checkpoint",
             "text": asdict(spec.text),
             "vision": asdict(spec.vision),
             "image_token_id": spec.image_token_id,
         },
         "precision": options.precision,
+        "precision_loss": loss_entry(written.losses),
         "attention": options.attention,
         "opset": OPSET,
         "ops": dict(OP_VERSIONS),
         "libraries": library_versions(),
         "components": {
             name: {**entry, **({"engines": engine_entries[name]} if name in engine_entries else {})}
-            for name, entry in components.items()
+            for name, entry in written.entries.items()
         },
         "decoder_shards": shards.to_mapping(),
         # The score runs on the host between vision and decoder; an engine of its own would be listed as a component.

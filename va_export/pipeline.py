@@ -11,17 +11,20 @@ from pathlib import Path
 
 from va_export.bundle.manifest import read_manifest
 from va_export.bundle.write import bundle_writer, check_destination
+from va_export.checkpoint_hashes import hashing
 from va_export.components import write_components
 from va_export.description import describe, write_settings
 from va_export.engines import build_engines, plan_engines
+from va_export.fingerprint import continue_or_start
 from va_export.plan import Plan, check_plan, plan_export
 from va_export.progress import StageDisplay
 from va_export.proof import prove
 from va_export.recipe import ExportOptions
 from va_export.report.html import render_report
 from va_export.sample import make_sample
-from va_export.shard_plan import plan_shards
+from va_export.shard_plan import keep_shards, plan_shards
 from va_export.source import open_source, open_spec
+from va_export.weight_losses import loss_note
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ def export(options: ExportOptions, display: StageDisplay) -> ExportResult:
     """
     with (
         tempfile.TemporaryDirectory(prefix="va-export-") as scratch,
-        bundle_writer(options.output, overwrite=options.overwrite) as bundle,
+        bundle_writer(options.output, overwrite=options.overwrite, resume=options.resume) as bundle,
     ):
         with display.stage("open checkpoint") as stage:
             source = open_source(options, Path(scratch))
@@ -51,6 +54,8 @@ def export(options: ExportOptions, display: StageDisplay) -> ExportResult:
             shards = plan_shards(options, source.spec, weight_map, builds_engines=bool(engines.flavors))
             check_plan(plan_export(options, source.spec, weight_map, engines.flavors, shards), bundle.output)
             stage.say(f"{source.family.name}, {source.spec.text.num_layers} layers, from {source.checkpoint.directory}")
+        continue_or_start(options, source, bundle, display)
+        shards = keep_shards(options, source.spec, weight_map, shards, bundle.journal)
         write_settings(options, source, bundle)
         sample = None
         if options.proves:  # read now: a wrong video should not be found out after everything else
@@ -58,9 +63,14 @@ def export(options: ExportOptions, display: StageDisplay) -> ExportResult:
                 processing = source.family.processing(source.spec, source.checkpoint)
                 sample = make_sample(options, processing, source.spec, bundle.directory)
                 stage.say(f"{options.recipe.frames} frames of {sample.clip['file']}")
-        components = write_components(options, source, shards, bundle, display)
-        engine_entries = build_engines(options, engines, components, source.spec, bundle, display)
-        manifest = describe(options, source, shards, components, engine_entries, engines)
+        with hashing(source.checkpoint, bundle.journal) as hashes:
+            written = write_components(options, source, shards, bundle, display)
+            if note := loss_note(written.losses, options.precision):
+                display.note(note)
+            engine_entries = build_engines(options, engines, written.entries, source.spec, bundle, display)
+            with display.stage("hash checkpoint") as stage:
+                checkpoint_files = hashes.wait(stage)
+        manifest = describe(options, source, shards, written, checkpoint_files, engine_entries, engines)
         bundle.write_manifest(manifest)
         passed = None
         if sample is not None:
@@ -70,7 +80,7 @@ def export(options: ExportOptions, display: StageDisplay) -> ExportResult:
             bundle.write_manifest({**manifest, "parity": {"passed": passed}})
             render_report(bundle.directory)
         with display.stage("seal bundle") as stage:
-            bundle.write_manifest({**manifest, "parity": {"passed": passed}})
+            bundle.write_manifest({**manifest, "parity": {"passed": passed}}, finished=True)
             read_manifest(bundle.directory)
             directory = bundle.commit(passed is not False)
             stage.say(str(directory))

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
 
+from va_export.bundle.manifest import bundle_files
+from va_export.bundle.write import partial_path
 from va_export.decoder_shards import DECODER
 from va_export.errors import VaExportError
 from va_export.recipe import COMPONENTS
@@ -22,9 +24,17 @@ if TYPE_CHECKING:
     from va_export.models.family import ModelSpec, WeightSource
     from va_export.recipe import ExportOptions
 
+# Bytes a second, on two cores and a disk of 0.5 GB/s. One core converts weights at 2.2 GB/s, counts losses at 4.4, turns
+# matrices at 2.2 and computes SHA-256 at 1.8, of which only the last runs beside the others.
+_STREAM_RATE = 0.25e9
+_BUILD_RATE = 0.02e9  # of an engine's weights, for four targets: TensorRT-RTX 1.7 on two cores
+_PROOF_RATE = 0.05e9  # of float32 weights: reference, and ONNX Runtime twice
+_TRACE_SECONDS = 20  # to trace and check one component, imports included
+
 _SMALL_FILES = 16 << 20
 # Tokens of a prompt beside the visual ones: the line of a frame; the system message, the question and their frame.
 _TEXT_A_FRAME, _TEXT = 8, 128
+_BLOCKS = 256 << 20  # what is read, converted and hashed at a time, several times over
 
 
 @dataclass(frozen=True)
@@ -37,11 +47,13 @@ class PlannedFile:
 
 @dataclass(frozen=True)
 class Plan:
-    """Files, disk and peak memory (bytes) of one export.
+    """Files, disk and peak memory (bytes) of one export, and about how long it takes.
 
     Attributes:
         shards: what is said about the decoder's shards; empty without a decoder.
         shards_were_asked: whether their number was given, not chosen here by the free memory.
+        seconds: step → seconds.
+        there: bytes that an earlier run of the same export left, which the disk need not have free again.
     """
 
     files: tuple[PlannedFile, ...]
@@ -49,6 +61,8 @@ class Plan:
     memory_reason: str
     shards: str = ""
     shards_were_asked: bool = False
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    there: int = 0
 
     @property
     def disk(self) -> int:
@@ -97,7 +111,8 @@ def plan_export(
         PlannedFile("graphs, plugin, tokenizer, reference, reports", _SMALL_FILES + _reference_bytes(options, spec))
     )
     free = psutil.virtual_memory().available if available is None else available
-    candidates = {"writing the ONNX weights": 2 * max(_largest(weight_map) * 8, 1)}
+    # A transposed weight is held once, in the target's precision; everything else passes in blocks.
+    candidates = {"writing the ONNX weights": _largest(weight_map) * ITEM_BYTES[options.precision] + _BLOCKS}
     if flavors:
         largest = max(weights, key=lambda name: weights[name])
         candidates[f"building the engine of {largest}"] = build_memory(weights[largest])
@@ -105,8 +120,16 @@ def plan_export(
         candidates |= _proof_candidates(options, spec, weight_map, weights, free)
     reason = max(candidates, key=lambda name: candidates[name])
     said = f"{len(shards.shards)} ({shards.reason})" if shards.shards else ""
-    asked = options.decoder_shards is not None
-    return Plan(tuple(files), EXPORT_BASE + candidates[reason], reason, said, asked)
+    left = partial_path(options.output.absolute()) / "bundle" if options.resume else None
+    return Plan(
+        tuple(files),
+        EXPORT_BASE + candidates[reason],
+        reason,
+        said,
+        options.decoder_shards is not None,
+        _seconds(options, weights, weight_map, len(flavors)),
+        0 if left is None else sum(path.stat().st_blocks * 512 for _, path in bundle_files(left)),
+    )
 
 
 def _proof_candidates(
@@ -133,6 +156,20 @@ def _proof_candidates(
     return candidates | {"running the bundle, weights mapped": 4 * _largest(weight_map) + need.activations}
 
 
+def _seconds(
+    options: ExportOptions, weights: Mapping[str, int], weight_map: Mapping[str, WeightSource], n_flavors: int
+) -> dict[str, float]:
+    """About how long the steps take, for a person to decide between a coffee and a night."""
+    total = sum(weights.values())
+    seconds = {"writing ONNX": len(weights) * _TRACE_SECONDS + total / _STREAM_RATE}
+    if n_flavors:
+        seconds["building engines"] = n_flavors * total / _BUILD_RATE
+    if options.proves:
+        reference = 4 * sum(math.prod(source.shape) for source in weight_map.values())
+        seconds["proving"] = _TRACE_SECONDS + reference / _PROOF_RATE
+    return seconds
+
+
 def _largest(weight_map: Mapping[str, WeightSource]) -> int:
     return max(math.prod(source.shape) for source in weight_map.values())
 
@@ -152,9 +189,10 @@ def check_plan(plan: Plan, output: Path) -> None:
         VaExportError: the disk is too small, or the memory.
     """
     free = free_disk(output)
-    if plan.disk > free:
+    needed = max(0, plan.disk - plan.there)
+    if needed > free:
         raise VaExportError(
-            f"the bundle needs about {human(plan.disk)}, and {human(free)} are free on its disk",
+            f"the bundle needs about {human(needed)}, and {human(free)} are free on its disk",
             where=output,
             fix="free some space, or choose an --output on another disk",
         )
@@ -191,9 +229,20 @@ def describe(plan: Plan, output: Path) -> list[str]:
     """The plan as lines of text."""
     lines = [f"output        {output}"]
     lines += [f"  {human(file.bytes):>10}  {file.name}" for file in plan.files]
-    lines.append(f"disk          {human(plan.disk)} of {human(free_disk(output))} free")
+    there = f", {human(plan.there)} of them written already" if plan.there else ""
+    lines.append(f"disk          {human(plan.disk)}{there}, of {human(free_disk(output))} free")
     if plan.shards:
         lines.append(f"shards        {plan.shards}")
     available = human(psutil.virtual_memory().available)
     lines.append(f"peak memory   about {human(plan.memory)} ({plan.memory_reason}) of {available} available")
+    if plan.seconds:
+        steps = ", ".join(f"{step} {duration(seconds)}" for step, seconds in plan.seconds.items())
+        lines.append(f"time          about {duration(sum(plan.seconds.values()))} on two cores: {steps}")
     return lines
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them; estimates have no more than two digits."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    return f"{round(seconds / 60)} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

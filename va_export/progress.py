@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.console import Console, RenderableType
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 from rich.text import Text
 
 
@@ -23,6 +34,20 @@ class Stage:
         """Say that `done` of `total` units are finished."""
         self._report.advance(done, total)
 
+    def byte_counter(self, total: int) -> Callable[[int], None]:
+        """Show the stage from now on as so many of `total` bytes, with rate and time left; the result is called with
+        the number of bytes that were done since its last call."""
+        done = 0
+        self._report.count_bytes()
+        self.advance(0, total)
+
+        def count(more: int) -> None:
+            nonlocal done
+            done += more
+            self.advance(done, total)
+
+        return count
+
     def say(self, detail: str) -> None:
         """Set the detail that is printed behind the stage when it ends."""
         self.detail = detail
@@ -34,17 +59,33 @@ class _Reporter:
 
     def describe(self, detail: str) -> None: ...
 
+    def count_bytes(self) -> None: ...
+
 
 class _LiveReporter(_Reporter):
     def __init__(self, progress: Progress, name: str) -> None:
         self._progress = progress
-        self._task = progress.add_task(name, total=None, detail="")
+        self._task = progress.add_task(name, total=None, detail="", bytes=False)
 
     def advance(self, done: int, total: int) -> None:
         self._progress.update(self._task, completed=done, total=total)
 
     def describe(self, detail: str) -> None:
         self._progress.update(self._task, detail=detail)
+
+    def count_bytes(self) -> None:
+        self._progress.reset(self._task, total=None, bytes=True)
+
+
+class _OfBytes(ProgressColumn):
+    """A column that only stages which count bytes have."""
+
+    def __init__(self, column: ProgressColumn) -> None:
+        super().__init__()
+        self._column = column
+
+    def render(self, task: Task) -> RenderableType:
+        return self._column.render(task) if task.fields["bytes"] else Text()
 
 
 @dataclass
@@ -69,6 +110,9 @@ class StageDisplay:
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
             TimeElapsedColumn(),
+            _OfBytes(DownloadColumn()),
+            _OfBytes(TransferSpeedColumn()),
+            _OfBytes(TimeRemainingColumn()),
             TextColumn("{task.fields[detail]}", style="dim"),
             console=self.console,
             transient=True,

@@ -123,7 +123,7 @@ def run_parity(
     for backend, attention in runs:
         with (
             display.stage(f"parity {backend}/{attention}") as stage,
-            Bundle.open(directory, backend, attention=attention, devices=devices) as bundle,
+            Bundle.open(directory, backend, attention=attention, devices=devices, unfinished_too=True) as bundle,
         ):
             result = check_parity(bundle, reference, atol, rtol)
             results.append(result)
@@ -148,7 +148,7 @@ def run_latency(
     """latency.json over the given (backend, attention form) pairs, with anchors and without."""
     results = []
     for backend, attention in runs:
-        with Bundle.open(directory, backend, attention=attention, devices=devices) as bundle:
+        with Bundle.open(directory, backend, attention=attention, devices=devices, unfinished_too=True) as bundle:
             for anchors in (True, False):
                 with display.stage(f"latency {backend} {'anchored' if anchors else 'plain'}") as stage:
                     result = measure_latency(

@@ -15,6 +15,7 @@ from va_export.settings import GainSettings, Limits, ScoreSettings, check_tolera
 
 PRECISIONS = ("fp32", "fp16", "bf16")
 ATTENTIONS = ("plugin", "native")
+WEIGHTS = ("checkpoint", "random")
 COMPONENTS = ("vision", "embedding", "decoder")
 FLAVORS = ("auto", "tensorrt", "tensorrt-rtx")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -31,6 +32,7 @@ class Recipe:
         name: of the recipe, or of the checkpoint.
         checkpoint: a local directory or a hub id; empty when the weights are random.
         random_weights: the family whose tiny random checkpoint is made; empty for a real checkpoint.
+        weights: `random` takes only the sizes from `checkpoint`, and draws the weights from `seed`.
         frames: frames of a question, unless asked otherwise.
     """
 
@@ -38,6 +40,7 @@ class Recipe:
     checkpoint: str = ""
     revision: str | None = None
     random_weights: str = ""
+    weights: str = "checkpoint"
     seed: int = 0
     frames: int = 8
     description: str = ""
@@ -60,6 +63,22 @@ class Recipe:
             if not isinstance(value, str) and not (name == "revision" and value is None):
                 raise VaExportError(f"{name} must be text, not {value!r}", where=where, fix="put it into quotes")
 
+    @property
+    def is_random(self) -> bool:
+        """Whether the weights are random numbers, so that answers mean nothing."""
+        return bool(self.random_weights) or self.weights == "random"
+
+    @property
+    def weights_source(self) -> str:
+        """Where the weights come from, for people."""
+        if self.random_weights:
+            return f"random weights, seed {self.seed}"
+        return (
+            f"random weights, seed {self.seed}, in the sizes of {self.checkpoint}"
+            if self.is_random
+            else self.checkpoint
+        )
+
 
 @dataclass(frozen=True)
 class ExportOptions:
@@ -78,6 +97,8 @@ class ExportOptions:
         latency_iterations: timed repeats; 0 leaves latency out.
         parity: False leaves reference, parity and latency out.
         engine_cache: where built engines are kept and looked for; None: nowhere.
+        clip_overflow: write weights beyond the precision's range as its largest number, instead of refusing them.
+        resume: go on from what an earlier run of the same export left; False removes that.
     """
 
     recipe: Recipe
@@ -100,9 +121,12 @@ class ExportOptions:
     latency_iterations: int = 10
     parity: bool = True
     engine_cache: Path | None = None
+    clip_overflow: bool = False
+    resume: bool = True
 
     def __post_init__(self) -> None:
         _choice("--precision", self.precision, PRECISIONS)
+        _choice("--weights", self.recipe.weights, WEIGHTS)
         _choice("--attention", self.attention, ATTENTIONS)
         _choice("--tensorrt", self.flavor, FLAVORS)
         for component in self.components:
@@ -219,6 +243,7 @@ def read_recipe(path: Path) -> Recipe:
 def with_overrides(
     recipe: Recipe,
     *,
+    weights: str | None = None,
     seed: int | None = None,
     frames: int | None = None,
     revision: str | None = None,
@@ -233,11 +258,13 @@ def with_overrides(
     Raises:
         VaExportError: a seed for weights that are not random, or values out of range.
     """
-    if seed is not None and not recipe.random_weights:
+    if weights is not None:
+        recipe = _with_weights(recipe, weights)
+    if seed is not None and not recipe.is_random:
         raise VaExportError(
             f"{recipe.name} has a checkpoint: there are no random weights to seed",
             where="--seed",
-            fix="leave --seed out",
+            fix="leave --seed out, or ask for --weights random",
         )
     given = {name: value for name, value in (limits or {}).items() if value is not None}
     for tuned, largest in (("opt_input_len", "max_input_len"), ("opt_frames", "max_frames")):
@@ -252,3 +279,16 @@ def with_overrides(
         score=replace(recipe.score, **{k: v for k, v in (score or {}).items() if v is not None}),
         limits=replace(recipe.limits, **given),
     )
+
+
+def _with_weights(recipe: Recipe, weights: str) -> Recipe:
+    _choice("--weights", weights, WEIGHTS)
+    if recipe.random_weights:
+        if weights == "checkpoint":
+            raise VaExportError(
+                f"{recipe.name} has no checkpoint",
+                where="--weights",
+                fix="leave --weights out, or name another --model",
+            )
+        return recipe  # its own are random
+    return replace(recipe, weights=weights)

@@ -5,6 +5,7 @@ Format: https://huggingface.co/docs/safetensors (8 bytes little-endian header le
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -36,11 +37,12 @@ _DTYPES: Mapping[str, torch.dtype] = {
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """Where a tensor lies and what its header says about it."""
+    """Where a tensor lies and what its header says about it; `offset` is that of its first byte in the file."""
 
     file: Path
     shape: tuple[int, ...]
     dtype: torch.dtype
+    offset: int
 
 
 def read_header(path: Path) -> dict[str, TensorEntry]:
@@ -61,7 +63,7 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
         header = json.loads(raw, object_pairs_hook=_reject_duplicates)
         header.pop("__metadata__", None)
         data_size = max((int(entry["data_offsets"][1]) for entry in header.values()), default=0)
-        entries = {name: _parse_entry(path, name, entry) for name, entry in header.items()}
+        entries = {name: _parse_entry(path, name, entry, 8 + header_size) for name, entry in header.items()}
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise VaExportError(f"the safetensors header is malformed: {error}", where=path) from error
     if size < 8 + header_size + data_size:
@@ -75,7 +77,7 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
     return entries
 
 
-def _parse_entry(path: Path, name: str, entry: dict[str, Any]) -> TensorEntry:
+def _parse_entry(path: Path, name: str, entry: dict[str, Any], data_start: int) -> TensorEntry:
     if entry["dtype"] not in _DTYPES:
         raise ValueError(f"tensor {name} has the unknown type {entry['dtype']}")
     dtype = _DTYPES[entry["dtype"]]
@@ -83,7 +85,16 @@ def _parse_entry(path: Path, name: str, entry: dict[str, Any]) -> TensorEntry:
     begin, end = entry["data_offsets"]
     if end - begin != math.prod(shape) * dtype.itemsize:
         raise ValueError(f"tensor {name} of shape {list(shape)} and type {entry['dtype']} has {end - begin} bytes")
-    return TensorEntry(path, shape, dtype)
+    if begin < 0:
+        raise ValueError(f"tensor {name} begins {-begin} bytes before the data")
+    return TensorEntry(path, shape, dtype, data_start + begin)
+
+
+def header_sha256(path: Path) -> str:
+    """Hex digest of a file's header, length field included: which tensors it holds, and where."""
+    with path.open("rb") as file:
+        size = file.read(8)
+        return hashlib.sha256(size + file.read(min(int.from_bytes(size, "little"), _MAX_HEADER_BYTES))).hexdigest()
 
 
 def _reject_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

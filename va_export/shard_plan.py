@@ -12,6 +12,7 @@ from va_export.decoder_shards import DECODER, DecoderShard, DecoderWeights, deco
 from va_export.errors import VaExportError
 
 if TYPE_CHECKING:
+    from va_export.bundle.journal import Journal
     from va_export.models.family import ModelSpec, WeightSource
     from va_export.recipe import ExportOptions
 
@@ -24,6 +25,7 @@ _BUILD_BASE = 600 << 20
 EXPORT_BASE = 1 << 30
 # What `auto` leaves to others of the memory that is free now.
 _SHARE = 0.8
+_RECORD = "decoder shards"  # in the journal of an unfinished export
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,29 @@ def plan_shards(
     need, free = EXPORT_BASE + build_memory(max(map(weights.of, shards))), f"{available / 1e9:.1f} GB"
     reason = f"the largest build needs {need / 1e9:.1f} GB, {free} are available"
     return ShardPlan(shards, weights, asked, reason)
+
+
+def keep_shards(
+    options: ExportOptions,
+    spec: ModelSpec,
+    weight_map: Mapping[str, WeightSource],
+    planned: ShardPlan,
+    journal: Journal,
+) -> ShardPlan:
+    """The shards that an earlier run of the same export began with, or else the planned ones, noted in the journal.
+
+    `auto` looks at the memory that is free, which another day is another; files of two plans do not fit together.
+    """
+    earlier = journal.of(_RECORD)
+    if not earlier:
+        journal.append(_RECORD, count=len(planned.shards), reason=planned.reason)
+        return planned
+    count, reason = earlier[0]["count"], earlier[0]["reason"]
+    if count == len(planned.shards):
+        return planned
+    weights = decoder_weights(weight_map, ITEM_BYTES[options.precision])
+    shards = split_decoder(spec.text.num_layers, count, weights)
+    return ShardPlan(shards, weights, planned.asked, f"as the unfinished run began: {reason}")
 
 
 def fitting_shards(num_layers: int, weights: DecoderWeights, available: int) -> tuple[DecoderShard, ...]:

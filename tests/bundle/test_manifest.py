@@ -25,7 +25,7 @@ def bundle(tmp_path: Path) -> Path:
     with bundle_writer(tmp_path / "b", overwrite=False) as writer:
         writer.path("onnx/a.onnx").write_bytes(b"graph")
         writer.path("config.json").write_bytes(b"{}")
-        writer.write_manifest(TABLES)
+        writer.write_manifest(TABLES, finished=True)
         return writer.commit(passed=True)
 
 

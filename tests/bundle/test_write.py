@@ -10,14 +10,16 @@ from typing import Any
 import pytest
 
 from va_export.bundle import write
+from va_export.bundle.manifest import read_manifest
 from va_export.bundle.write import BundleWriter, bundle_writer
 from va_export.errors import VaExportError
 
 
 def make(output: Path, content: str = "new", *, overwrite: bool = False, passed: bool = True) -> Path:
     with bundle_writer(output, overwrite=overwrite) as writer:
+        writer.begin({"input": 1})
         writer.path("file").write_text(content)
-        writer.write_manifest({})
+        writer.write_manifest({}, finished=True)
         return writer.commit(passed)
 
 
@@ -28,7 +30,7 @@ def names(directory: Path) -> set[str]:
 def test_nothing_has_the_name_before_the_end(tmp_path: Path) -> None:
     with bundle_writer(tmp_path / "b", overwrite=False) as writer:
         assert writer.output == tmp_path / "b" and not writer.output.exists()
-        assert writer.directory.parent == tmp_path
+        assert writer.directory.parent == tmp_path / "b.partial"
         writer.write_manifest({"a": 1})
         assert writer.commit(passed=True) == tmp_path / "b"
     assert names(tmp_path) == {"b"}
@@ -79,18 +81,20 @@ def test_somebody_elses_folder_is_not_taken_for_a_failed_bundle(tmp_path: Path) 
     assert (tmp_path / "b.failed" / "notes").read_text() == "mine"
 
 
-@pytest.mark.parametrize("name", ["b.tmp-backup", "b.tmp-", "b.old-2", "b.old", "bb.tmp-12", "b.replaced-3"])
+@pytest.mark.parametrize(
+    "name", ["b.partial-2", "b.old", "bb.partial", "b.partial.bak", "b.replaced-3", ".b.replaced-x"]
+)
 def test_names_that_only_look_like_leftovers_stay(tmp_path: Path, name: str) -> None:
     (tmp_path / name).mkdir()
     make(tmp_path / "b")
     assert names(tmp_path) == {"b", name}
 
 
-def test_a_killed_run_is_cleared_away(tmp_path: Path) -> None:
-    (tmp_path / "b[1].tmp-99999").mkdir()
-    (tmp_path / "b[1].tmp-99999" / "half").write_text("half")
-    make(tmp_path / "b[1]")
-    assert names(tmp_path) == {"b[1]"}
+def test_what_a_killed_run_left_is_cleared_away(tmp_path: Path) -> None:
+    (tmp_path / "b[1].partial" / "bundle").mkdir(parents=True)
+    (tmp_path / "b[1].partial" / "bundle" / "half").write_text("half")
+    directory = make(tmp_path / "b[1]")
+    assert names(tmp_path) == {"b[1]"} and names(directory) == {"file", "manifest.json"}
 
 
 def test_a_run_killed_between_its_two_renames_loses_nothing(tmp_path: Path) -> None:
@@ -116,7 +120,7 @@ def test_the_old_bundle_comes_back_when_the_last_rename_fails(
     rename = Path.rename
 
     def failing(self: Path, target: Any) -> Path:
-        if ".tmp-" in self.name:
+        if self.parent.name == "b.partial":
             raise error
         return rename(self, target)
 
@@ -161,6 +165,7 @@ def test_a_file_is_hashed_again_only_when_it_changed(tmp_path: Path, monkeypatch
     sha256 = write.sha256
     monkeypatch.setattr(write, "sha256", lambda path: (read.append(path.name), sha256(path))[1])
     writer = BundleWriter(tmp_path / "b", tmp_path)
+    tmp_path = writer.directory
     for name, content in (("a", "1"), ("b", "2"), ("a", "3")):
         writer.path(name).write_text(content)
         os.utime(tmp_path / name, ns=(0, len(read) + 1))  # a coarse clock may give two writes one time
@@ -173,3 +178,94 @@ def test_a_file_is_hashed_again_only_when_it_changed(tmp_path: Path, monkeypatch
 def test_json_has_no_infinity(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="JSON"):
         BundleWriter(tmp_path / "b", tmp_path).write_json("x.json", {"a": float("inf")})
+
+
+# What an earlier run left
+
+
+def interrupted(output: Path, inputs: dict[str, Any] | None = None) -> None:
+    """A run that finished one file, began another and was stopped."""
+    with pytest.raises(KeyboardInterrupt) as caught, bundle_writer(output, overwrite=False) as writer:
+        assert writer.begin(inputs or {"input": 1}) == []
+        for name in ("done", "begun", "loose"):
+            writer.path(f"onnx/{name}").write_text(name)
+        writer.finish("onnx/done", write.sha256(writer.path("onnx/done")))
+        writer.vouch("onnx/begun")
+        writer.journal.append("step", name="begun", number=1)
+        raise KeyboardInterrupt
+    assert f"kept in {output}.partial: the same command continues" in caught.value.__notes__[0]
+
+
+def left(output: Path) -> set[str]:
+    return names(output.with_name(f"{output.name}.partial") / "bundle" / "onnx")
+
+
+def test_a_later_run_finds_what_the_journal_vouches_for_and_nothing_else(tmp_path: Path) -> None:
+    interrupted(tmp_path / "b")
+    assert names(tmp_path) == {"b.partial"} and left(tmp_path / "b") == {"done", "begun", "loose"}
+    with bundle_writer(tmp_path / "b", overwrite=False) as writer:
+        assert writer.is_worth_keeping and writer.begin({"input": 1}) == []
+        assert left(tmp_path / "b") == {"done", "begun"}
+        assert writer.is_finished("onnx/done") and not writer.is_finished("onnx/begun")
+        assert [record["number"] for record in writer.journal.of("step", name="begun")] == [1]
+        writer.write_manifest({}, finished=True)
+        writer.commit(passed=True)
+    assert names(tmp_path) == {"b"} and names(tmp_path / "b" / "onnx") == {"done", "begun"}
+
+
+def test_other_inputs_are_named_and_start_anew(tmp_path: Path) -> None:
+    interrupted(tmp_path / "b", {"same": 1, "edited": {"bytes": 5}, "gone": True})
+    with bundle_writer(tmp_path / "b", overwrite=False) as writer:
+        assert writer.begin({"same": 1, "edited": {"bytes": 6}, "new": True}) == ["edited", "gone", "new"]
+        assert names(writer.directory) == set() and not writer.is_worth_keeping
+        assert writer.begin({"same": 1, "edited": {"bytes": 6}, "new": True}) == []
+
+
+def test_starting_anew_can_be_asked_for(tmp_path: Path) -> None:
+    interrupted(tmp_path / "b")
+    with bundle_writer(tmp_path / "b", overwrite=False, resume=False) as writer:
+        assert not writer.is_worth_keeping and names(writer.directory) == set()
+    assert names(tmp_path) == set()
+
+
+def test_useless_work_is_not_kept(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError) as caught, bundle_writer(tmp_path / "b", overwrite=False) as writer:
+        writer.begin({})
+        writer.path("file").write_text("x")
+        writer.finish("file", "digest")
+        writer.abandon()
+        raise ZeroDivisionError
+    assert names(tmp_path) == set() and not hasattr(caught.value, "__notes__")
+
+
+def test_a_finished_file_that_was_touched_is_read_and_one_that_was_changed_is_found(tmp_path: Path) -> None:
+    interrupted(tmp_path / "b")
+    done = tmp_path / "b.partial" / "bundle" / "onnx" / "done"
+    for content, finished in (("done", True), ("dome", False), ("longer", False)):
+        done.write_text(content)
+        os.utime(done, ns=(0, 7))
+        assert BundleWriter(tmp_path / "b", tmp_path / "b.partial").is_finished("onnx/done") == finished
+    done.unlink()
+    assert not BundleWriter(tmp_path / "b", tmp_path / "b.partial").is_finished("onnx/done")
+
+
+def test_an_unfinished_bundle_is_opened_by_nobody_else(tmp_path: Path) -> None:
+    with bundle_writer(tmp_path / "b", overwrite=False) as writer:
+        writer.write_manifest({key: {} for key in ("model", "components", "limits", "gains", "score")} | {
+            "precision": "fp16", "attention": "plugin"})  # fmt: skip
+        with pytest.raises(VaExportError, match="export of this bundle has not ended") as caught:
+            read_manifest(writer.directory)
+        assert caught.value.fix is not None and "continues" in caught.value.fix
+        assert read_manifest(writer.directory, unfinished_too=True).data["unfinished"]
+
+
+def test_a_lock_whose_file_was_removed_locks_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flock = write.fcntl.flock
+
+    def late(lock: Any, how: int) -> None:  # the owner before ends between our opening the file and our locking it
+        (tmp_path / ".b.lock").unlink()
+        flock(lock, how)
+
+    monkeypatch.setattr(write.fcntl, "flock", late)
+    with pytest.raises(VaExportError, match="another va-export"):
+        make(tmp_path / "b")

@@ -1,17 +1,27 @@
-"""An export that is stopped, killed or run twice: what was there before stays, and the next run cleans up."""
+"""An export that is stopped, killed or run twice: what was there before stays, and the same command continues."""
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
 import os
+import random
+import resource
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import pytest
 from command_line import TINY, va_export
+
+from va_export.bundle.manifest import read_manifest
+from va_export.errors import VaExportError
+from va_export.graph import trace
 
 REPOSITORY = Path(__file__).parents[2]
 MAIN = "from va_export.cli.export import main; main()"
@@ -47,35 +57,201 @@ def earlier_bundle(directory: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in directory.iterdir()}
 
 
-def test_control_c_leaves_nothing_and_keeps_what_was_there(tmp_path: Path) -> None:
+def test_control_c_keeps_the_work_and_what_was_there(tmp_path: Path) -> None:
     place, temporary = tmp_path / "place", tmp_path / "temporary"
     place.mkdir()
     before = earlier_bundle(place / "b")
     with running(place / "b", temporary, "--overwrite") as process:
-        assert {path.name for path in place.iterdir()} == {"b", ".b.lock", f"b.tmp-{process.pid}"}
+        assert {path.name for path in place.iterdir()} == {"b", ".b.lock", "b.partial"}
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "interrupted: nothing was left behind" in errors and "Traceback" not in errors
-    assert [path.name for path in place.iterdir()] == ["b"]
+    assert process.returncode == 130 and "Traceback" not in errors
+    assert f"interrupted\nWhat was written so far is kept in {place / 'b'}.partial: the same command" in errors
+    assert {path.name for path in place.iterdir()} == {"b", "b.partial"}
     assert {path.name: path.read_bytes() for path in (place / "b").iterdir()} == before
     assert [path.name for path in temporary.iterdir() if not path.name.startswith("torchinductor_")] == []
+    with pytest.raises(VaExportError, match="no manifest"):
+        read_manifest(place / "b.partial")
 
 
-def test_killed_and_run_again(tmp_path: Path) -> None:
+def test_two_runs_at_once(tmp_path: Path) -> None:
     place = tmp_path / "place"
     place.mkdir()
-    before = earlier_bundle(place / "b")
-    with running(place / "b", tmp_path / "temporary", "--overwrite") as process:
-        # While it runs, a second run of the same output is refused and disturbs nothing.
-        second = va_export(*TINY, "-o", place / "b", *OPTIONS, "--overwrite")
+    with running(place / "b", tmp_path / "temporary") as process:
+        second = va_export(*TINY, "-o", place / "b", *OPTIONS)
         assert second.code == 2 and "another va-export is writing this bundle now" in second.message
-        assert process.poll() is None
+        assert process.poll() is None and (place / "b.partial" / "journal.jsonl").is_file()
         process.kill()
         process.wait(timeout=60)
-    assert f"b.tmp-{process.pid}" in {path.name for path in place.iterdir()}
-    assert {path.name: path.read_bytes() for path in (place / "b").iterdir()} == before
-    again = va_export(*TINY, "-o", place / "b", "--onnx-only", "--components", "embedding", "--overwrite")
-    assert again.code == 0, again.stderr
+    assert {path.name for path in place.iterdir()} == {".b.lock", "b.partial"}
+    again = va_export(*TINY, "-o", place / "b", "--onnx-only", "--components", "embedding")  # not what was begun
+    assert again.code == 0 and "option components changed: starting anew" in flat(again.stderr), again.stderr
     assert [path.name for path in place.iterdir()] == ["b"]
-    assert (place / "b" / "onnx" / "embedding.onnx").is_file() and not (place / "b" / "precious").exists()
+
+
+def kill_and_repeat(output: Path, kills: list[int | None]) -> list[int]:
+    """The same command again and again, killed at those events; returns the exit codes."""
+    job = {
+        "arguments": [*TINY, "--fp16", "--onnx-only", "--no-parity", "-o", str(output)],
+        "kills": kills,
+        "mark_bytes": 40_000,
+        "block_elements": 4_000,
+    }
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("kill_driver.py"))],
+        input=json.dumps(job),
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return [int(code) for code in json.loads(done.stdout)]
+
+
+def hashes(directory: Path) -> dict[str, str]:
+    """SHA-256 of every file but the manifest, which holds the time, and that without it."""
+    manifest = json.loads((directory / "manifest.json").read_text())
+    del manifest["created"]
+    files = {
+        path.relative_to(directory).as_posix(): path.read_bytes() for path in directory.rglob("*") if path.is_file()
+    }
+    files["manifest.json"] = json.dumps(manifest).encode()
+    return {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+
+
+def test_killed_at_ten_random_moments_it_ends_with_the_same_bytes(tmp_path: Path) -> None:
+    """One bundle in one run; another whose run is killed ten times, each time somewhere else on its way."""
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "killed").mkdir()
+    assert kill_and_repeat(tmp_path / "whole" / "b", [None]) == [0]
+    # Some 330 events lie between start and end, and a run that continues repeats few of them.
+    moments = random.Random(2509).sample(range(10, 75), 10)
+    codes = kill_and_repeat(tmp_path / "killed" / "b", [*moments, None])
+    assert codes == [-signal.SIGKILL] * 10 + [0]
+    assert [path.name for path in (tmp_path / "killed").iterdir()] == ["b"]
+    assert hashes(tmp_path / "killed" / "b") == hashes(tmp_path / "whole" / "b")
+
+
+# Within one process, where a run can be stopped anywhere
+
+
+def flat(text: str) -> str:
+    """Without the console's line breaks."""
+    return " ".join(text.split())
+
+
+class Traces:
+    """Counts which components are traced, and ends a run when it comes to `stop_at`."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.names: list[str] = []
+        self.stop_at: str | None = None
+        original = trace.trace_component
+
+        def trace_component(name: str, *arguments: Any) -> Any:
+            if name == self.stop_at:
+                raise KeyboardInterrupt
+            self.names.append(name)
+            return original(name, *arguments)
+
+        monkeypatch.setattr(trace, "trace_component", trace_component)
+
+
+@pytest.fixture
+def traces(monkeypatch: pytest.MonkeyPatch) -> Traces:
+    return Traces(monkeypatch)
+
+
+def stopped(traces: Traces, output: Path, *arguments: object) -> None:
+    """A run that ends before its decoder."""
+    traces.stop_at = "decoder"
+    outcome = va_export("-o", output, *OPTIONS, *arguments)
+    assert outcome.code == 130 and traces.names == ["embedding"]
+    traces.stop_at = None
+    traces.names.clear()
+
+
+def test_what_is_finished_is_not_traced_again(tmp_path: Path, traces: Traces) -> None:
+    stopped(traces, tmp_path / "b", *TINY)
+    outcome = va_export(*TINY, "-o", tmp_path / "b", *OPTIONS)
+    assert outcome.code == 0 and traces.names == ["decoder"]
+    assert "Continuing an earlier run's unfinished work" in outcome.stderr
+
+
+def test_no_resume_starts_anew(tmp_path: Path, traces: Traces) -> None:
+    stopped(traces, tmp_path / "b", *TINY)
+    outcome = va_export(*TINY, "-o", tmp_path / "b", "--onnx-only", "--components", "embedding", "--no-resume")
+    assert outcome.code == 0 and traces.names == ["embedding"] and "earlier run" not in outcome.stderr
+
+
+def test_a_checkpoint_that_was_edited_since_is_named(checkpoint_copy: Path, tmp_path: Path, traces: Traces) -> None:
+    """Even if it looks the same: one bit of one weight, and the file's time set back."""
+    stopped(traces, tmp_path / "b", "--model", checkpoint_copy)
+    weights = checkpoint_copy / "model.safetensors"
+    content, stat = bytearray(weights.read_bytes()), weights.stat()
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    os.utime(weights, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    outcome = va_export("--model", checkpoint_copy, "-o", tmp_path / "b", *OPTIONS)
+    assert outcome.code == 0 and traces.names == ["embedding", "decoder"]
+    assert "since then checkpoint file model.safetensors changed: starting anew" in flat(outcome.stderr)
+    manifest = json.loads((tmp_path / "b" / "manifest.json").read_text())
+    assert manifest["model"]["checkpoint_files"] == {
+        "model.safetensors": {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    }
+
+
+def test_a_checkpoint_that_is_edited_meanwhile_is_found(
+    checkpoint_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = trace.trace_component
+
+    def edit_then_trace(*arguments: Any) -> Any:
+        weights = checkpoint_copy / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\0")
+        return original(*arguments)
+
+    monkeypatch.setattr(trace, "trace_component", edit_then_trace)
+    outcome = va_export("--model", checkpoint_copy, "-o", tmp_path / "b", "--onnx-only", "--components", "embedding")
+    assert (
+        outcome.code == 2
+        and "edited while it was exported" in outcome.message
+        and "model.safetensors" in outcome.message
+    )
+    assert not (tmp_path / "b").exists()
+
+
+def test_a_disk_that_fills_up_keeps_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The data file's blocks are reserved, but not every file system can, and quotas may still end a write."""
+    pwrite, written = os.pwrite, 0
+
+    def full(descriptor: int, content: Any, offset: int) -> int:
+        nonlocal written
+        written += len(content)
+        if written > 300_000:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return pwrite(descriptor, content, offset)
+
+    monkeypatch.setattr(os, "pwrite", full)
+    outcome = va_export(*TINY, "-o", tmp_path / "b", *OPTIONS)
+    assert outcome.code == 2 and "No space left on device" in outcome.message and "free some space" in outcome.message
+    assert "onnx/decoder.onnx.data" in outcome.message and "the same command continues" in outcome.message
+    assert [path.name for path in tmp_path.iterdir()] == ["b.partial"]
+    monkeypatch.undo()
+    assert va_export(*TINY, "-o", tmp_path / "b", *OPTIONS).code == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["b"]
+
+
+def test_a_limit_on_the_size_of_files_shows_before_the_weights_are_written(
+    golden_checkpoint: Path, tmp_path: Path
+) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))  # less than the embedding takes
+    try:
+        options = ("--onnx-only", "--components", "embedding")
+        outcome = va_export("--model", golden_checkpoint, "-o", tmp_path / "b", *options)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert outcome.code == 2 and "File too large" in outcome.message and "embedding.onnx.data" in outcome.message
+    assert not list(tmp_path.iterdir())

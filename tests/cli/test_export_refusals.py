@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from command_line import TINY, va_export
 from safetensors.numpy import load_file, save_file
@@ -148,6 +149,7 @@ def change_weights(checkpoint: Path, change: Callable[[dict[str, np.ndarray[Any,
 
 NORM = "language_model.model.norm.weight"
 PROJECTOR = "mlp1.1.weight"
+QKV = "language_model.model.layers.0.attention.wqkv.weight"
 
 
 def test_refuses_a_missing_weight(refused: Refused, checkpoint_copy: Path) -> None:
@@ -170,13 +172,41 @@ def test_refuses_quantised_weights(refused: Refused, checkpoint_copy: Path) -> N
 def test_refuses_weights_that_are_not_finite(refused: Refused, checkpoint_copy: Path, value: float, name: str) -> None:
     change_weights(checkpoint_copy, lambda weights: weights[name].__setitem__((0, 0), value))
     message = refused("--model", checkpoint_copy, "--onnx-only", "--components", "vision", traced=True)
-    assert name in message and "1 NaN or infinite" in message
+    assert name in message and "1 NaN or infinite" in message and "--clip-overflow" not in message
 
 
 def test_refuses_weights_beyond_float16(refused: Refused, checkpoint_copy: Path) -> None:
     change_weights(checkpoint_copy, lambda weights: weights[PROJECTOR].__setitem__((0, 0), 1e5))
     message = refused("--model", checkpoint_copy, "--onnx-only", "--components", "vision", traced=True)
-    assert "up to 100000" in message and PROJECTOR in message and "bf16" in message
+    assert "1 values out of range, up to 100000," in message and PROJECTOR in message
+    assert "--precision bf16" in message and "--clip-overflow" in message
+
+
+def test_all_weights_beyond_float16_are_named_at_once(refused: Refused, checkpoint_copy: Path) -> None:
+    """Those of components that were not traced yet too, and packed ones by each parameter that has some."""
+
+    def change(weights: dict[str, np.ndarray[Any, Any]]) -> None:
+        for name, value in ((PROJECTOR, 7e4), (NORM, -3e38), (QKV, 1e5)):
+            weights[name][-1:] = value
+
+    change_weights(checkpoint_copy, change)
+    message = refused("--model", checkpoint_copy, "--onnx-only", traced=True)
+    assert "3 weights have values that fp16 cannot hold" in message
+    for name in (PROJECTOR, NORM, "v_proj.weight"):
+        assert name in message
+    assert "up to 3e+38" in message
+
+
+def test_clipping_is_done_when_asked_for_and_recorded(checkpoint_copy: Path, tmp_path: Path) -> None:
+    change_weights(checkpoint_copy, lambda weights: weights[NORM].__setitem__(slice(2, 5), -1e5))
+    options = ("--onnx-only", "--no-parity", "--components", "decoder", "--num-decoder-layers", 1)
+    outcome = va_export("--model", checkpoint_copy, "-o", tmp_path / "b", *options, "--clip-overflow")
+    assert outcome.code == 0 and "3 weights up to 100000 were clipped to ±65504" in " ".join(outcome.stderr.split())
+    loss = json.loads((tmp_path / "b" / "manifest.json").read_text())["precision_loss"]
+    assert loss["clipped"] == 3 and loss["weights"]["model.language_model.norm.weight"]["clipped"] == 3
+    model = onnx.load(tmp_path / "b" / "onnx" / "decoder.onnx")
+    (norm,) = [tensor for tensor in model.graph.initializer if tensor.name == "model.language_model.norm.weight"]
+    assert onnx.numpy_helper.to_array(norm)[2:5].tolist() == [-65504.0] * 3
 
 
 def change_config(checkpoint: Path, change: Callable[[dict[str, Any]], None]) -> None:

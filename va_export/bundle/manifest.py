@@ -15,6 +15,7 @@ MANIFEST_NAME = "manifest.json"
 # 1: the decoder is one component. 2: it may be several, each with its `layers`. A bundle is written with the lowest
 # version that it needs, so that whoever reads 1 reads every bundle in which nothing is new.
 MANIFEST_VERSIONS = (1, 2)
+UNFINISHED = "unfinished"
 _CHUNK = 1 << 22
 _REQUIRED = ("tool", "model", "precision", "attention", "components", "limits", "gains", "score", "files")
 
@@ -57,12 +58,15 @@ def needed_version(data: Mapping[str, Any]) -> int:
     return 2 if any("layers" in entry for entry in data.get("components", {}).values()) else 1
 
 
-def read_manifest(directory: Path) -> Manifest:
+def read_manifest(directory: Path, *, unfinished_too: bool = False) -> Manifest:
     """Read and check a bundle's manifest; sizes of all files are compared, their hashes are not.
 
+    Args:
+        unfinished_too: for the run that is making the bundle.
+
     Raises:
-        VaExportError: no bundle there, an unknown manifest version, a missing file, a wrong size, or a name that leaves
-            the directory.
+        VaExportError: no bundle there, one that is not finished, an unknown manifest version, a missing file, a wrong
+            size, or a name that leaves the directory.
     """
     path = directory / MANIFEST_NAME
     if not directory.is_dir():
@@ -82,6 +86,12 @@ def read_manifest(directory: Path) -> Manifest:
             f"the manifest cannot be read: {error}", where=path, fix="export the bundle again"
         ) from error
     _check_form(data, path)
+    if data.get(UNFINISHED) and not unfinished_too:
+        raise VaExportError(
+            "the export of this bundle has not ended",
+            where=directory,
+            fix="give the same va-export command again, which continues, and use the bundle at its --output",
+        )
     manifest = Manifest(directory, data)
     _check_sizes(manifest)
     return manifest

@@ -1,22 +1,29 @@
-"""Write a bundle under a temporary name and give it its own name when it is whole."""
+"""Write a bundle in a workspace beside its place, and move it there when it is whole.
+
+The workspace of `OUTPUT` is `OUTPUT.partial`: the bundle in the making, and the journal of what is done (`journal.py`).
+A run that is killed leaves it, and the same command goes on from it.
+"""
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from va_export._version import __version__
-from va_export.bundle.manifest import MANIFEST_NAME, bundle_files, needed_version, sha256
+from va_export.bundle.journal import Journal, sync_file, sync_folder
+from va_export.bundle.manifest import MANIFEST_NAME, UNFINISHED, bundle_files, needed_version, sha256
 from va_export.errors import VaExportError
+
+_SUFFIX = ".partial"
+_INPUTS, _FILE = "inputs", "file"
 
 
 class BundleWriter:
@@ -25,13 +32,88 @@ class BundleWriter:
     Attributes:
         output: where the bundle goes.
         directory: where it is written until `commit`.
+        journal: what is done; `begin` decides whether that of an earlier run counts.
     """
 
-    def __init__(self, output: Path, directory: Path) -> None:
+    def __init__(self, output: Path, workspace: Path) -> None:
         self.output = output
-        self.directory = directory
+        self.workspace = workspace
+        self.directory = workspace / "bundle"
+        self.journal = Journal(workspace / "journal.jsonl")
         self.committed: Path | None = None
+        self._abandoned = False
         self._digests: dict[tuple[str, int, int], str] = {}
+
+    def begin(self, inputs: Mapping[str, Any]) -> list[str]:
+        """Continue the unfinished work of an earlier run if it was on the same inputs, or else start anew.
+
+        Of an earlier run only the files that its journal vouches for stay.
+
+        Args:
+            inputs: name → plain data, whatever the lasting files depend on.
+
+        Returns:
+            The names of the inputs that have changed since the earlier run; empty if none have, or there was none.
+        """
+        inputs = json.loads(json.dumps(inputs))
+        earlier = self.journal.of(_INPUTS)
+        changed = []
+        if earlier:
+            before = earlier[0]["inputs"]
+            changed = [name for name in {**before, **inputs} if before.get(name) != inputs.get(name)]
+        if not earlier or changed:
+            self._clear()
+            self.journal.append(_INPUTS, inputs=inputs)
+        vouched = {record["name"]: record for record in self.journal.of(_FILE)}
+        for name, path in [*bundle_files(self.directory), (MANIFEST_NAME, self.directory / MANIFEST_NAME)]:
+            if name not in vouched:
+                path.unlink(missing_ok=True)
+        return changed
+
+    def _clear(self) -> None:
+        shutil.rmtree(self.workspace)
+        self.directory.mkdir(parents=True)
+        self.journal = Journal(self.journal.path)
+
+    def vouch(self, *names: str) -> None:
+        """Flush files whose content may still change and note in the journal that they belong to the bundle."""
+        for name in names:
+            sync_file(self.directory / name)
+            sync_folder((self.directory / name).parent)
+            self.journal.append(_FILE, name=name)
+
+    def finish(self, name: str, digest: str) -> None:
+        """Flush a file that is done and note its size, time and SHA-256 in the journal."""
+        path = self.directory / name
+        sync_file(path)
+        sync_folder(path.parent)
+        stat = path.stat()
+        self._digests[name, stat.st_size, stat.st_mtime_ns] = digest
+        self.journal.append(_FILE, name=name, bytes=stat.st_size, time=stat.st_mtime_ns, sha256=digest)
+
+    def is_finished(self, name: str) -> bool:
+        """Whether an earlier run finished this file and it is still as it was then. One of the same size and another
+        time is read."""
+        path = self.directory / name
+        records = self.journal.of(_FILE, name=name)
+        if not records or "sha256" not in records[-1] or not path.is_file():
+            return False
+        record, stat = records[-1], path.stat()
+        if stat.st_size != record["bytes"]:
+            return False
+        key = (name, stat.st_size, stat.st_mtime_ns)
+        if key not in self._digests:
+            self._digests[key] = record["sha256"] if stat.st_mtime_ns == record["time"] else sha256(path)
+        return self._digests[key] == str(record["sha256"])
+
+    def abandon(self) -> None:
+        """Nothing that was done so far is of any use: the workspace is removed on the way out."""
+        self._abandoned = True
+
+    @property
+    def is_worth_keeping(self) -> bool:
+        """Whether a later run could go on from here."""
+        return not self._abandoned and len(self.journal.of(_FILE)) > 0
 
     def path(self, relative: str) -> Path:
         """The path of a file to be written; its folder exists when this returns."""
@@ -45,13 +127,15 @@ class BundleWriter:
         path.write_text(json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
         return path
 
-    def write_manifest(self, data: Mapping[str, Any]) -> None:
-        """Write the manifest over all files that are there now; later files need another call."""
+    def write_manifest(self, data: Mapping[str, Any], *, finished: bool = False) -> None:
+        """Write the manifest over all files that are there now; later files need another call. Until it is `finished`,
+        the manifest says that the bundle is not, and nobody but this run opens it."""
         files = {name: self._entry(name, path) for name, path in bundle_files(self.directory)}
         document = {
             "manifest_version": needed_version(data),
             "tool": {"name": "va-export", "version": __version__},
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            **({} if finished else {UNFINISHED: True}),
             **data,
             "files": files,
         }
@@ -82,7 +166,9 @@ class BundleWriter:
         A bundle that failed its parity goes to `<output>.failed`, so that it never takes the place of a good one.
         """
         destination = self.output if passed else _failed(self.output)
-        _sync(self.directory)
+        for path in [path for _, path in bundle_files(self.directory)] + [self.directory / MANIFEST_NAME]:
+            if path.is_file():
+                sync_file(path)
         previous = None
         if destination.exists():
             previous = destination.with_name(f".{destination.name}.replaced-{os.getpid()}")
@@ -93,6 +179,7 @@ class BundleWriter:
             if previous is not None and not destination.exists():
                 previous.rename(destination)
             raise
+        sync_folder(destination.parent)
         self.committed = destination
         if previous is not None:
             shutil.rmtree(previous, ignore_errors=True)
@@ -100,8 +187,14 @@ class BundleWriter:
 
 
 @contextmanager
-def bundle_writer(output: Path, *, overwrite: bool) -> Iterator[BundleWriter]:
-    """Open a bundle for writing; whatever was not committed is removed on the way out.
+def bundle_writer(output: Path, *, overwrite: bool, resume: bool = True) -> Iterator[BundleWriter]:
+    """Open a bundle for writing.
+
+    What was not committed stays in the workspace if a later run can go on from it (the exception that ends this run
+    then says so in a note), and is removed otherwise.
+
+    Args:
+        resume: False removes what an earlier run left.
 
     Raises:
         VaExportError: the output exists, another run writes it now, or its folder cannot be written.
@@ -111,17 +204,41 @@ def bundle_writer(output: Path, *, overwrite: bool) -> Iterator[BundleWriter]:
         raise VaExportError(
             "the root of the file system cannot be a bundle", where=output, fix="choose another --output"
         )
+    new_parents = [parent for parent in output.parents if not parent.exists()]
+    with _locked(output, new_parents):
+        _remove_leftovers(output)
+        check_destination(output, overwrite)
+        workspace = partial_path(output)
+        if workspace.exists() and not resume:
+            shutil.rmtree(workspace)
+        (workspace / "bundle").mkdir(parents=True, exist_ok=True)
+        writer = BundleWriter(output, workspace)
+        try:
+            yield writer
+        except BaseException as error:
+            if writer.is_worth_keeping:
+                error.add_note(
+                    f"What was written so far is kept in {workspace}: the same command continues from there,"
+                    " --no-resume starts anew, and removing the folder frees its space."
+                )
+            raise
+        finally:
+            if writer.committed is not None or not writer.is_worth_keeping:
+                shutil.rmtree(workspace, ignore_errors=True)
+
+
+def partial_path(output: Path) -> Path:
+    """Where the unfinished work of a bundle lies."""
+    return output.with_name(output.name + _SUFFIX)
+
+
+@contextmanager
+def _locked(output: Path, new_parents: Iterable[Path]) -> Iterator[None]:
+    """Keep other runs away from `output`; the kernel drops the lock of a run that is killed."""
+    path = output.with_name(f".{output.name}.lock")
     try:
-        new_parents = [parent for parent in output.parents if not parent.exists()]
         output.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(output.with_name(f".{output.name}.lock"))
-        lock.acquire(blocking=False)
-    except Timeout as error:
-        raise VaExportError(
-            "another va-export is writing this bundle now",
-            where=output,
-            fix="wait for it, or choose another --output",
-        ) from error
+        lock = path.open("w")
     except OSError as error:
         is_file = isinstance(error, FileExistsError | NotADirectoryError)
         raise VaExportError(
@@ -129,22 +246,25 @@ def bundle_writer(output: Path, *, overwrite: bool) -> Iterator[BundleWriter]:
             where=output.parent,
             fix="choose another --output",
         ) from error
-    try:
-        _remove_leftovers(output)
-        check_destination(output, overwrite)
-        directory = output.with_name(f"{output.name}.tmp-{os.getpid()}")
-        directory.mkdir()
+    with lock:
         try:
-            yield BundleWriter(output, directory)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # The owner removes the file before it lets go: a lock on a file without a name keeps nobody away.
+            if not path.exists() or not os.path.samestat(os.fstat(lock.fileno()), path.stat()):
+                raise BlockingIOError
+        except BlockingIOError as error:
+            raise VaExportError(
+                "another va-export is writing this bundle now",
+                where=output,
+                fix="wait for it, or choose another --output",
+            ) from error
+        try:
+            yield
         finally:
-            shutil.rmtree(directory, ignore_errors=True)  # gone already if it was committed
-    finally:
-        # Before the release: afterwards another run may hold a lock on this very file.
-        Path(lock.lock_file).unlink(missing_ok=True)
-        lock.release()
-        with suppress(OSError):  # a parent that holds something now, such as the bundle, stays
-            for parent in new_parents:
-                parent.rmdir()
+            path.unlink(missing_ok=True)
+            with suppress(OSError):  # a parent that holds something now, such as the bundle, stays
+                for parent in new_parents:
+                    parent.rmdir()
 
 
 def check_destination(output: Path, overwrite: bool) -> None:
@@ -172,18 +292,14 @@ def _failed(output: Path) -> Path:
 
 
 def _remove_leftovers(output: Path) -> None:
-    """Clear away what a run that was killed left behind; the lock says that no other run owns it."""
+    """Put right what a run left that was killed while it moved its bundle; the lock says that no other run owns it."""
     for place in (output, _failed(output)):
-        ours = re.compile(rf"{re.escape(place.name)}\.tmp-\d+|\.{re.escape(place.name)}\.replaced-\d+")
+        ours = re.compile(rf"\.{re.escape(place.name)}\.replaced-\d+")
         for leftover in [path for path in output.parent.iterdir() if ours.fullmatch(path.name)]:
-            if leftover.name.startswith(f".{place.name}.replaced-") and not place.exists():
+            if not place.exists():
                 leftover.rename(place)  # killed between the two renames: the earlier bundle is still the good one
             else:
                 shutil.rmtree(leftover, ignore_errors=True)
-
-
-def _sync(directory: Path) -> None:
-    """Flush file contents to the disk, so that a rename never outlives the data it names."""
-    for _, path in bundle_files(directory):
-        with path.open("rb") as stream:
-            os.fsync(stream.fileno())
+    workspace = partial_path(output)
+    if workspace.is_dir() and not (workspace / "bundle").is_dir():
+        shutil.rmtree(workspace)  # killed after the bundle had been moved away from it

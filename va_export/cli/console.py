@@ -60,23 +60,37 @@ def user_errors() -> Iterator[None]:
         yield
     except VaExportError as error:
         print(f"error: {error}", file=sys.stderr)
+        _print_notes(error)
         raise typer.Exit(EXIT_ERROR) from None
-    except KeyboardInterrupt:
-        print("interrupted: nothing was left behind", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        print("interrupted" if _notes(error) else "interrupted: nothing was left behind", file=sys.stderr)
+        _print_notes(error)
         raise typer.Exit(EXIT_INTERRUPTED) from None
-    except MemoryError:
+    except MemoryError as error:
         print(
             "error: the machine ran out of memory\n  fix:   export parts with --components, or use a larger machine",
             file=sys.stderr,
         )
+        _print_notes(error)
         raise typer.Exit(EXIT_ERROR) from None
     except OSError as error:
         # A full disk, a folder that vanished, a file that lost its permissions: the machine's, not a bug.
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         fix = "free some space, or write to another disk" if full else "check the path and its permissions"
         where = error.filename or "the file system"
         print(f"error: {error.strerror or error}\n  where: {where}\n  fix:   {fix}", file=sys.stderr)
+        _print_notes(error)
         raise typer.Exit(EXIT_ERROR) from None
+
+
+def _notes(error: BaseException) -> list[str]:
+    """What was added to an exception on its way, such as where unfinished work is kept."""
+    return list(getattr(error, "__notes__", ()))
+
+
+def _print_notes(error: BaseException) -> None:
+    for note in _notes(error):
+        print(note, file=sys.stderr)
 
 
 def run(command: Callable[..., None]) -> None:

@@ -36,6 +36,10 @@ def export_command(
     image_token_id: Annotated[
         int | None, Option(help="Id of the image placeholder, where the checkpoint does not tell.")
     ] = None,
+    weights: Annotated[
+        str | None,
+        Option(help="checkpoint, or random: only sizes are taken from the model. Answers then mean nothing."),
+    ] = None,
     seed: Annotated[int | None, Option(help="Seed of random weights.")] = None,
     attention: Annotated[
         str, Option(help="plugin: our CUDA plugin; native: standard ops, no plugin needed.")
@@ -70,6 +74,12 @@ def export_command(
     no_parity: Annotated[
         bool, Option("--no-parity", help="Leave the proof out: faster, and the bundle says that it is not proved.")
     ] = False,
+    clip_overflow: Annotated[
+        bool, Option("--clip-overflow", help="Write weights beyond the precision's range as its largest number.")
+    ] = False,
+    no_resume: Annotated[
+        bool, Option("--no-resume", help="Start anew, even if an earlier run left unfinished work.")
+    ] = False,
     overwrite: Annotated[
         bool, Option("--overwrite", help="Replace an existing bundle, once the new one is whole.")
     ] = False,
@@ -93,6 +103,7 @@ def export_command(
 
         recipe = with_overrides(
             resolve_model(model),
+            weights=weights,
             seed=seed,
             frames=frames,
             revision=revision,
@@ -127,6 +138,8 @@ def export_command(
             latency_iterations=latency_iterations,
             parity=not no_parity,
             engine_cache=resolve_engine_cache(engine_cache),
+            clip_overflow=clip_overflow,
+            resume=not no_resume,
         )
         passed = _run(options, dry_run)
     if passed is False:

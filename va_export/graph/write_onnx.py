@@ -1,81 +1,65 @@
-"""Stream a checkpoint's weights into a traced graph while it is written."""
+"""Write a traced graph whose weights are to follow in a file beside it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import errno
+import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import onnx
 import onnx.checker
 import onnx_ir as ir
-import torch
 
-from va_export.checkpoint import Checkpoint
 from va_export.errors import VaExportError
-from va_export.models.family import WeightSource
+from va_export.graph.weight_layout import WeightSlot
 from va_export.ops.anchored_attention import schema
-from va_export.passes.weights import is_transposed, is_weight
-
-_TORCH_FROM_IR = {
-    ir.DataType.FLOAT: torch.float32,
-    ir.DataType.FLOAT16: torch.float16,
-    ir.DataType.BFLOAT16: torch.bfloat16,
-}
 
 
-def write_onnx(
-    model: ir.Model,
-    path: Path,
-    checkpoint: Checkpoint,
-    weight_map: Mapping[str, WeightSource],
-    on_weight: Callable[[str, int], None] | None = None,
-) -> None:
-    """Write `path` (the graph) and `path`.data (the weights), one tensor in memory at a time.
+def data_path(path: Path) -> Path:
+    """The file of weights that belongs to an ONNX file."""
+    return path.with_name(f"{path.name}.data")
 
-    Args:
-        model: a traced graph; every weight in it is named as in `weight_map`.
-        on_weight: called with a weight's name and its size in bytes when it has been written.
+
+def write_graph(model: ir.Model, path: Path, slots: Sequence[WeightSlot]) -> None:
+    """Write `path`, the graph, which refers to `data_path(path)` for the weights in `slots`; needs no weight."""
+    weights = model.graph.initializers
+    for slot in slots:
+        value = weights[slot.name]
+        assert value.shape is not None and value.dtype is not None
+        value.const_value = ir.ExternalTensor(
+            data_path(path).name,
+            slot.offset,
+            slot.length,
+            value.dtype,
+            shape=value.shape,
+            name=slot.name,
+            base_dir=path.parent,
+        )
+    ir.save(model, path)
+
+
+def reserve(path: Path, size: int) -> None:
+    """Make a file of `size` bytes and take its blocks from the disk now, so that a full disk shows before the work.
 
     Raises:
-        VaExportError: a weight is missing, not finite, or does not fit the precision.
+        OSError: the disk is full, or files may not be so large.
     """
-    for value in list(model.graph.initializers.values()):
-        if is_weight(value):
-            assert value.name is not None
-            value.const_value = _streamed(value, checkpoint, weight_map[value.name])
-    # One worker: the tensors are cut from shared, memory-mapped files, and one at a time bounds the memory.
-    ir.save(
-        model,
-        path,
-        external_data=f"{path.name}.data",
-        size_threshold_bytes=1024,
-        max_workers=1,
-        callback=None if on_weight is None else (lambda tensor, _: on_weight(tensor.name or "", tensor.nbytes)),
-    )
-
-
-def _streamed(value: ir.Value, checkpoint: Checkpoint, source: WeightSource) -> ir.LazyTensor:
-    assert value.shape is not None and value.dtype is not None and value.name is not None
-    name, dtype, transposed = value.name, value.dtype, is_transposed(value)
-
-    def load() -> ir.TensorProtocol:
-        wide = source.view(checkpoint.tensor(source.checkpoint_name))
-        narrow = wide.to(_TORCH_FROM_IR[dtype])
-        if not torch.isfinite(narrow).all():
-            largest = float(wide.abs().max())
-            raise VaExportError(
-                f"weight {name} has values up to {largest:g}, which {dtype.name.lower()} cannot hold",
-                where=source.checkpoint_name,
-                fix="export with --precision bf16 or --precision fp32",
-            )
-        array = (narrow.T if transposed else narrow).contiguous()
-        return ir.tensor(array, dtype=dtype, name=name)
-
-    return ir.LazyTensor(load, dtype=dtype, shape=value.shape, name=name)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        os.ftruncate(descriptor, size)
+        if size:
+            os.posix_fallocate(descriptor, 0, size)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):  # the file system cannot reserve
+            raise OSError(error.errno, error.strerror, str(path)) from error
+    finally:
+        os.close(descriptor)
 
 
 def check_onnx(path: Path) -> None:
-    """Run `onnx.checker` with full shape inference over a file that was just written.
+    """Run `onnx.checker` with full shape inference over a file that was just written; its data file must exist, its
+    weights need not be there yet.
 
     Raises:
         VaExportError: the checker's own words; this is a bug of the exporter, not of its input.

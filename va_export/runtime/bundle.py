@@ -87,6 +87,7 @@ class Bundle:
         check_hashes: bool = False,
         score_cache: str | Path | None = None,
         devices: Sequence[int] | None = None,
+        unfinished_too: bool = False,
     ) -> Self:
         """Open a bundle directory.
 
@@ -98,11 +99,13 @@ class Bundle:
                 it again; None keeps none.
             devices: GPUs that the decoder's shards are spread over, in order; the other components go to the first.
                 None: one GPU, or the CPU.
+            unfinished_too: for the export that is making the bundle, to prove it.
 
         Raises:
-            VaExportError: not a bundle, damaged, of an unknown version, or the backend is not available.
+            VaExportError: not a bundle, an unfinished one, damaged, of an unknown version, or the backend is not
+                available.
         """
-        manifest = read_manifest(Path(path))
+        manifest = read_manifest(Path(path), unfinished_too=unfinished_too)
         if check_hashes:
             verify_hashes(manifest)
         cache = None if score_cache is None else ScoreCache(Path(score_cache))

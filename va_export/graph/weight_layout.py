@@ -1,0 +1,76 @@
+"""Where every weight of a graph lies in its data file, decided before the first weight is read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import onnx_ir as ir
+import torch
+
+from va_export.passes.weights import is_transposed, is_weight
+
+_TORCH_FROM_IR = {
+    ir.DataType.FLOAT: torch.float32,
+    ir.DataType.FLOAT16: torch.float16,
+    ir.DataType.BFLOAT16: torch.bfloat16,
+}
+# Large tensors begin at a page, so that a runtime can map them; small ones at a cache line.
+_LARGE, _PAGE, _LINE = 1 << 20, 4096, 64
+
+
+@dataclass(frozen=True)
+class WeightSlot:
+    """One weight's place.
+
+    Attributes:
+        name: the weight's, as in the graph and in the family's weight map.
+        dtype: ONNX's name of the type: `FLOAT`, `FLOAT16` or `BFLOAT16`.
+        shape: as written; turned round if `transposed`.
+        offset, length: bytes of the data file.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    transposed: bool
+    offset: int
+    length: int
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """The type as PyTorch's."""
+        return _TORCH_FROM_IR[ir.DataType[self.dtype]]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data; `slot_from_json` reads it."""
+        return asdict(self)
+
+
+def slot_from_json(data: dict[str, Any]) -> WeightSlot:
+    """The slot that `WeightSlot.to_json` described."""
+    return WeightSlot(**{**data, "shape": tuple(data["shape"])})
+
+
+def layout_weights(model: ir.Model) -> tuple[WeightSlot, ...]:
+    """A slot for every weight of a traced graph, in the graph's order."""
+    slots: list[WeightSlot] = []
+    end = 0
+    for value in model.graph.initializers.values():
+        if not is_weight(value):
+            continue
+        assert value.shape is not None and value.dtype is not None and value.name is not None
+        shape = tuple(int(length) for length in value.shape)  # type: ignore[arg-type]  # weights have no symbols
+        length = math.prod(shape) * _TORCH_FROM_IR[value.dtype].itemsize
+        boundary = _PAGE if length >= _LARGE else _LINE
+        offset = -(-end // boundary) * boundary
+        slots.append(WeightSlot(value.name, value.dtype.name, shape, is_transposed(value), offset, length))
+        end = offset + length
+    return tuple(slots)
+
+
+def data_bytes(slots: Sequence[WeightSlot]) -> int:
+    """Size of the data file."""
+    return slots[-1].offset + slots[-1].length if slots else 0
