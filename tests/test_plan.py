@@ -14,6 +14,7 @@ from va_export.errors import VaExportError
 from va_export.plan import Plan, PlannedFile, check_plan, describe, duration, free_disk, human
 from va_export.progress import StageDisplay
 from va_export.recipe import ExportOptions, resolve_model
+from va_export.shard_plan import plan_shards
 
 
 def planned(**options: object) -> Plan:
@@ -54,7 +55,9 @@ def plan_of(hub_id: str, available: float, **options: object) -> Plan:
     spec = family.spec_from_config(config)
     chosen = ExportOptions(recipe=resolve_model("internvl2-8b"), output=Path("b"), **options)  # type: ignore[arg-type]
     flavors = [] if chosen.onnx_only else ["tensorrt-rtx"]
-    return plan_export(chosen, spec, family.weight_map(spec), flavors, int(available))
+    weight_map = family.weight_map(spec)
+    shards = plan_shards(chosen, spec, weight_map, builds_engines=bool(flavors))
+    return plan_export(chosen, spec, weight_map, flavors, shards, int(available))
 
 
 def test_an_8b_plan_is_of_the_right_size() -> None:

@@ -46,14 +46,16 @@ class Timing:
     @property
     def label(self) -> str:
         """The stage's name on the page; of a shard's part in it, as `Prefill, decoder_0`."""
-        stage, _, shard = self.stage.partition("/")
-        name = STAGES.get(stage, stage.replace("_", " "))
-        return f"{name}, {shard}" if shard else name
+        if self.is_part:
+            stage, _, shard = self.stage.partition("/")
+            return f"{STAGES[stage]}, {shard}"
+        return STAGES.get(self.stage, self.stage.replace("_", " "))
 
     @property
     def is_part(self) -> bool:
         """Whether it is a shard's part in a stage, which the stage's own time includes."""
-        return "/" in self.stage
+        stage, slash, _ = self.stage.partition("/")
+        return bool(slash) and stage in STAGES
 
 
 @dataclass(frozen=True)
