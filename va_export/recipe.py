@@ -88,7 +88,7 @@ class ExportOptions:
         output: the bundle's directory.
         targets: GPU architectures, such as `sm86`; empty: the default of the TensorRT that is used.
         components: which of `COMPONENTS` to export.
-        decoder_shards: how many ranges of layers the decoder is cut into; None: as the memory for building engines wants.
+        decoder_shards: how many ranges of layers the decoder is cut into; None: as the free memory wants.
         video: the clip whose frames prove the bundle; None: a clip that a package ships.
         question: asked about the clip, where there is a tokenizer.
         new_tokens: greedy steps compared in the parity report.

@@ -99,9 +99,9 @@ def test_one_two_and_four_shards_agree(
         if precision == "fp32":  # the same kernels on the same numbers
             np.testing.assert_array_equal(logits, whole)
         else:
-            # ONNX Runtime's CPU provider widens float16 operators and drops the casts between neighbours, so that inside
-            # of a graph hidden states are not always rounded; at its border they are. The other roundings of the same
-            # computation, then, and parity's bound for the lot of them.
+            # ONNX Runtime's CPU provider widens float16 operators and drops the casts between neighbours, so that
+            # inside of a graph hidden states are not always rounded; at its border they are. Other roundings of the
+            # same computation, then, and parity's bound for the lot of them.
             bound = tolerance_for(precision, LAYERS, whole, None, None)
             np.testing.assert_allclose(logits, whole, atol=bound.atol, rtol=bound.rtol)
 

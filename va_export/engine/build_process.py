@@ -1,4 +1,4 @@
-"""Build an engine in a process of its own: TensorRT's memory returns to the system, and its death is an error message."""
+"""Build an engine in a process of its own: its memory returns to the system, and its death is an error message."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def build_in_process(
         RuntimeError: a bug in the child, with its traceback.
     """
     read_end, write_end = os.pipe()
-    with tempfile.TemporaryFile() as printed, open(read_end, encoding="utf-8") as messages:
+    with tempfile.TemporaryFile() as printed, os.fdopen(read_end, encoding="utf-8") as messages:
         try:
             child = subprocess.Popen(
                 [sys.executable, "-P", "-c", _START, json.dumps(sys.path), str(write_end)],

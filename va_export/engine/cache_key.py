@@ -15,8 +15,8 @@ from va_export.engine.engine_info import BuildRequest
 from va_export.engine.targets import CURRENT_GPU
 
 _FORMAT = 1  # of the key and of what lies in the cache
-# The code that turns an ONNX file into what the builder is given. Comments count too: a needless build is cheap beside a
-# wrong engine. A test holds this list against what engine/build.py imports.
+# The code that turns an ONNX file into what the builder is given. Comments count too: a needless build is cheap
+# beside a wrong engine. A test holds this list against what engine/build.py imports.
 BUILD_SOURCES = (
     "engine/build.py",
     "engine/prepare_onnx.py",
@@ -77,7 +77,7 @@ def _builder_sources() -> str:
 
 
 def _hardware() -> dict[str, Any]:
-    """The GPUs and the driver, which an engine for the present GPU is tuned for; their order decides which one it is."""
+    """The GPUs, their order and the driver, which an engine for the present GPU is tuned for."""
     root = Path("/proc/driver/nvidia")
     cards = [path.read_text(encoding="utf-8", errors="replace") for path in sorted(root.glob("gpus/*/information"))]
     driver = root / "version"

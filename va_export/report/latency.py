@@ -56,7 +56,8 @@ def measure_latency(
 
     Stages: preprocess (resize and normalise frames that already have the model's size), vision, score (with
     anchors), prefill (embedding included), decode_per_token, end_to_end. Where the decoder is in shards, prefill and
-    decode_per_token are over all of them, and each also has its own, as `prefill/decoder_0`. Peak memory is the process's, from its start.
+    decode_per_token are over all of them, and each also has its own, as `prefill/decoder_0`. Peak memory is the
+    process's, from its start.
     """
     samples: dict[str, list[float]] = {}
     start = time.perf_counter()
