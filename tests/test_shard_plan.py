@@ -11,7 +11,7 @@ import pytest
 from command_line import TINY, va_export
 
 from va_export.bundle.journal import Journal
-from va_export.decoder_shards import DecoderWeights
+from va_export.decoder_shards import DecoderWeights, split_decoder
 from va_export.errors import VaExportError
 from va_export.plan import Plan, check_plan, describe
 from va_export.progress import StageDisplay
@@ -46,7 +46,7 @@ def test_fewer_shards_need_more_memory() -> None:
         largest = max(map(INTERNVL2_8B.of, shards))
         assert EXPORT_BASE + build_memory(largest) <= gigabytes * GB
         if count > 1:  # one shard less would not have fitted into what auto takes for itself
-            fewer = max(map(INTERNVL2_8B.of, fitting_shards(32, INTERNVL2_8B, 64 * GB)[:1]))
+            fewer = max(map(INTERNVL2_8B.of, split_decoder(32, count - 1, INTERNVL2_8B)))
             assert EXPORT_BASE + build_memory(fewer) > 0.8 * gigabytes * GB
     assert len(fitting_shards(32, INTERNVL2_8B, 1 * GB)) == 32  # nothing fits: as small as can be, and the plan refuses
 

@@ -12,6 +12,8 @@ from va_export.bundle.manifest import Manifest
 from va_export.engine.cuda_device import CudaDevice, DeviceBuffer
 from va_export.engine.tensorrt_api import available_flavors
 from va_export.errors import VaExportError
+from va_export.progress import StageDisplay
+from va_export.proof import check_bundle
 from va_export.runtime import tensorrt_backend
 from va_export.runtime.bundle import Bundle
 from va_export.runtime.tensorrt_backend import TensorRTBackend
@@ -131,6 +133,19 @@ def test_one_device_moves_nothing(manifest: Manifest) -> None:
 def test_more_devices_than_shards_are_refused(manifest: Manifest) -> None:
     with pytest.raises(VaExportError, match="4 devices were given, and this bundle's decoder is in 3 shards"):
         TensorRTBackend(manifest, "tensorrt-rtx", (0, 1, 2, 3))
+
+
+@pytest.mark.gpu
+def test_shards_on_one_gpu_pass_parity(sharded_bundle: Path) -> None:
+    if "tensorrt-rtx" not in available_flavors():
+        pytest.skip("tensorrt_rtx is not installed")
+    try:
+        Bundle.open(sharded_bundle, "tensorrt-rtx").close()
+    except VaExportError as error:
+        pytest.skip(f"no GPU that the engines are built for: {error.what}")
+    document = check_bundle(sharded_bundle, "tensorrt-rtx", StageDisplay(), iterations=1)
+    assert document["parity"]["passed"] is True
+    assert "prefill/decoder_1" in document["latency"]["runs"][0]["stages"]
 
 
 @pytest.mark.gpu

@@ -238,12 +238,13 @@ def resolve_engine_cache(text: str) -> Path | None:
         user = Path(home) if Path(home).is_absolute() else Path.home() / ".cache"
         return Path(os.environ.get(CACHE_VARIABLE) or user / "va-export").expanduser().absolute() / "engines"
     directory = Path(text).expanduser().absolute()
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
+    existing = directory
+    while not existing.exists():
+        existing = existing.parent
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise VaExportError(
-            f"the engine cache cannot be made: {error.strerror}",
+            f"the engine cache cannot be made: {existing} is no folder that can be written",
             where=directory,
             fix=f"give another --engine-cache, or {OFF}",
-        ) from error
+        )
     return directory

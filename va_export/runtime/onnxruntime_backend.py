@@ -49,7 +49,8 @@ class OnnxRuntimeBackend:
                 fix="leave --devices out, or install onnxruntime-gpu on a machine with GPUs",
             )
         given = devices or (0,)
-        self._device_of = dict.fromkeys(("vision", "embedding"), given[0]) | {
+        self._first_device = given[0]
+        self._device_of = {
             part.name: device for part, device in zip(self._parts, assign_devices(len(self._parts), given), strict=True)
         }
         if self._precision == "bf16" and self.device == "cpu":
@@ -138,7 +139,7 @@ class OnnxRuntimeBackend:
             return ort.InferenceSession(
                 str(path),
                 options,
-                providers=self._providers_on(self._device_of[component]),
+                providers=self._providers_on(self._device_of.get(component, self._first_device)),
                 disabled_optimizers=["ConstantFolding"] if self._streams else None,
             )
         except Exception as error:  # ONNX Runtime raises its own bare Exception subclasses
