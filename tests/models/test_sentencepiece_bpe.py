@@ -100,8 +100,8 @@ def test_ids_and_text_equal_sentencepiece(name: str, tmp_path: Path) -> None:
         i for i in range(len(truth)) if truth.is_byte(i)
     ]
     byte_pieces = 0
-    # tokenizers normalises one grapheme at a time, SentencePiece the longest match of its table: random heaps of combining
-    # marks come out differently. InternLM2's model does not normalise, so every script is tried where none is asked for.
+    # Where a model normalises, tokenizers does so one grapheme at a time and SentencePiece by the longest match of its
+    # table: random heaps of combining marks come out differently there.
     for text in random_texts(300, combining=name != "normalising"):
         ids = truth.encode(text)
         byte_pieces += sum(truth.is_byte(i) for i in ids)
