@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from va_export.models.family import ModelSpec, WeightSource
     from va_export.recipe import ExportOptions
 
-# Bytes a second, on two cores and a disk of 0.5 GB/s. One core converts weights at 2.2 GB/s, counts losses at 4.4, turns
-# matrices at 2.2 and computes SHA-256 at 1.8, of which only the last runs beside the others.
+# Bytes a second, on two cores and a disk of 0.5 GB/s. One core converts weights at 2.2 GB/s, counts losses at 4.4,
+# turns matrices at 2.2 and computes SHA-256 at 1.8, of which only the last runs beside the others.
 _STREAM_RATE = 0.25e9
 _BUILD_RATE = 0.02e9  # of an engine's weights, for four targets: TensorRT-RTX 1.7 on two cores
 _PROOF_RATE = 0.05e9  # of float32 weights: reference, and ONNX Runtime twice

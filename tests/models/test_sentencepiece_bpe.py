@@ -61,7 +61,7 @@ def train(directory: Path, **settings: Any) -> Path:
     return path
 
 
-def random_texts(count: int) -> list[str]:
+def random_texts(count: int, *, combining: bool = True) -> list[str]:
     generator = random.Random(0)
     texts = [
         "",
@@ -77,6 +77,9 @@ def random_texts(count: int) -> list[str]:
         "<0x41>",
     ]
     ranges = [(32, 126), (0x400, 0x450), (0x4E00, 0x4F00), (0x1F300, 0x1F400), (9, 13)]
+    if combining:  # Hebrew with points, Arabic, Devanagari, Thai, Hangul, kana, Latin's combining marks
+        ranges += [(0x591, 0x5EA), (0x621, 0x652), (0x905, 0x94D), (0xE01, 0xE3A), (0xAC00, 0xAD00), (0x3041, 0x30FA)]
+        ranges += [(0x300, 0x36F)]
     words = CORPUS.split()
     for _ in range(count):
         texts.append("".join(generator.choices("ab x=- ", k=generator.randint(1, 40))))
@@ -97,7 +100,9 @@ def test_ids_and_text_equal_sentencepiece(name: str, tmp_path: Path) -> None:
         i for i in range(len(truth)) if truth.is_byte(i)
     ]
     byte_pieces = 0
-    for text in random_texts(300):
+    # Where a model normalises, tokenizers does so one grapheme at a time and SentencePiece by the longest match of its
+    # table: random heaps of combining marks come out differently there.
+    for text in random_texts(300, combining=name != "normalising"):
         ids = truth.encode(text)
         byte_pieces += sum(truth.is_byte(i) for i in ids)
         assert fast.encode(text, add_special_tokens=False).ids == ids, text
