@@ -85,14 +85,16 @@ def compute_reference(
         "sharing_score": scored.sharing_score,
         "labels": scored.labels,
     }
-    from va_export.anchor.gains import gains_from_score
+    from va_export.anchor.gains import alphas_of_prompt, gains_from_score
 
+    length = sample.input_ids.shape[1]
+    alpha_k, alpha_v = alphas_of_prompt(recipe.gains, scored.sharing_score, length)
     arrays["key_log_gain"], arrays["value_gain"] = gains_from_score(
         scored.sharing_score,
         sample.is_visual[0],
-        sample.input_ids.shape[1],
-        alpha_k=recipe.gains.alpha_k,
-        alpha_v=recipe.gains.alpha_v,
+        length,
+        alpha_k=alpha_k,
+        alpha_v=alpha_v,
     )
     for number, (anchored, side) in enumerate(SIDES):
         gains = (arrays["key_log_gain"], arrays["value_gain"]) if anchored else None
