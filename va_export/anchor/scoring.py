@@ -257,7 +257,7 @@ def _check_settings(options: AdmmOptions, n_subspaces: int | None, pca_rank: int
         ("n_subspaces", 1 if n_subspaces is None else n_subspaces, 1),
         ("pca_rank", pca_rank, 0),
     ):
-        if not isinstance(count, int | np.integer) or count < least:
+        if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < least:
             raise VaExportError(
                 f"{name} = {count} is not an integer of at least {least}", where=_WHERE, fix=f"set {name} >= {least}"
             )

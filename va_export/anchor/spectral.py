@@ -126,7 +126,11 @@ def _leading_eigenpairs(matrix: csr_array, count: int, start: Matrix) -> tuple[M
         except ArpackNoConvergence:
             if n > _MOST_DENSE_TOKENS:
                 raise
-    eigenvalues, vectors = eigh(matrix.toarray(), subset_by_index=[n - count, n - 1], driver="evr", check_finite=False)
+    dense = matrix.toarray()
+    chosen = (n - count, n - 1)
+    eigenvalues, vectors = eigh(dense, subset_by_index=chosen, driver="evr", check_finite=False)
+    if vectors.shape[1] < count:  # LAPACK's evr loses some where an eigenvalue repeats often, and calls that success
+        eigenvalues, vectors = (part[..., n - count :] for part in eigh(dense, driver="evd", check_finite=False))
     return eigenvalues[::-1], vectors[:, ::-1]
 
 
