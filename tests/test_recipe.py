@@ -8,6 +8,7 @@ import pytest
 
 from va_export.errors import VaExportError
 from va_export.recipe import ExportOptions, Recipe, read_recipe, recipe_names, resolve_model, with_overrides
+from va_export.settings import ScoreSettings
 
 
 def test_every_recipe_that_is_shipped_can_be_read() -> None:
@@ -88,6 +89,20 @@ def test_overrides_change_only_what_is_given() -> None:
     assert changed.gains.alpha_v == recipe.gains.alpha_v and changed.score.n_subspaces == recipe.score.n_subspaces
     assert (changed.limits.max_frames, changed.limits.opt_frames) == (4, 4)  # tuned for no more than there can be
     assert changed.limits.opt_input_len == recipe.limits.opt_input_len
+
+
+def test_what_is_found_and_not_given(tmp_path: Path) -> None:
+    path = tmp_path / "found.toml"
+    path.write_text(
+        'checkpoint = "a/b"\n[score]\nn_subspaces = "auto"\n'
+        "[gains]\nalpha_k = 9.5\nalpha_v = 2.5\ntarget_visual_share = 0.6\nplain_visual_share = 0.3\n"
+    )
+    recipe = read_recipe(path)
+    assert recipe.score.n_subspaces == ScoreSettings.AUTOMATIC
+    assert (recipe.gains.target_visual_share, recipe.gains.plain_visual_share) == (0.6, 0.3)
+    outright = with_overrides(recipe, gains={"alpha_k": 2.0}).gains
+    assert (outright.alpha_k, outright.target_visual_share) == (2.0, 0.0), "a gain given outright is not looked for"
+    assert with_overrides(recipe, gains={"alpha_v": 2.0}).gains.target_visual_share == 0.6
 
 
 def test_a_seed_needs_random_weights() -> None:

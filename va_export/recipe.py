@@ -266,6 +266,9 @@ def with_overrides(
             where="--seed",
             fix="leave --seed out, or ask for --weights random",
         )
+    changed_gains = {name: value for name, value in (gains or {}).items() if value is not None}
+    if "alpha_k" in changed_gains:  # said outright: it is not to be found from a target
+        changed_gains |= {"target_visual_share": 0.0, "plain_visual_share": 0.0}
     given = {name: value for name, value in (limits or {}).items() if value is not None}
     for tuned, largest in (("opt_input_len", "max_input_len"), ("opt_frames", "max_frames")):
         if largest in given:
@@ -275,7 +278,7 @@ def with_overrides(
         seed=recipe.seed if seed is None else seed,
         frames=recipe.frames if frames is None else frames,
         revision=recipe.revision if revision is None else revision,
-        gains=replace(recipe.gains, **{k: v for k, v in (gains or {}).items() if v is not None}),
+        gains=replace(recipe.gains, **changed_gains),
         score=replace(recipe.score, **{k: v for k, v in (score or {}).items() if v is not None}),
         limits=replace(recipe.limits, **given),
     )

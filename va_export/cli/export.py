@@ -58,7 +58,9 @@ def export_command(
     max_frames: Annotated[int | None, Option(help="Most frames of a video.")] = None,
     alpha_k: Annotated[float | None, Option(help="Default gain on keys.")] = None,
     alpha_v: Annotated[float | None, Option(help="Default gain on values.")] = None,
-    subspaces: Annotated[int | None, Option(help="Number of subspaces K.")] = None,
+    subspaces: Annotated[
+        str | None, Option(help="Number of subspaces K, or auto: as many as an eigengap shows.")
+    ] = None,
     pca_rank: Annotated[
         int | None, Option(help="Project tokens to this rank before scoring; 0: no projection.")
     ] = None,
@@ -108,7 +110,7 @@ def export_command(
             frames=frames,
             revision=revision,
             gains={"alpha_k": alpha_k, "alpha_v": alpha_v},
-            score={"n_subspaces": subspaces, "pca_rank": pca_rank},
+            score={"n_subspaces": _subspaces(subspaces), "pca_rank": pca_rank},
             limits={
                 "max_batch_size": max_batch_size,
                 "max_input_len": max_input_len,
@@ -174,6 +176,18 @@ def _precision(precision: str | None, fp16: bool, fp32: bool) -> str:
             "several precisions were given", where="--precision", fix="give one of --fp16, --fp32, --precision"
         )
     return flags[0] if flags else precision or "fp16"
+
+
+def _subspaces(text: str | None) -> int | None:
+    from va_export.settings import ScoreSettings
+
+    if text is None or text == "auto":
+        return None if text is None else ScoreSettings.AUTOMATIC
+    if not text.isdecimal() or int(text) < 1:
+        raise VaExportError(
+            f"n_subspaces must be above 0, or auto, not {text!r}", where="--subspaces", fix="the paper has 24"
+        )
+    return int(text)
 
 
 def _check_export_extra() -> None:

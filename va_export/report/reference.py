@@ -97,14 +97,16 @@ def compute_reference(
         "sharing_score": scored.sharing_score,
         "labels": scored.labels,
     }
-    from va_export.anchor.gains import gains_from_score
+    from va_export.anchor.gains import alphas_of_prompt, gains_from_score
 
+    length = sample.input_ids.shape[1]
+    alpha_k, alpha_v = alphas_of_prompt(recipe.gains, scored.sharing_score, length)
     arrays["key_log_gain"], arrays["value_gain"] = gains_from_score(
         scored.sharing_score,
         sample.is_visual[0],
-        sample.input_ids.shape[1],
-        alpha_k=recipe.gains.alpha_k,
-        alpha_v=recipe.gains.alpha_v,
+        length,
+        alpha_k=alpha_k,
+        alpha_v=alpha_v,
     )
     gains = (torch.from_numpy(arrays["key_log_gain"])[None], torch.from_numpy(arrays["value_gain"])[None])
     with torch.no_grad():

@@ -14,7 +14,7 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
-from va_export.anchor.gains import gains_from_score
+from va_export.anchor.gains import alphas_of_prompt, gains_from_score
 from va_export.bundle.manifest import Manifest, read_manifest, verify_hashes
 from va_export.errors import VaExportError
 from va_export.runtime import arguments
@@ -275,10 +275,13 @@ class Bundle:
         """key_log_gain and value_gain of the prompt, (S,) each."""
         log_gain, gain = np.zeros(length, np.float32), np.ones(length, np.float32)
         if scored is not None:
-            alpha_k = self.gains.alpha_k if alphas[0] is None else alphas[0]
-            alpha_v = self.gains.alpha_v if alphas[1] is None else alphas[1]
+            given_k, given_v = alphas
+            if given_k is None or given_v is None:
+                alpha_k, alpha_v = alphas_of_prompt(self.gains, scored.sharing_score, length)
+                given_k = alpha_k if given_k is None else given_k
+                given_v = alpha_v if given_v is None else given_v
             log_gain, gain = gains_from_score(
-                scored.sharing_score, is_visual[0], length, alpha_k=alpha_k, alpha_v=alpha_v
+                scored.sharing_score, is_visual[0], length, alpha_k=given_k, alpha_v=given_v
             )
         return (
             log_gain if overrides[0] is None else arguments.gain("key_log_gain", overrides[0], length),

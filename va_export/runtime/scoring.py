@@ -34,7 +34,8 @@ def score_visual_tokens(
         known = cache.load(key, visual_tokens.shape[0])
         if known is not None:
             return known
-    details = subspace_score(visual_tokens, **asdict(settings), dtype=dtype, return_details=True)
+    arguments = {**asdict(settings), "n_subspaces": settings.n_subspaces or "auto"}
+    details = subspace_score(visual_tokens, **arguments, dtype=dtype, return_details=True)
     scored = Scored(
         sharing_score=np.asarray(details.sharing_score, dtype=np.float32),
         labels=np.asarray(details.labels, dtype=np.int64),
