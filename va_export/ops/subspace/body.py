@@ -14,7 +14,7 @@ from va_export.ops.subspace.tape import Tape, Value
 _MIN_MAX_EPS = 1e-5  # the original's; see va_export/anchor/sharing.py
 
 
-def subspace_score_body(domain: str, op_type: str, attributes: Sequence[str], *, with_pca: bool) -> FunctionProto:
+def subspace_score_body(domain: str, op_type: str, attributes: Sequence[str], *, with_pca: bool, is_wide: bool) -> FunctionProto:
     """Build it."""
     tape = Tape()
     settings = {
@@ -31,7 +31,7 @@ def subspace_score_body(domain: str, op_type: str, attributes: Sequence[str], *,
     if with_pca:
         tokens = project_to_principal_components(tape, tokens, tape.attribute("pca_rank", AttributeProto.INT))
     options = AdmmAttributes(max_iter=counts["max_iter"], **settings)
-    expression, is_finite = self_expression(tape, tokens, options)
+    expression, is_finite = self_expression(tape, tokens, options, is_wide=is_wide)
     labels = cluster_subspaces(tape, expression, counts["n_subspaces"])
     raw = expression.sum(1) * _cluster_sizes(tape, labels, counts["n_subspaces"]) / n.to_float()
     score = (raw - raw.min()) / (raw.max() - raw.min() + _MIN_MAX_EPS)

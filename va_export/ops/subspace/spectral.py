@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from onnx import TensorProto
+from functools import cache
+
+import numpy as np
 
 from va_export.ops.subspace.eigenvectors import block_size, leading_eigenvectors
 from va_export.ops.subspace.polar import identity, polar_factor
@@ -14,6 +16,7 @@ _MORE_VECTORS = 8
 _BELOW_ALL = -1.05
 _MOST_ROTATIONS = 21  # scikit-learn's 20, and the first
 _KEPT_DIRECTION = 1e-5
+_MOST_TABLED = 16384  # tokens, 64 frames of 256; more start from the row of so many
 
 
 def cluster_subspaces(tape: Tape, self_expression: Value, n_subspaces: Value) -> Value:
@@ -68,17 +71,32 @@ def _discretise(tape: Tape, embedding: Value, n_subspaces: Value) -> Value:
 def _first_rotation(tape: Tape, vectors: Value, n_subspaces: Value) -> Value:
     """[K, K]: as columns, rows of `vectors`, each the most nearly orthogonal to those before."""
     columns = tape.op("Range", 0, n_subspaces, 1).row()
-    first = tape.op("Gather", vectors, FIRST, axis=0)
-    rotation = first.column() * columns.equals(0).to_float()
+    row = tape.op("Gather", tape.table(_first_rows()), tape.op("Min", vectors.size(0), _MOST_TABLED), axis=0)
+    first = tape.op("Gather", vectors, row, axis=0).column()
+    rotation = first * columns.equals(0).to_float()
 
     def step(trip: Value, rotation: Value, last: Value, likeness: Value) -> tuple[Value, ...]:
-        likeness = likeness + tape.op("Squeeze", vectors @ last.column(), [1]).abs()
-        chosen = tape.op("Gather", vectors, tape.op("ArgMin", likeness, axis=0, keepdims=0), axis=0)
-        rotation = tape.op("Where", columns.equals(trip + 1), chosen.column(), rotation)
+        likeness = likeness + (vectors @ last).abs()
+        row = tape.op("ArgMin", likeness, axis=0, keepdims=0)  # [1]; TensorRT's takes no vector
+        chosen = tape.op("Gather", vectors, row, axis=0).T
+        rotation = tape.op("Where", columns.equals(trip + 1), chosen, rotation)
         return tape.value(True), rotation, chosen, likeness
 
-    likeness = (vectors * 0.0).sum(1)
+    likeness = 0.0 * (vectors @ first)
     return tape.loop(n_subspaces - 1, [rotation, first, likeness], step)[0]
 
 
-FIRST = 0
+
+@cache
+def _first_rows() -> tuple[int, ...]:
+    """For 0, 1, … tokens the row that scikit-learn's discretisation starts from, as `anchor.spectral` draws it.
+
+    That is RandomState(0).uniform(size=n), then .randint(n): the Mersenne Twister's words in order, two of them for a
+    uniform number; then of the words that follow, cut to as many bits as n − 1 has, the first that is not above it.
+    """
+    words = np.random.RandomState(0).randint(0, 1 << 32, size=2 * _MOST_TABLED + 256, dtype=np.uint32).tolist()
+    rows = [0, 0]
+    for n in range(2, _MOST_TABLED + 1):
+        mask = (1 << (n - 1).bit_length()) - 1
+        rows.append(next(word & mask for word in words[2 * n :] if word & mask < n))
+    return tuple(rows)

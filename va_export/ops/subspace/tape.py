@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import onnx
-from onnx import AttributeProto, FunctionProto, NodeProto, TensorProto, helper
+from onnx import AttributeProto, FunctionProto, NodeProto, TensorProto, helper, numpy_helper
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,6 +168,11 @@ class Tape:
             node.attribute.append(AttributeProto(name=field, type=kind, ref_attr_name=name))
             self._known[key] = self._constant(node)
         return self._known[key]
+
+    def table(self, numbers: tuple[int, ...]) -> Value:
+        """A constant [n] of int32."""
+        tensor = numpy_helper.from_array(np.array(numbers, np.int32), "")
+        return self._constant(helper.make_node("Constant", [], [""], value=tensor))
 
     def input(self, name: str) -> Value:
         """An input of the function."""
