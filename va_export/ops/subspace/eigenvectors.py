@@ -19,7 +19,8 @@ _MOST_DEGREE = 30
 # A filter magnifies the largest eigenvalue's direction by so much and no more: what of it is left in the other vectors
 # must not drown them in float32.
 _MOST_GROWTH = 1e3
-_MOST_ROTATIONS = 1500  # rounds; a sweep takes one fewer than there are vectors
+_MARGIN = 0.1
+_MOST_SWEEPS = 12  # of as many rounds as there are vectors, less one
 _OFF_DIAGONAL = 1e-6  # of the largest eigenvalue: what float32 products leave of a diagonal matrix
 _RESIDUAL = 3e-6  # likewise
 
@@ -83,7 +84,8 @@ def _filter(
     """Chebyshev's polynomial that is within ±1 from the lowest eigenvalue to the block's last, applied to the block."""
     top, last = ritz.max(), ritz.min()
     width = top - lowest
-    cut = tape.op("Min", tape.op("Max", last, lowest + 0.1 * width), top - 1e-3 * width)
+    # Below the block's last value by a little, so that even where that is repeated it is raised above what it hides.
+    cut = tape.op("Max", last - tape.op("Max", _MARGIN * (top - last), 1e-3 * width), lowest + 0.05 * width)
     stretch = 2.0 / tape.op("Max", cut - lowest, 1e-30)
     shift = (cut + lowest) / tape.op("Max", cut - lowest, 1e-30)
     at_top = stretch * top - shift
@@ -129,10 +131,11 @@ def small_eigenvectors(tape: Tape, matrix: Value, size: Value) -> tuple[Value, V
         rotation = eye * cosine.column() + pairs * (tangent * cosine).column()
         rotation = tape.op("Gather", rotation, places, axis=1)
         h = rotation.T @ h @ rotation
+        h = 0.5 * (h + h.T)  # to the last bit: what the two of a pair see must be the same rotation
         off = (h * (1.0 - eye)).abs().max()
         return off > _OFF_DIAGONAL * (h * eye).abs().max(), h, q @ rotation
 
-    h, q = tape.loop(_MOST_ROTATIONS, [0.5 * (matrix + matrix.T), eye], step)
+    h, q = tape.loop(size * _MOST_SWEEPS, [0.5 * (matrix + matrix.T), eye], step)
     values, order = tape.ops("TopK", 2, (h * eye).sum(1), tape.op("Unsqueeze", size, [0]), axis=0)
     return values, tape.op("Gather", q, order, axis=1)
 

@@ -94,9 +94,9 @@ def _first_rows() -> tuple[int, ...]:
     That is RandomState(0).uniform(size=n), then .randint(n): the Mersenne Twister's words in order, two of them for a
     uniform number; then of the words that follow, cut to as many bits as n − 1 has, the first that is not above it.
     """
-    words = np.random.RandomState(0).randint(0, 1 << 32, size=2 * _MOST_TABLED + 256, dtype=np.uint32).tolist()
+    stream = np.random.RandomState(0).randint(0, 1 << 32, size=2 * _MOST_TABLED + 256, dtype=np.uint32).tolist()
     rows = [0, 0]
     for n in range(2, _MOST_TABLED + 1):
         mask = (1 << (n - 1).bit_length()) - 1
-        rows.append(next(word & mask for word in words[2 * n :] if word & mask < n))
+        rows.append(next(word & mask for word in stream[2 * n : 2 * n + 256] if word & mask < n))
     return tuple(rows)
