@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from va_export.ops.subspace.polar import identity, on_diagonal, polar_factor
+from va_export.ops.subspace.polar import identity, polar_factor
 from va_export.ops.subspace.tape import Tape, Value
 
 _MOST_FILTERS = 40
@@ -90,9 +90,7 @@ def _filter(
     shift = (cut + lowest) / tape.op("Max", cut - lowest, 1e-30)
     at_top = stretch * top - shift
 
-    def step(
-        trip: Value, before: Value, current: Value, growth_before: Value, growth: Value
-    ) -> tuple[Value, ...]:
+    def step(trip: Value, before: Value, current: Value, growth_before: Value, growth: Value) -> tuple[Value, ...]:
         following = 2.0 * (stretch * apply(current) - shift * current) - before
         next_growth = 2.0 * at_top * growth - growth_before
         goes_on = (next_growth < _MOST_GROWTH) & (trip + 2 < most_degree)

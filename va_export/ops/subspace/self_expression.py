@@ -36,9 +36,7 @@ class AdmmAttributes:
     max_iter: Value
 
 
-def self_expression(
-    tape: Tape, tokens: Value, options: AdmmAttributes, *, is_wide: bool
-) -> tuple[Value, Value]:
+def self_expression(tape: Tape, tokens: Value, options: AdmmAttributes, *, is_wide: bool) -> tuple[Value, Value]:
     """C [N, N] of tokens [N, D], and whether λ_e and λ_z are finite: where they are not, C means nothing.
 
     Args:
@@ -99,7 +97,7 @@ def _split(tape: Tape, rows: Value, at: Value) -> tuple[Value, Value]:
 
 
 def _penalty_weights(tape: Tape, tokens: Value, options: AdmmAttributes) -> tuple[Value, Value, Value]:
-    """λ_e and λ_z; 1 and False where a token is zero or orthogonal to all others, for which the paper's are infinite."""
+    """(λ_e, λ_z, whether they are finite): not where a token is zero or orthogonal to all others; they are 1 · α then."""
     norms = tape.op("Concat", tokens.abs().sum(1), tape.op("Expand", 0.0, [1]), axis=0)  # at least two, for TopK
     largest = tape.ops("TopK", 2, norms, [2], axis=0)[0]
     mu_e = tape.op("Squeeze", tape.op("Slice", largest, [1], [2], [0]), [0])

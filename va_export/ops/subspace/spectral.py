@@ -7,7 +7,7 @@ from functools import cache
 import numpy as np
 
 from va_export.ops.subspace.eigenvectors import block_size, leading_eigenvectors
-from va_export.ops.subspace.polar import identity, polar_factor
+from va_export.ops.subspace.polar import polar_factor
 from va_export.ops.subspace.tape import Tape, Value
 
 _MORE_VECTORS = 8
@@ -71,7 +71,7 @@ def _discretise(tape: Tape, embedding: Value, n_subspaces: Value) -> Value:
 def _first_rotation(tape: Tape, vectors: Value, n_subspaces: Value) -> Value:
     """[K, K]: as columns, rows of `vectors`, each the most nearly orthogonal to those before."""
     columns = tape.op("Range", 0, n_subspaces, 1).row()
-    row = tape.op("Gather", tape.table(_first_rows()), tape.op("Min", vectors.size(0), _MOST_TABLED), axis=0)
+    row = tape.op("Gather", tape.table(first_rows()), tape.op("Min", vectors.size(0), _MOST_TABLED), axis=0)
     first = tape.op("Gather", vectors, row, axis=0).column()
     rotation = first * columns.equals(0).to_float()
 
@@ -86,9 +86,8 @@ def _first_rotation(tape: Tape, vectors: Value, n_subspaces: Value) -> Value:
     return tape.loop(n_subspaces - 1, [rotation, first, likeness], step)[0]
 
 
-
 @cache
-def _first_rows() -> tuple[int, ...]:
+def first_rows() -> tuple[int, ...]:
     """For 0, 1, … tokens the row that scikit-learn's discretisation starts from, as `anchor.spectral` draws it.
 
     That is RandomState(0).uniform(size=n), then .randint(n): the Mersenne Twister's words in order, two of them for a

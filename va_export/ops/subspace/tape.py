@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,7 +64,7 @@ class Value:
         return self.tape.op("Equal", self, other)
 
     @property
-    def T(self) -> Value:  # noqa: N802  (NumPy's name)
+    def T(self) -> Value:
         """A matrix turned round."""
         return self.tape.op("Transpose", self, perm=[1, 0])
 
@@ -148,6 +148,7 @@ class Tape:
             return operand
         key = (type(operand), tuple(operand) if isinstance(operand, Sequence) else operand)
         if key not in self._known:
+            attribute: dict[str, Any]
             if isinstance(operand, bool):
                 attribute = {"value": helper.make_tensor("", TensorProto.BOOL, [], [operand])}
             elif isinstance(operand, int):
@@ -201,7 +202,7 @@ class Tape:
             [
                 helper.make_tensor_value_info(index.name, TensorProto.INT64, []),
                 helper.make_tensor_value_info(again.name, TensorProto.BOOL, []),
-                # Types are inferred from the state, which shapes would over-constrain.
+                # Types and shapes are inferred from the state.
                 *(onnx.ValueInfoProto(name=value.name) for value in carried),
             ],
             [onnx.ValueInfoProto(name=value.name) for value in results],
@@ -211,14 +212,14 @@ class Tape:
         return self.ops("Loop", len(state), trips, True, *state, body=graph)
 
     def function(
-        self, domain: str, name: str, inputs: Sequence[str], results: dict[str, Value], attributes: Sequence[str], **more: Any
+        self, domain: str, name: str, inputs: Sequence[str], results: Mapping[str, Value], attributes: Sequence[str]
     ) -> FunctionProto:
         """The finished function; `results` are its outputs by name."""
         for output, value in results.items():
             self._nodes.append(helper.make_node("Identity", [value.name], [output]))
         nodes = [*self._constants, *self._nodes]
         opset = [helper.make_opsetid("", 24)]
-        return helper.make_function(domain, name, list(inputs), list(results), nodes, opset, list(attributes), **more)
+        return helper.make_function(domain, name, list(inputs), list(results), nodes, opset, list(attributes))
 
     def _constant(self, node: NodeProto) -> Value:
         value = self._fresh("Constant")
