@@ -43,3 +43,20 @@ def write_components(
                 check_onnx(bundle.path(relative))
             stage.say(f"{sum(1 for _ in model.graph)} nodes, {n_weights} tensors")
     return entries
+
+
+def write_score(options: ExportOptions, source: Source, bundle: BundleWriter, display: StageDisplay) -> dict[str, Any]:
+    """Write SubspaceScore's graph with the recipe's settings, which has no weights; returns its manifest entry."""
+    import onnx
+
+    from va_export.graph.score import score_model
+    from va_export.graph.write_onnx import check_onnx
+
+    with display.stage("export score") as stage:
+        relative = "onnx/score.onnx"
+        tuned = options.recipe.limits.opt_frames * source.spec.vision.tokens_per_frame
+        model = score_model(options.recipe.score, source.spec.text.hidden_size, tuned)
+        onnx.save(model, bundle.path(relative))
+        check_onnx(bundle.path(relative))
+        stage.say(f"1 node, and {len(model.functions[0].node)} in its body")
+    return {"onnx": relative}

@@ -58,8 +58,6 @@ def describe(
             name: {**entry, **({"engines": engine_entries[name]} if name in engine_entries else {})}
             for name, entry in components.items()
         },
-        # The score runs on the host between vision and decoder; an engine of its own would be listed as a component.
-        "scoring": "host",
         "limits": recipe.limits.to_mapping(),
         "gains": recipe.gains.to_mapping(),
         "score": recipe.score.to_mapping(),

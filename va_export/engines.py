@@ -116,7 +116,7 @@ def build_engines(
                     ranges=dimension_ranges(name, options.recipe.limits, spec.vision.tokens_per_frame),
                     attention="native" if options.attention == "native" else "plugin",
                     capacity=options.recipe.limits.max_kv_cache_capacity if name == "decoder" else None,
-                    plugin_library=plan.library if name == "decoder" else None,
+                    plugin_library=plan.library if name in ("decoder", "score") else None,
                     on_progress=partial(_advance, stage),
                 )
                 entries.setdefault(name, {})[flavor] = _entry(info, bundle.directory)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from va_export.bundle.manifest import read_manifest
 from va_export.bundle.write import bundle_writer, check_destination
-from va_export.components import write_components
+from va_export.components import write_components, write_score
 from va_export.description import describe, write_settings
 from va_export.engines import build_engines, plan_engines
 from va_export.plan import Plan, check_plan, plan_export
@@ -58,6 +58,8 @@ def export(options: ExportOptions, display: StageDisplay) -> ExportResult:
                 sample = make_sample(options, processing, source.spec, bundle.directory)
                 stage.say(f"{options.recipe.frames} frames of {sample.clip['file']}")
         components = write_components(options, source, bundle, display)
+        if options.exports_score:
+            components["score"] = write_score(options, source, bundle, display)
         engine_entries = build_engines(options, engines, components, source.spec, bundle, display)
         manifest = describe(options, source, components, engine_entries, engines)
         bundle.write_manifest(manifest)

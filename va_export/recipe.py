@@ -15,7 +15,8 @@ from va_export.settings import GainSettings, Limits, ScoreSettings, check_tolera
 
 PRECISIONS = ("fp32", "fp16", "bf16")
 ATTENTIONS = ("plugin", "native")
-COMPONENTS = ("vision", "embedding", "decoder")
+COMPONENTS = ("vision", "embedding", "decoder")  # the model's, which have weights
+SCORE = "score"  # beside them: SubspaceScore's graph
 FLAVORS = ("auto", "tensorrt", "tensorrt-rtx")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # The paper's gains for InternVL2-8B; a checkpoint without a recipe of its own starts from them.
@@ -67,6 +68,7 @@ class ExportOptions:
 
     Attributes:
         output: the bundle's directory.
+        score_component: whether to export the score's graph too; None: with a whole model.
         targets: GPU architectures, such as `sm86`; empty: the default of the TensorRT that is used.
         components: which of `COMPONENTS` to export.
         video: the clip whose frames prove the bundle; None: a clip that a package ships.
@@ -87,6 +89,7 @@ class ExportOptions:
     targets: tuple[str, ...] = ()
     onnx_only: bool = False
     components: tuple[str, ...] = COMPONENTS
+    score_component: bool | None = None
     num_decoder_layers: int | None = None
     overwrite: bool = False
     video: Path | None = None
@@ -104,10 +107,9 @@ class ExportOptions:
         _choice("--tensorrt", self.flavor, FLAVORS)
         for component in self.components:
             _choice("--components", component, COMPONENTS)
-        if not self.components:
-            raise VaExportError(
-                "no component is left to export", where="--components", fix=f"name some of {', '.join(COMPONENTS)}"
-            )
+        if not self.components and not self.score_component:
+            names = ", ".join((*COMPONENTS, SCORE))
+            raise VaExportError("no component is left to export", where="--components", fix=f"name some of {names}")
         recipe = self.recipe
         if recipe.frames > recipe.limits.max_frames:
             raise VaExportError(
@@ -135,6 +137,12 @@ class ExportOptions:
                 fix="raise it, or leave it out for all layers",
             )
         check_tolerances(self.atol, self.rtol)
+
+    @property
+    def exports_score(self) -> bool:
+        """Whether the score's graph is a component. It needs the number of subspaces; an automatic one is the host's."""
+        asked = set(self.components) == set(COMPONENTS) if self.score_component is None else self.score_component
+        return asked and self.recipe.score.n_subspaces > 0
 
     @property
     def proves(self) -> bool:

@@ -13,7 +13,7 @@ import torch
 from va_export.checkpoint import Checkpoint
 from va_export.errors import VaExportError
 from va_export.models.family import WeightSource
-from va_export.ops.anchored_attention import schema
+from va_export.ops import anchored_attention, subspace_score
 from va_export.passes.weights import is_transposed, is_weight
 
 _TORCH_FROM_IR = {
@@ -80,7 +80,7 @@ def check_onnx(path: Path) -> None:
     Raises:
         VaExportError: the checker's own words; this is a bug of the exporter, not of its input.
     """
-    schema()  # the checker needs the custom op's
+    anchored_attention.schema(), subspace_score.schema()  # the checker needs the custom ops'
     try:
         onnx.checker.check_model(str(path), full_check=True)
     except Exception as error:  # the checker and shape inference each have their own type

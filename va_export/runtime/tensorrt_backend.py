@@ -1,4 +1,4 @@
-"""A bundle on TensorRT or TensorRT-RTX: three engines on one GPU, the KV cache staying there."""
+"""A bundle on TensorRT or TensorRT-RTX: its engines on one GPU, the KV cache staying there."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from va_export.engine.cuda_device import CudaDevice
 from va_export.engine.tensorrt_api import Flavor
-from va_export.runtime.backend import Bool, Float32, Int64, component_file
+from va_export.runtime.backend import Bool, Float32, Int64, component_file, has_score_graph
 from va_export.runtime.tensorrt_session import KvCache, TensorRTSession
 
 if TYPE_CHECKING:
@@ -22,15 +22,20 @@ class TensorRTBackend:
 
     def __init__(self, manifest: Manifest, flavor: str) -> None:
         self.name = flavor
+        self._manifest = manifest
         self._capacity: int = manifest.data["limits"]["max_kv_cache_capacity"]
         plugin = manifest.data.get("plugin")
         library = manifest.path(plugin["library"]) if plugin and manifest.data["attention"] == "plugin" else None
         files = {
             name: manifest.path(component_file(manifest, name, flavor)) for name in ("vision", "embedding", "decoder")
         }
+        if has_score_graph(manifest, flavor):
+            files["score"] = manifest.path(component_file(manifest, "score", flavor))
         self._device = CudaDevice(cast(Flavor, flavor))
         self._sessions = {
-            name: TensorRTSession(path, cast(Flavor, flavor), library if name == "decoder" else None, self._device)
+            name: TensorRTSession(
+                path, cast(Flavor, flavor), library if name in ("decoder", "score") else None, self._device
+            )
             for name, path in files.items()
         }
 
@@ -40,6 +45,14 @@ class TensorRTBackend:
     def embed(self, input_ids: Int64, is_visual: Bool, visual_tokens: Float32) -> Float32:
         inputs: dict[str, np.ndarray] = {"input_ids": input_ids, "is_visual": is_visual, "visual_tokens": visual_tokens}
         return self._array("embedding", inputs, "inputs_embeds")
+
+    def score(self, visual_tokens: Float32) -> tuple[Float32, Int64]:
+        if "score" not in self._sessions:
+            component_file(self._manifest, "score", self.name)  # says what is missing
+        outputs = self._sessions["score"].run({"visual_tokens": np.ascontiguousarray(visual_tokens)})
+        score, labels = outputs["sharing_score"], outputs["labels"]
+        assert isinstance(score, np.ndarray) and isinstance(labels, np.ndarray)
+        return score.astype(np.float32, copy=False), labels.astype(np.int64, copy=False)
 
     def cache_capacity(self, needed: int, limit: int) -> int:
         return self._capacity  # fixed when the engine was built

@@ -97,7 +97,7 @@ def _split(tape: Tape, rows: Value, at: Value) -> tuple[Value, Value]:
 
 
 def _penalty_weights(tape: Tape, tokens: Value, options: AdmmAttributes) -> tuple[Value, Value, Value]:
-    """(λ_e, λ_z, whether they are finite): not where a token is zero or orthogonal to all others; they are 1 · α then."""
+    """λ_e, λ_z, and whether the paper's are finite: not where a token is zero or orthogonal to all others."""
     norms = tape.op("Concat", tokens.abs().sum(1), tape.op("Expand", 0.0, [1]), axis=0)  # at least two, for TopK
     largest = tape.ops("TopK", 2, norms, [2], axis=0)[0]
     mu_e = tape.op("Squeeze", tape.op("Slice", largest, [1], [2], [0]), [0])
