@@ -40,8 +40,8 @@ OPTIONS = {
         --max-kv-cache-capacity --model --new-tokens --no-parity --num-decoder-layers --onnx-only --output --overwrite
         --pca-rank --precision --question --revision --rtol --seed --subspaces --target --tensorrt --version
         --video -o""",
-    "va-run": """--alpha-k --alpha-v --backend --frames --log-level --max-new-tokens --no-anchors --prompt --score --timings
-        --version --video""",
+    "va-run": """--alpha-k --alpha-v --backend --frames --log-level --max-new-tokens --no-anchors --prompt --score
+        --timings --version --video""",
     "va-check": "--atol --backend --latency-iterations --log-level --output --rtol --version -o",
 }
 

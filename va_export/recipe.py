@@ -140,7 +140,7 @@ class ExportOptions:
 
     @property
     def exports_score(self) -> bool:
-        """Whether the score's graph is a component. It needs the number of subspaces; an automatic one is the host's."""
+        """Whether the score's graph is a component. It needs a number of subspaces; 0 leaves that to the host."""
         asked = set(self.components) == set(COMPONENTS) if self.score_component is None else self.score_component
         return asked and self.recipe.score.n_subspaces > 0
 
