@@ -24,7 +24,7 @@ _BUILD_MEMORY_FACTOR = 2.0
 # Python with torch, transformers and ONNX Runtime loaded; the rest of the plan comes on top.
 _BASE_MEMORY = 1 << 30
 _SMALL_FILES = 16 << 20
-# Kernels for each target and no weights: 20 MB for the four default ones of TensorRT-RTX 1.7, 25 MB with PCA (measured).
+# Kernels for each target and no weights: 20 MB for the default targets of TensorRT-RTX 1.7, 25 MB with PCA (measured).
 _SCORE_ENGINE = 32 << 20
 
 

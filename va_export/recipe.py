@@ -106,7 +106,12 @@ class ExportOptions:
         _choice("--attention", self.attention, ATTENTIONS)
         _choice("--tensorrt", self.flavor, FLAVORS)
         for component in self.components:
-            _choice("--components", component, COMPONENTS)
+            if component not in COMPONENTS:
+                raise VaExportError(
+                    f"--components cannot be {component!r}",
+                    where="--components",
+                    fix=f"use one of: {', '.join((*COMPONENTS, SCORE))}",
+                )
         if not self.components and not self.score_component:
             names = ", ".join((*COMPONENTS, SCORE))
             raise VaExportError("no component is left to export", where="--components", fix=f"name some of {names}")

@@ -113,8 +113,8 @@ def test_a_good_bundle_passes(tiny_bundle: Path, reference: dict[str, np.ndarray
     assert result["passed"] and (result["backend"], result["attention"]) == ("onnxruntime", "plugin")
     stages = [(check["stage"], check["anchors"]) for check in result["checks"]]
     assert stages == [
-        ("visual_tokens", None), ("sharing_score", None), ("prefill_logits", True), ("decode_logits", True),
-        ("prefill_logits", False), ("decode_logits", False),
+        ("visual_tokens", None), ("sharing_score", None), ("score_graph", None), ("prefill_logits", True),
+        ("decode_logits", True), ("prefill_logits", False), ("decode_logits", False),
     ]  # fmt: skip
     assert {run["anchors"] for run in result["greedy"]} == {True, False}
     for check in result["checks"]:
