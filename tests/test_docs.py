@@ -42,8 +42,7 @@ OPTIONS = {
         --pca-rank --precision --question --revision --rtol --seed --subspaces --target --tensorrt --version
         --video --weights -o""",
     "va-run": """--alpha-k --alpha-v --backend --devices --frames --log-level --max-new-tokens --no-anchors --prompt
-        --timings
-        --version --video""",
+        --score --timings --version --video""",
     "va-check": "--atol --backend --devices --latency-iterations --log-level --output --rtol --version -o",
 }
 

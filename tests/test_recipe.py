@@ -108,3 +108,15 @@ def test_what_is_found_and_not_given(tmp_path: Path) -> None:
 def test_a_seed_needs_random_weights() -> None:
     with pytest.raises(VaExportError, match="no random weights"):
         with_overrides(resolve_model("internvl2-8b"), seed=1)
+
+
+def test_the_score_comes_with_a_whole_model_or_by_name() -> None:
+    def exports_score(**options: object) -> bool:
+        return ExportOptions(recipe=resolve_model("internvl2-tiny"), output=Path("b"), **options).exports_score  # type: ignore[arg-type]
+
+    assert exports_score() and not exports_score(components=("vision",))
+    assert not exports_score(score_component=False) and exports_score(components=("vision",), score_component=True)
+    alone = ExportOptions(recipe=resolve_model("internvl2-tiny"), output=Path("b"), components=(), score_component=True)
+    assert alone.exports_score and not alone.proves
+    with pytest.raises(VaExportError, match="no component is left"):
+        exports_score(components=())

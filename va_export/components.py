@@ -192,3 +192,20 @@ def _others(options: ExportOptions, weight_map: Mapping[str, WeightSource], done
     if set(options.components) != set(COMPONENTS):
         return {}
     return {name: source for name, source in weight_map.items() if name not in done}
+
+
+def write_score(options: ExportOptions, source: Source, bundle: BundleWriter, display: StageDisplay) -> dict[str, Any]:
+    """Write SubspaceScore's graph with the recipe's settings, which has no weights; returns its manifest entry."""
+    import onnx
+
+    from va_export.graph.score import score_model
+    from va_export.graph.write_onnx import check_onnx
+
+    with display.stage("export score") as stage:
+        relative = "onnx/score.onnx"
+        tuned = options.recipe.limits.opt_frames * source.spec.vision.tokens_per_frame
+        model = score_model(options.recipe.score, source.spec.text.hidden_size, tuned)
+        onnx.save(model, bundle.path(relative))
+        check_onnx(bundle.path(relative))
+        stage.say(f"1 node, and {len(model.functions[0].node)} in its body")
+    return {"onnx": relative}

@@ -72,8 +72,6 @@ def describe(
             for name, entry in written.entries.items()
         },
         "decoder_shards": shards.to_mapping(),
-        # The score runs on the host between vision and decoder; an engine of its own would be listed as a component.
-        "scoring": "host",
         "limits": recipe.limits.to_mapping(),
         "gains": recipe.gains.to_mapping(),
         "score": recipe.score.to_mapping(),

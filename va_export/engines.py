@@ -19,6 +19,7 @@ from va_export.engine.targets import DEFAULT_TARGETS, check_targets
 from va_export.engine.tensorrt_api import Flavor, TensorRT, available_flavors, load_tensorrt
 from va_export.errors import VaExportError
 from va_export.native import plugin_contract, plugin_library
+from va_export.recipe import SCORE
 from va_export.runtime.external_data import external_files
 
 if TYPE_CHECKING:
@@ -124,7 +125,7 @@ def build_engines(
                 ranges=dimension_ranges(kind, options.recipe.limits, spec.vision.tokens_per_frame),
                 attention="native" if options.attention == "native" else "plugin",
                 capacity=options.recipe.limits.max_kv_cache_capacity if kind == DECODER else None,
-                plugin_library=plan.library if kind == DECODER else None,
+                plugin_library=plan.library if kind in (DECODER, SCORE) else None,
             )
             relative = f"engines/{flavor}/{name}.engine"
             with display.stage(f"build {name} engine") as stage:

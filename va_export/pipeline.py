@@ -12,14 +12,14 @@ from pathlib import Path
 from va_export.bundle.manifest import read_manifest
 from va_export.bundle.write import bundle_writer, check_destination
 from va_export.checkpoint_hashes import hashing
-from va_export.components import write_components
+from va_export.components import write_components, write_score
 from va_export.description import describe, write_settings
 from va_export.engines import build_engines, plan_engines
 from va_export.fingerprint import continue_or_start
 from va_export.plan import Plan, check_plan, plan_export
 from va_export.progress import StageDisplay
 from va_export.proof import prove
-from va_export.recipe import ExportOptions
+from va_export.recipe import SCORE, ExportOptions
 from va_export.report.html import render_report
 from va_export.sample import make_sample
 from va_export.shard_plan import keep_shards, plan_shards
@@ -67,6 +67,8 @@ def export(options: ExportOptions, display: StageDisplay) -> ExportResult:
             written = write_components(options, source, shards, bundle, display)
             if note := loss_note(written.losses, options.precision):
                 display.note(note)
+            if options.exports_score:
+                written.entries[SCORE] = write_score(options, source, bundle, display)
             engine_entries = build_engines(options, engines, written.entries, source.spec, bundle, display)
             with display.stage("hash checkpoint") as stage:
                 checkpoint_files = hashes.wait(stage)

@@ -16,7 +16,8 @@ from va_export.settings import GainSettings, Limits, ScoreSettings, check_tolera
 PRECISIONS = ("fp32", "fp16", "bf16")
 ATTENTIONS = ("plugin", "native")
 WEIGHTS = ("checkpoint", "random")
-COMPONENTS = ("vision", "embedding", "decoder")
+COMPONENTS = ("vision", "embedding", "decoder")  # the model's, which have weights
+SCORE = "score"  # beside them: SubspaceScore's graph
 FLAVORS = ("auto", "tensorrt", "tensorrt-rtx")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # The paper's gains for InternVL2-8B; a checkpoint without a recipe of its own starts from them.
@@ -86,6 +87,7 @@ class ExportOptions:
 
     Attributes:
         output: the bundle's directory.
+        score_component: whether to export the score's graph too; None: with a whole model.
         targets: GPU architectures, such as `sm86`; empty: the default of the TensorRT that is used.
         components: which of `COMPONENTS` to export.
         decoder_shards: how many ranges of layers the decoder is cut into; None: as the free memory wants.
@@ -109,6 +111,7 @@ class ExportOptions:
     targets: tuple[str, ...] = ()
     onnx_only: bool = False
     components: tuple[str, ...] = COMPONENTS
+    score_component: bool | None = None
     num_decoder_layers: int | None = None
     decoder_shards: int | None = None
     overwrite: bool = False
@@ -130,11 +133,15 @@ class ExportOptions:
         _choice("--attention", self.attention, ATTENTIONS)
         _choice("--tensorrt", self.flavor, FLAVORS)
         for component in self.components:
-            _choice("--components", component, COMPONENTS)
-        if not self.components:
-            raise VaExportError(
-                "no component is left to export", where="--components", fix=f"name some of {', '.join(COMPONENTS)}"
-            )
+            if component not in COMPONENTS:
+                raise VaExportError(
+                    f"--components cannot be {component!r}",
+                    where="--components",
+                    fix=f"use one of: {', '.join((*COMPONENTS, SCORE))}",
+                )
+        if not self.components and not self.score_component:
+            names = ", ".join((*COMPONENTS, SCORE))
+            raise VaExportError("no component is left to export", where="--components", fix=f"name some of {names}")
         recipe = self.recipe
         if recipe.frames > recipe.limits.max_frames:
             raise VaExportError(
@@ -169,6 +176,12 @@ class ExportOptions:
                 fix="give a number of at least 1, or leave it out",
             )
         check_tolerances(self.atol, self.rtol)
+
+    @property
+    def exports_score(self) -> bool:
+        """Whether the score's graph is a component. It needs a number of subspaces; 0 leaves that to the host."""
+        asked = set(self.components) == set(COMPONENTS) if self.score_component is None else self.score_component
+        return asked and self.recipe.score.n_subspaces > 0
 
     @property
     def proves(self) -> bool:

@@ -28,7 +28,7 @@ def export_command(
     fp16: Annotated[bool, Option("--fp16", help="The same as --precision fp16.")] = False,
     fp32: Annotated[bool, Option("--fp32", help="The same as --precision fp32.")] = False,
     revision: Annotated[str | None, Option(help="Revision of a hub id.")] = None,
-    components: Annotated[str, Option(help="Which parts to export, by comma.")] = "vision,embedding,decoder",
+    components: Annotated[str, Option(help="Which parts to export, by comma.")] = "vision,embedding,decoder,score",
     num_decoder_layers: Annotated[int | None, Option(help="Export only the first layers of the decoder.")] = None,
     decoder_shards: Annotated[
         str, Option(help="Ranges of layers, each a file and an engine: a number, or auto (as free memory asks).")
@@ -100,7 +100,7 @@ def export_command(
     with user_errors():
         set_up_logging(log_level)
         from va_export.engine.engine_cache import resolve_engine_cache
-        from va_export.recipe import ExportOptions, resolve_model, with_overrides
+        from va_export.recipe import SCORE, ExportOptions, resolve_model, with_overrides
         from va_export.shard_plan import parse_shards
 
         recipe = with_overrides(
@@ -119,6 +119,7 @@ def export_command(
             },
         )
         chosen = _precision(precision, fp16, fp32)
+        listed = tuple(dict.fromkeys(part.strip() for part in components.split(",") if part.strip()))
         options = ExportOptions(
             recipe=recipe,
             output=output or Path(f"{recipe.name}-{chosen}"),
@@ -127,7 +128,8 @@ def export_command(
             flavor=tensorrt,
             targets=_targets(target),
             onnx_only=onnx_only,
-            components=tuple(dict.fromkeys(part.strip() for part in components.split(",") if part.strip())),
+            components=tuple(part for part in listed if part != SCORE),
+            score_component=SCORE in listed,
             num_decoder_layers=num_decoder_layers,
             decoder_shards=parse_shards(decoder_shards),
             overwrite=overwrite,

@@ -12,6 +12,7 @@ from va_export.report import figures
 STAGES: Mapping[str, str] = {
     "visual_tokens": "vision tower and projector",
     "sharing_score": "Subspace-to-Scaler unit",
+    "score_graph": "the same as the bundle's component",
     "prefill_logits": "the first new token's logits",
     "decode_logits": "the later tokens' logits",
 }

@@ -19,7 +19,7 @@ Bool = npt.NDArray[np.bool_]
 
 
 class Backend(Protocol):
-    """The three components of a bundle, on one runtime. A KV cache is whatever the backend makes of it."""
+    """The components of a bundle, on one runtime. A KV cache is whatever the backend makes of it."""
 
     name: str
     device: str
@@ -33,6 +33,13 @@ class Backend(Protocol):
 
     def embed(self, input_ids: Int64, is_visual: Bool, visual_tokens: Float32) -> Float32:
         """Ids (B, S), image placeholders (B, S) and visual tokens (N ≥ 1, D) → input embeddings (B, S, D)."""
+
+    def score(self, visual_tokens: Float32) -> tuple[Float32, Int64]:
+        """Visual tokens (N, D) → sharing score (N,) and labels (N,), by the bundle's `score` component.
+
+        Raises:
+            VaExportError: the bundle has none in this backend's form.
+        """
 
     def cache_capacity(self, needed: int, limit: int) -> int:
         """Slots of a cache that is to hold `needed`, at most `limit`."""
@@ -76,3 +83,9 @@ def component_file(manifest: Manifest, component: str, kind: str) -> str:
             fix="use --backend onnxruntime, or export the bundle with that form",
         )
     return str(name)
+
+
+def has_score_graph(manifest: Manifest, backend: str) -> bool:
+    """Whether the bundle holds the score as a graph for a backend; bundles of older versions hold none."""
+    entry = manifest.data["components"].get("score", {})
+    return "onnx" in entry if backend == "onnxruntime" else backend in entry.get("engines", {})

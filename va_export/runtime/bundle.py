@@ -18,11 +18,11 @@ from va_export.anchor.gains import alphas_of_prompt, gains_from_score
 from va_export.bundle.manifest import Manifest, read_manifest, verify_hashes
 from va_export.errors import VaExportError
 from va_export.runtime import arguments
-from va_export.runtime.backend import Backend, Bool, Float32, Int64
+from va_export.runtime.backend import Backend, Bool, Float32, Int64, has_score_graph
 from va_export.runtime.backends import open_backend
 from va_export.runtime.processing import Processing
 from va_export.runtime.score_cache import ScoreCache
-from va_export.runtime.scoring import Scored, score_visual_tokens
+from va_export.runtime.scoring import SCORERS, Scored, Scorer, score_visual_tokens
 from va_export.runtime.tokenizer import Tokenizer, load_tokenizer
 from va_export.settings import GainSettings, Limits, ScoreSettings
 
@@ -60,12 +60,14 @@ class Bundle:
         backend: Backend,
         attention: str | None = None,
         score_cache: ScoreCache | None = None,
+        score: str | None = None,
     ) -> None:
         self.manifest = manifest
         self.backend = backend
         self.attention: str = attention or manifest.data["attention"]
         self.limits = Limits.from_mapping(manifest.data["limits"], "manifest.json: limits")
         self.score_cache = score_cache
+        self.scorer: str = score or default_scorer(manifest, backend.name)
         self.gains = GainSettings.from_mapping(manifest.data["gains"], "manifest.json: gains")
         self.score_settings = ScoreSettings.from_mapping(manifest.data["score"], "manifest.json: score")
         self.processing = Processing.from_json(manifest.path("processing.json").read_text(encoding="utf-8"))
@@ -88,6 +90,7 @@ class Bundle:
         score_cache: str | Path | None = None,
         devices: Sequence[int] | None = None,
         unfinished_too: bool = False,
+        score: str | None = None,
     ) -> Self:
         """Open a bundle directory.
 
@@ -100,16 +103,26 @@ class Bundle:
             devices: GPUs that the decoder's shards are spread over, in order; the other components go to the first.
                 None: one GPU, or the CPU.
             unfinished_too: for the export that is making the bundle, to prove it.
+            score: `host`, the solver of this package, or `graph`, the bundle's own `score` component in the backend;
+                None: the engine where TensorRT has one, else the host, which is much faster on a CPU.
 
         Raises:
             VaExportError: not a bundle, an unfinished one, damaged, of an unknown version, or the backend is not
                 available.
         """
+        if score is not None and score not in SCORERS:
+            raise VaExportError(f"unknown scorer {score!r}", where="score", fix=f"use one of: {', '.join(SCORERS)}")
         manifest = read_manifest(Path(path), unfinished_too=unfinished_too)
+        if score == "graph" and not has_score_graph(manifest, backend):
+            raise VaExportError(
+                f"this bundle has no graph of the score for {backend}",
+                where=manifest.directory,
+                fix="score on the host, or export the bundle with the component score",
+            )
         if check_hashes:
             verify_hashes(manifest)
         cache = None if score_cache is None else ScoreCache(Path(score_cache))
-        return cls(manifest, open_backend(backend, manifest, attention, devices), attention, cache)
+        return cls(manifest, open_backend(backend, manifest, attention, devices), attention, cache, score)
 
     def close(self) -> None:
         """Free the backend."""
@@ -192,7 +205,8 @@ class Bundle:
             scored = None
             if anchors and visual is not None and not explicit:
                 with clock("score"):
-                    scored = score_visual_tokens(visual, self.score_settings, cache=self.score_cache)
+                    grapher = self.backend if self.scorer == "graph" else None
+                    scored = score_visual_tokens(visual, self.score_settings, cache=self.score_cache, backend=grapher)
             gains = self._gains(ids.shape[1], is_visual, scored, (alpha_k, alpha_v), (key_log_gain, value_gain))
             stops = () if ignore_stop or forced is not None else self.processing.stop_token_ids
             tokens, logits = self._decode(ids, is_visual, visual, gains, n_new, forced, stops, on_token, clock)
@@ -338,6 +352,12 @@ class Bundle:
                 logits.append(backend.decode(embeds, *plain, past, cache)[0])
                 clock.add_parts("decode", backend.part_milliseconds)
         return np.array(tokens, np.int64), np.stack(logits)
+
+
+def default_scorer(manifest: Manifest, backend: str) -> Scorer:
+    """The engine on a GPU; on a CPU the host's solver, which is compiled for it."""
+    on_gpu = backend in ("tensorrt", "tensorrt-rtx")
+    return "graph" if on_gpu and has_score_graph(manifest, backend) else "host"
 
 
 class _Clock:

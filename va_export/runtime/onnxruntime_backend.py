@@ -67,6 +67,10 @@ class OnnxRuntimeBackend:
         inputs: dict[str, np.ndarray] = {"input_ids": input_ids, "is_visual": is_visual, "visual_tokens": visual_tokens}
         return self._run("embedding", inputs)
 
+    def score(self, visual_tokens: Float32) -> tuple[Float32, Int64]:
+        score, labels = self._session("score").run(None, {"visual_tokens": visual_tokens})
+        return score, labels
+
     def cache_capacity(self, needed: int, limit: int) -> int:
         # The portable attention reads the whole cache, so a small one is faster; steps of 64 keep the shapes few.
         return min(limit, -(-needed // 64) * 64)

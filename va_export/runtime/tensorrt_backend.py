@@ -10,7 +10,7 @@ import numpy as np
 from va_export.decoder_shards import is_decoder
 from va_export.engine.cuda_device import CudaDevice, DeviceBuffer
 from va_export.engine.tensorrt_api import Flavor
-from va_export.runtime.backend import Bool, Float32, Int64, component_file
+from va_export.runtime.backend import Bool, Float32, Int64, component_file, has_score_graph
 from va_export.runtime.decoder_parts import PartClock, assign_devices, decoder_parts
 from va_export.runtime.tensorrt_session import KvCache, TensorRTSession
 
@@ -27,6 +27,7 @@ class TensorRTBackend:
 
     def __init__(self, manifest: Manifest, flavor: str, devices: Sequence[int] | None = None) -> None:
         self.name = flavor
+        self._manifest = manifest
         self._capacity: int = manifest.data["limits"]["max_kv_cache_capacity"]
         plugin = manifest.data.get("plugin")
         library = manifest.path(plugin["library"]) if plugin and manifest.data["attention"] == "plugin" else None
@@ -36,13 +37,18 @@ class TensorRTBackend:
         places = dict.fromkeys(("vision", "embedding"), given[0])
         names = [part.name for part in self._parts]
         places |= dict(zip(names, assign_devices(len(names), given), strict=True))
+        if has_score_graph(manifest, flavor):
+            places["score"] = given[0]
         files = {name: manifest.path(component_file(manifest, name, flavor)) for name in places}
         self.device = "cuda" if len(given) == 1 else f"cuda:{','.join(map(str, given))}"
         self._devices = {index: CudaDevice(cast(Flavor, flavor), index) for index in given}
         self._device_of = {name: self._devices[index] for name, index in places.items()}
         self._sessions = {
             name: TensorRTSession(
-                path, cast(Flavor, flavor), library if is_decoder(name) else None, self._device_of[name]
+                path,
+                cast(Flavor, flavor),
+                library if is_decoder(name) or name == "score" else None,
+                self._device_of[name],
             )
             for name, path in files.items()
         }
@@ -57,6 +63,14 @@ class TensorRTBackend:
     def embed(self, input_ids: Int64, is_visual: Bool, visual_tokens: Float32) -> Float32:
         inputs: dict[str, np.ndarray] = {"input_ids": input_ids, "is_visual": is_visual, "visual_tokens": visual_tokens}
         return self._array("embedding", inputs, "inputs_embeds")
+
+    def score(self, visual_tokens: Float32) -> tuple[Float32, Int64]:
+        if "score" not in self._sessions:
+            component_file(self._manifest, "score", self.name)  # says what is missing
+        outputs = self._sessions["score"].run({"visual_tokens": np.ascontiguousarray(visual_tokens)})
+        score, labels = outputs["sharing_score"], outputs["labels"]
+        assert isinstance(score, np.ndarray) and isinstance(labels, np.ndarray)
+        return score.astype(np.float32, copy=False), labels.astype(np.int64, copy=False)
 
     def cache_capacity(self, needed: int, limit: int) -> int:
         return self._capacity  # fixed when the engine was built

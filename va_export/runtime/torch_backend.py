@@ -54,6 +54,9 @@ class TorchBackend:
         embeds[is_visual] = visual_tokens[: int(is_visual.sum())]
         return embeds
 
+    def score(self, visual_tokens: Float32) -> tuple[Float32, Int64]:
+        raise VaExportError("PyTorch runs no graph of the score", where="backend torch", fix="score on the host")
+
     def cache_capacity(self, needed: int, limit: int) -> int:
         return needed
 
