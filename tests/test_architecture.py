@@ -24,7 +24,19 @@ LONGEST_FILE = 400
 
 # What only exporting needs; a machine that runs a bundle has none of it.
 EXPORT_LIBRARIES = {"torch", "transformers", "onnxscript", "safetensors", "huggingface_hub", "jinja2"}
-EXPORT_FOLDERS = {"graph", "passes", "models", "ops", "report", "pipeline", "plan", "proof", "checkpoint", "cli"}
+EXPORT_FOLDERS = {
+    "graph",
+    "passes",
+    "models",
+    "ops",
+    "report",
+    "evidence",
+    "pipeline",
+    "plan",
+    "proof",
+    "checkpoint",
+    "cli",
+}
 
 
 def python_files() -> list[Path]:
