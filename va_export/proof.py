@@ -190,9 +190,7 @@ def check_bundle(
     parity = run_parity(directory, runs, reference, atol, rtol, display, devices)
     document: dict[str, Any] = {"parity": parity}
     if iterations and is_finite(parity):
-        document["latency"] = run_latency(
-            directory, runs, reference, iterations, new_tokens, display, devices
-        )
+        document["latency"] = run_latency(directory, runs, reference, iterations, new_tokens, display, devices)
     if output is not None:
         try:
             output.mkdir(parents=True, exist_ok=True)

@@ -15,9 +15,7 @@ from va_export.cli.console import EXIT_FAILED_PARITY, run, set_up_logging, show_
 def check_command(
     bundle: Annotated[Path, Argument(help="The bundle's directory.")],
     backend: Annotated[str, Option(help="onnxruntime, tensorrt-rtx, tensorrt or torch.")] = "onnxruntime",
-    devices: Annotated[
-        str, Option(help="GPUs for the decoder's shards, as 0,1. [default: one GPU, or the CPU]")
-    ] = "",
+    devices: Annotated[str, Option(help="GPUs for the decoder's shards, as 0,1. [default: one GPU, or the CPU]")] = "",
     atol: Annotated[float | None, Option(help="Absolute tolerance, instead of the precision's.")] = None,
     rtol: Annotated[float | None, Option(help="Relative tolerance, instead of the precision's.")] = None,
     latency_iterations: Annotated[int, Option(help="Timed repeats; 0: no latency.")] = 10,

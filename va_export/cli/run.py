@@ -23,9 +23,7 @@ def run_command(
     alpha_v: Annotated[float | None, Option(help="Gain on values, instead of the bundle's.")] = None,
     max_new_tokens: Annotated[int, Option(help="Length of the answer at the most.")] = 128,
     backend: Annotated[str, Option(help="onnxruntime, tensorrt-rtx, tensorrt or torch.")] = "onnxruntime",
-    devices: Annotated[
-        str, Option(help="GPUs for the decoder's shards, as 0,1. [default: one GPU, or the CPU]")
-    ] = "",
+    devices: Annotated[str, Option(help="GPUs for the decoder's shards, as 0,1. [default: one GPU, or the CPU]")] = "",
     timings: Annotated[bool, Option("--timings", help="Print milliseconds by stage to standard error.")] = False,
     log_level: Annotated[str, Option(help="debug, info, warning or error.")] = "warning",
     version: Annotated[

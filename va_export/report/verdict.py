@@ -14,6 +14,7 @@ STAGES: Mapping[str, str] = {
     "sharing_score": "Subspace-to-Scaler unit",
     "prefill_logits": "the first new token's logits",
     "decode_logits": "the later tokens' logits",
+    "greedy_loop": "tokens of the decode loop on the device, against those chosen on the host",
 }
 """What a stage of the checks compares."""
 

@@ -44,7 +44,9 @@ def open_backend(
 
         if devices is not None:
             raise VaExportError(
-                "the torch backend runs on the CPU", where="--devices", fix="leave --devices out, or use another backend"
+                "the torch backend runs on the CPU",
+                where="--devices",
+                fix="leave --devices out, or use another backend",
             )
         return TorchBackend(manifest)
     raise VaExportError(f"unknown backend {name!r}", where="backend", fix=f"use one of: {', '.join(BACKENDS)}")
