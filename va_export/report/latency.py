@@ -57,8 +57,8 @@ def measure_latency(
     Stages: preprocess (resize and normalise frames that already have the model's size), vision, score (with
     anchors), prefill (embedding included), decode_per_token, end_to_end. Where the decoder is in shards, prefill and
     decode_per_token are over all of them, and each also has its own, as `prefill/decoder_0`. `stages` is the host's
-    time, `gpu_stages` the GPU's own by events (None without them). Peak memory: the process's from its start, and the most
-    that was in use on the GPU after a round, engines and caches included.
+    time, `gpu_stages` the GPU's own by events (None without them). Peak memory: the process's from its start, and the
+    most that was in use on the GPU after a round, engines and caches included.
     """
     samples: dict[str, list[float]] = {}
     gpu_samples: dict[str, list[float]] = {}
