@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from va_export.errors import VaExportError
+from va_export.evidence.plugin_host import HOST_NAME, PluginHost
 from va_export.native import plugin_library
 from va_export.native.anchored_attention_params import bind
 
@@ -90,22 +91,18 @@ def nvcc() -> Path:
 
 
 @pytest.fixture(scope="session")
-def plugin_driver(
+def plugin_host(
     tmp_path_factory: pytest.TempPathFactory, cxx: str, host_flags: list[str], tensorrt_headers: Path
-) -> ctypes.CDLL:
-    """The TensorRT plugin with its kernel compiled for the CPU; functions of simt/plugin_driver.cpp."""
-    path = tmp_path_factory.mktemp("driver") / "plugin_driver.so"
-    plugins = REPOSITORY / "plugins"
-    sources = [
-        SIMT / "plugin_driver.cpp",
-        *(plugins / "anchored_attention").glob("*.cpp"),
-        *(plugins / "common").glob("*.cpp"),
-    ]
+) -> PluginHost:
+    """The TensorRT plugin with its kernel compiled for the CPU, called as TensorRT calls it."""
+    folder, plugins = tmp_path_factory.mktemp("plugin_host"), REPOSITORY / "plugins"
+    library, host = folder / "plugin_library_host.so", folder / HOST_NAME
     flags = [*host_flags, "-isystem", str(tensorrt_headers), "-O2", "-shared", "-fPIC"]
-    subprocess.run([cxx, *flags, *map(str, sources), "-o", str(path)], check=True)
-    library = ctypes.CDLL(str(path))
-    library.plugin_log.restype = ctypes.c_char_p
-    return library
+    sources = [SIMT / "plugin_library_host.cpp", *(plugins / "anchored_attention").glob("*.cpp")]
+    sources += (plugins / "common").glob("*.cpp")
+    subprocess.run([cxx, *flags, *map(str, sources), "-o", str(library)], check=True)
+    subprocess.run([cxx, *flags, str(plugins / "host" / "plugin_host.cpp"), "-o", str(host)], check=True)
+    return PluginHost(host, library)
 
 
 @pytest.fixture(scope="session")
