@@ -48,7 +48,7 @@ OPTIONS = {
 
 # What the walk-throughs of CONTRIBUTING leave open, and the example that stands for it.
 PLACEHOLDERS = {"NAME": "internvl2", "OP": "anchored_attention", "VERB_NOUN": "fold_constants"}
-NOT_THERE_YET = {"engines/evidence/"}  # made when the first GPU has measured something
+NOT_THERE_YET = {"engines/evidence/", "engines/evidence"}  # made when the first GPU has measured something
 FOREIGN_OPTIONS = {"--strict"}  # mypy's
 FOREIGN_NAMES = {"utils.py", "config.json", "tokenizer.json"}
 

@@ -77,6 +77,7 @@ def test_exports_its_interface_and_nothing_else(installed_library: Path) -> None
         "setLoggerFinder",
         "va_anchored_attention_launch",
         "va_anchored_attention_workspace_bytes",
+        "va_greedy_step_launch",
         "va_plugins_contract",
         "va_plugins_error_string",
     }

@@ -7,7 +7,7 @@ Colours and the hatching of plain bars are the page's CSS; every text is escaped
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -69,6 +69,8 @@ class LatencyRun:
     timings: tuple[Timing, ...]
     host_bytes: int | None
     device_bytes: int | None
+    gpu_medians_ms: Mapping[str, float] = field(default_factory=dict)
+    """By stage, what the GPU's own events count; empty where none did."""
 
     def median_ms(self, stage: str) -> float | None:
         """The median of a stage, None where it was not measured."""
@@ -148,6 +150,7 @@ def _read_run(run: Mapping[str, Any]) -> LatencyRun:
         ),
         host_bytes=peak.get("host"),
         device_bytes=peak.get("device"),
+        gpu_medians_ms={stage: values["median_ms"] for stage, values in (run.get("gpu_stages") or {}).items()},
     )
 
 

@@ -156,6 +156,8 @@ def check_parity(
             checks.append(compare("decode_logits", anchored, actual[1:], expected[1:], tolerance, top1=True))
         if np.isfinite(actual).all():
             greedy.append(_greedy(bundle, reference, anchored, side))
+            if bundle.backend.has_greedy_loop:
+                checks.append(_check_loop(bundle, reference, anchored, greedy[-1]["bundle"]))
     return _run_entry(bundle, checks, _own_score(bundle, visual, reference), greedy)
 
 
@@ -238,6 +240,19 @@ def _greedy(bundle: Bundle, reference: Mapping[str, Array], anchored: bool, side
     actual = result.tokens.tolist()
     matching = next((i for i, (a, b) in enumerate(zip(actual, expected, strict=True)) if a != b), len(expected))
     return {"anchors": anchored, "reference": expected, "bundle": actual, "matching_prefix": matching}
+
+
+def _check_loop(bundle: Bundle, reference: Mapping[str, Array], anchored: bool, tokens: list[int]) -> Check:
+    """The tokens of the backend's own loop against those that the host chose from the same engines' logits."""
+    result = bundle.generate(
+        pixel_values=reference["pixel_values"],
+        input_ids=reference["input_ids"],
+        anchors=anchored,
+        max_new_tokens=len(tokens),
+        ignore_stop=True,
+        return_logits=True,
+    )
+    return compare("greedy_loop", anchored, np.array(tokens), result.tokens, Tolerance(0.0, 0.0, 0.0))
 
 
 def _finite(values: dict[str, Any]) -> dict[str, Any]:

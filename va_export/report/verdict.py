@@ -15,6 +15,7 @@ STAGES: Mapping[str, str] = {
     "score_graph": "the same as the bundle's component",
     "prefill_logits": "the first new token's logits",
     "decode_logits": "the later tokens' logits",
+    "greedy_loop": "tokens of the decode loop on the device, against those chosen on the host",
 }
 """What a stage of the checks compares."""
 

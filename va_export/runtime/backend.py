@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -57,8 +57,39 @@ class Backend(Protocol):
     ) -> Float32:
         """Append S positions to the cache; (B, vocab) logits of the last one. The gains are (B, capacity)."""
 
+    @property
+    def has_greedy_loop(self) -> bool:
+        """Whether `greedy_steps` can be asked; else whoever decodes calls `embed` and `decode` for every token."""
+
+    def greedy_steps(self, token: int, past_length: int, cache: Any) -> Iterator[int]:
+        """The tokens that follow `token` at position `past_length`, each the likeliest after the one before, without
+        end and without anchors; −1 where logits are not finite. Nothing else may be run before the iterator is done
+        with.
+        """
+
+    def take_gpu_milliseconds(self) -> float | None:
+        """GPU time of everything since the last call, by events; None where there is no GPU or it does not tell."""
+
+    def device_memory_bytes(self) -> int | None:
+        """Memory in use on the GPUs now; None without one."""
+
     def close(self) -> None:
         """Free what the backend holds."""
+
+
+class HostBackend:
+    """What a backend answers that knows nothing of GPUs' clocks and loops."""
+
+    has_greedy_loop = False
+
+    def greedy_steps(self, token: int, past_length: int, cache: Any) -> Iterator[int]:
+        raise NotImplementedError(f"{type(self).__name__} has no loop of its own")
+
+    def take_gpu_milliseconds(self) -> float | None:
+        return None
+
+    def device_memory_bytes(self) -> int | None:
+        return None
 
 
 def component_file(manifest: Manifest, component: str, kind: str) -> str:

@@ -49,6 +49,7 @@ class Generation:
     sharing_score: Float32 | None
     labels: npt.NDArray[np.int64] | None
     timings: dict[str, float] = field(default_factory=dict)
+    gpu_timings: dict[str, float] = field(default_factory=dict)
 
 
 class Bundle:
@@ -194,7 +195,7 @@ class Bundle:
         pixels = None
         if pixel_values is not None:
             pixels = arguments.pixels(pixel_values, self.processing.image_size, self.limits.max_frames)
-        clock = _Clock()
+        clock = _Clock(self.backend)
         with clock("total"):
             visual = None
             if pixels is not None:
@@ -209,7 +210,10 @@ class Bundle:
                     scored = score_visual_tokens(visual, self.score_settings, cache=self.score_cache, backend=grapher)
             gains = self._gains(ids.shape[1], is_visual, scored, (alpha_k, alpha_v), (key_log_gain, value_gain))
             stops = () if ignore_stop or forced is not None else self.processing.stop_token_ids
-            tokens, logits = self._decode(ids, is_visual, visual, gains, n_new, forced, stops, on_token, clock)
+            chooses_here = return_logits or forced is not None
+            tokens, logits = self._decode(
+                ids, is_visual, visual, gains, n_new, forced, stops, on_token, clock, chooses_here
+            )
         return Generation(
             tokens=tokens,
             logits=logits if return_logits else None,
@@ -217,6 +221,7 @@ class Bundle:
             sharing_score=None if scored is None else scored.sharing_score,
             labels=None if scored is None else scored.labels,
             timings=clock.milliseconds,
+            gpu_timings=clock.gpu_milliseconds,
         )
 
     def _checked_ids(self, input_ids: npt.ArrayLike | None, vocab: int, n_new: int) -> Int64:
@@ -304,14 +309,18 @@ class Bundle:
 
     def _likeliest(self, logits: Float32) -> int:
         """Greedy choice. NaN would win every argmax, and the answer would be noise without a word."""
-        if not np.isfinite(logits).all():
+        return self._finite(int(logits.argmax()) if np.isfinite(logits).all() else -1)
+
+    def _finite(self, token: int) -> int:
+        """The token, unless it is the −1 of logits that are not finite."""
+        if token < 0:
             precision = self.manifest.data["precision"]
             raise VaExportError(
                 f"the decoder's logits are not finite: its activations do not fit {precision}",
                 where=self.manifest.directory,
                 fix="export with --precision bf16 or --precision fp32",
             )
-        return int(logits.argmax())
+        return token
 
     def _decode(
         self,
@@ -324,7 +333,9 @@ class Bundle:
         stops: tuple[int, ...],
         on_token: Callable[[int], None] | None,
         clock: _Clock,
+        chooses_here: bool,
     ) -> tuple[Int64, Float32]:
+        """Tokens, and the logits that came to the host: all of them where tokens are chosen here, else prefill's."""
         backend, length = self.backend, ids.shape[1]
         no_visual = np.zeros((1, self.manifest.data["model"]["text"]["hidden_size"]), np.float32)
         capacity = backend.cache_capacity(length + n_new, self.limits.max_kv_cache_capacity)
@@ -339,18 +350,25 @@ class Bundle:
             clock.add_parts("prefill", backend.part_milliseconds)
         tokens: list[int] = []
         is_text = np.zeros((1, 1), np.bool_)
+        steps: Iterator[int] | None = None
+        token = self._likeliest(logits[-1]) if forced is None else int(forced[0])
         with clock("decode"):
             while True:
-                token = self._likeliest(logits[-1]) if forced is None else int(forced[len(tokens)])
                 tokens.append(token)
                 if on_token is not None:
                     on_token(token)
                 if len(tokens) == n_new or token in stops:
                     break
+                past = length + len(tokens) - 1
+                if len(tokens) == 1 and backend.has_greedy_loop and not chooses_here:
+                    steps = backend.greedy_steps(token, past, cache)
+                if steps is not None:
+                    token = self._finite(next(steps))
+                    continue
                 embeds = backend.embed(np.array([[token]], np.int64), is_text, no_visual)
-                past = np.array([length + len(tokens) - 1], np.int64)
-                logits.append(backend.decode(embeds, *plain, past, cache)[0])
+                logits.append(backend.decode(embeds, *plain, np.array([past], np.int64), cache)[0])
                 clock.add_parts("decode", backend.part_milliseconds)
+                token = self._likeliest(logits[-1]) if forced is None else int(forced[len(tokens)])
         return np.array(tokens, np.int64), np.stack(logits)
 
 
@@ -361,16 +379,22 @@ def default_scorer(manifest: Manifest, backend: str) -> Scorer:
 
 
 class _Clock:
-    """Milliseconds by stage."""
+    """Milliseconds by stage, the host's and, where the backend tells, the GPU's."""
 
-    def __init__(self) -> None:
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
         self.milliseconds: dict[str, float] = {}
+        self.gpu_milliseconds: dict[str, float] = {}
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
+        self._backend.take_gpu_milliseconds()
         start = time.perf_counter()
         yield
         self._add(stage, 1e3 * (time.perf_counter() - start))
+        spent = self._backend.take_gpu_milliseconds()
+        if spent and stage != "total":  # total holds the others, which have taken theirs
+            self.gpu_milliseconds[stage] = self.gpu_milliseconds.get(stage, 0.0) + spent
 
     def add_parts(self, stage: str, milliseconds: Mapping[str, float]) -> None:
         """Count what parts of a stage have taken."""

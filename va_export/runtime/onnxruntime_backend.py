@@ -9,7 +9,7 @@ import numpy as np
 
 from va_export.decoder_shards import DecoderShard, is_decoder
 from va_export.errors import VaExportError
-from va_export.runtime.backend import Bool, Float32, Int64, component_file
+from va_export.runtime.backend import Bool, Float32, HostBackend, Int64, component_file
 from va_export.runtime.decoder_parts import PartClock, assign_devices, decoder_parts
 from va_export.runtime.external_data import check_external_data
 from va_export.runtime.session_memory import must_stream, session_options
@@ -26,7 +26,7 @@ _CUDA = "CUDAExecutionProvider"
 Cache = dict[str, list["ort.OrtValue"]]
 
 
-class OnnxRuntimeBackend:
+class OnnxRuntimeBackend(HostBackend):
     """Sessions are made when a component is first used, so that a bundle of one component opens too."""
 
     name = "onnxruntime"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
@@ -10,9 +10,12 @@ import numpy as np
 from va_export.decoder_shards import is_decoder
 from va_export.engine.cuda_device import CudaDevice, DeviceBuffer
 from va_export.engine.tensorrt_api import Flavor
+from va_export.native import load_library
+from va_export.native.greedy_step import bind as bind_greedy_step
 from va_export.runtime.backend import Bool, Float32, Int64, component_file, has_score_graph
 from va_export.runtime.decoder_parts import PartClock, assign_devices, decoder_parts
-from va_export.runtime.tensorrt_session import KvCache, TensorRTSession
+from va_export.runtime.tensorrt_decode_loop import DecodeLoop
+from va_export.runtime.tensorrt_session import KvCache, TensorRTSession, cuda_graphs_wanted
 
 if TYPE_CHECKING:
     from va_export.bundle.manifest import Manifest
@@ -31,6 +34,8 @@ class TensorRTBackend:
         self._capacity: int = manifest.data["limits"]["max_kv_cache_capacity"]
         plugin = manifest.data.get("plugin")
         library = manifest.path(plugin["library"]) if plugin and manifest.data["attention"] == "plugin" else None
+        self._hidden_size: int = manifest.data["model"]["text"]["hidden_size"]
+        self._greedy_library = None if library is None else bind_greedy_step(load_library(library))
         self._parts = decoder_parts(manifest)
         self._clock = PartClock(self._parts)
         given = tuple(devices) if devices else (0,)
@@ -52,6 +57,9 @@ class TensorRTBackend:
             )
             for name, path in files.items()
         }
+        self._cache: dict[str, KvCache] | None = None
+        self._cache_batch = 0
+        self._loop: DecodeLoop | None = None
 
     @property
     def part_milliseconds(self) -> Mapping[str, float]:
@@ -76,7 +84,46 @@ class TensorRTBackend:
         return self._capacity  # fixed when the engine was built
 
     def new_cache(self, batch: int, capacity: int) -> dict[str, KvCache]:
-        return {part.name: self._sessions[part.name].new_cache(batch) for part in self._parts}
+        """The caches of the one sequence (or batch) that this backend works on: those given out before are taken back,
+        so that a question after another needs no more memory."""
+        if self._cache is not None and self._cache_batch == batch:
+            for name, cache in self._cache.items():
+                for buffer in cache.buffers.values():
+                    self._device_of[name].clear(buffer)
+            return self._cache
+        self._drop_cache()
+        self._cache = {part.name: self._sessions[part.name].new_cache(batch) for part in self._parts}
+        self._cache_batch = batch
+        return self._cache
+
+    @property
+    def has_greedy_loop(self) -> bool:
+        # The loop's own kernel is in the plugin library, and a graph is of one device.
+        return self._greedy_library is not None and len(self._devices) == 1
+
+    def greedy_steps(self, token: int, past_length: int, cache: dict[str, KvCache]) -> Iterator[int]:
+        assert self._greedy_library is not None
+        if self._loop is None:
+            device = next(iter(self._devices.values()))
+            self._loop = DecodeLoop(
+                device,
+                self._sessions["embedding"],
+                [(part, self._sessions[part.name], cache[part.name]) for part in self._parts],
+                self._hidden_size,
+                self._capacity,
+                self._greedy_library,
+                captures=self.name == "tensorrt" and cuda_graphs_wanted(),
+            )
+        return self._loop.steps(token, past_length)
+
+    def take_gpu_milliseconds(self) -> float | None:
+        spent = sum(device.gpu_milliseconds for device in self._devices.values())
+        for device in self._devices.values():
+            device.gpu_milliseconds = 0.0
+        return spent
+
+    def device_memory_bytes(self) -> int | None:
+        return sum(device.memory_in_use() for device in self._devices.values())
 
     def decode(
         self,
@@ -106,7 +153,18 @@ class TensorRTBackend:
         assert isinstance(hidden_states, np.ndarray)  # the last part's logits were not asked to stay on the device
         return hidden_states.astype(np.float32, copy=False)
 
+    def _drop_cache(self) -> None:
+        if self._loop is not None:  # its graph writes into the cache
+            self._loop.close()
+            self._loop = None
+        if self._cache is not None:
+            for name, cache in self._cache.items():
+                for buffer in cache.buffers.values():
+                    self._device_of[name].free(buffer.address)
+            self._cache = None
+
     def close(self) -> None:
+        self._drop_cache()
         for session in self._sessions.values():
             session.close()
         for device in self._devices.values():

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from va_export.errors import VaExportError
-from va_export.runtime.backend import Bool, Float32, Int64, component_file
+from va_export.runtime.backend import Bool, Float32, HostBackend, Int64, component_file
 from va_export.runtime.decoder_parts import decoder_parts
 from va_export.runtime.external_data import check_external_data
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from va_export.bundle.manifest import Manifest
 
 
-class TorchBackend:
+class TorchBackend(HostBackend):
     """Runs on the CPU at the bundle's precision."""
 
     name = "torch"
