@@ -95,9 +95,6 @@ class FakeDevice:
     def download(self, buffer: DeviceBuffer) -> np.ndarray[Any, Any]:
         return self.view(buffer.address, buffer.shape, buffer.dtype).copy()
 
-    def activate(self) -> None:
-        pass
-
     def clear(self, buffer: DeviceBuffer) -> None:
         self.memory[buffer.address][:] = 0
 

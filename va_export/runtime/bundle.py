@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -23,6 +21,7 @@ from va_export.runtime.backends import open_backend
 from va_export.runtime.processing import Processing
 from va_export.runtime.score_cache import ScoreCache
 from va_export.runtime.scoring import SCORERS, Scored, Scorer, score_visual_tokens
+from va_export.runtime.stage_clock import StageClock
 from va_export.runtime.tokenizer import Tokenizer, load_tokenizer
 from va_export.settings import GainSettings, Limits, ScoreSettings
 
@@ -195,7 +194,7 @@ class Bundle:
         pixels = None
         if pixel_values is not None:
             pixels = arguments.pixels(pixel_values, self.processing.image_size, self.limits.max_frames)
-        clock = _Clock(self.backend)
+        clock = StageClock(self.backend)
         with clock("total"):
             visual = None
             if pixels is not None:
@@ -332,7 +331,7 @@ class Bundle:
         forced: Int64 | None,
         stops: tuple[int, ...],
         on_token: Callable[[int], None] | None,
-        clock: _Clock,
+        clock: StageClock,
         chooses_here: bool,
     ) -> tuple[Int64, Float32]:
         """Tokens, and the logits that came to the host: all of them where tokens are chosen here, else prefill's."""
@@ -376,30 +375,3 @@ def default_scorer(manifest: Manifest, backend: str) -> Scorer:
     """The engine on a GPU; on a CPU the host's solver, which is compiled for it."""
     on_gpu = backend in ("tensorrt", "tensorrt-rtx")
     return "graph" if on_gpu and has_score_graph(manifest, backend) else "host"
-
-
-class _Clock:
-    """Milliseconds by stage, the host's and, where the backend tells, the GPU's."""
-
-    def __init__(self, backend: Backend) -> None:
-        self._backend = backend
-        self.milliseconds: dict[str, float] = {}
-        self.gpu_milliseconds: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        self._backend.take_gpu_milliseconds()
-        start = time.perf_counter()
-        yield
-        self._add(stage, 1e3 * (time.perf_counter() - start))
-        spent = self._backend.take_gpu_milliseconds()
-        if spent and stage != "total":  # total holds the others, which have taken theirs
-            self.gpu_milliseconds[stage] = self.gpu_milliseconds.get(stage, 0.0) + spent
-
-    def add_parts(self, stage: str, milliseconds: Mapping[str, float]) -> None:
-        """Count what parts of a stage have taken."""
-        for part, spent in milliseconds.items():
-            self._add(f"{stage}/{part}", spent)
-
-    def _add(self, stage: str, spent: float) -> None:
-        self.milliseconds[stage] = self.milliseconds.get(stage, 0.0) + spent
