@@ -37,7 +37,8 @@ bool is_valid(const VaSubspaceScoreParams& p) {
   const bool aligned = reinterpret_cast<uintptr_t>(p.workspace) % 256 == 0;
   const bool settings = in_range(p.rho, 1e-20, 1e20) && in_range(p.alpha_e, 1e-20, 1e20) &&
                         in_range(p.alpha_z, 1e-20, 1e20) && std::isfinite(p.eps) && p.eps > 0.0f && p.max_iter >= 1;
-  return pointers && aligned && settings && has_valid_sizes(p);
+  const bool has_type = p.dtype >= VA_SCORE_FLOAT16 && p.dtype <= VA_SCORE_FLOAT32;
+  return pointers && aligned && settings && has_type && has_valid_sizes(p);
 }
 
 // The token from which scikit-learn's discretisation starts with random_state=0: after it drew N numbers for its
@@ -53,6 +54,12 @@ int discretisation_start(int tokens) {
     const unsigned drawn = static_cast<unsigned>(random()) & mask;
     if (drawn <= most) return static_cast<int>(drawn);
   }
+}
+
+// What a launch with exactly these sizes needs.
+size_t workspace_bytes(VaSubspaceScoreParams sizes) {
+  sizes.workspace = nullptr;
+  return Workspace(sizes, Shape(sizes)).bytes;
 }
 
 // All blocks of a cooperative launch run at once: as many as fit, and no more than there is work for.
@@ -89,15 +96,26 @@ cudaError_t launch_load(const VaSubspaceScoreParams& p, int blocks, cudaStream_t
 
 extern "C" size_t va_subspace_score_workspace_bytes(const VaSubspaceScoreParams* params) {
   if (params == nullptr || params->struct_bytes != sizeof(*params) || !va_export::has_valid_sizes(*params)) return 0;
+  // Fewer tokens can need more, where the solver takes the Gram form; it changes its mind between two token counts, and
+  // within a tile of tokens the first count is the one that tends to Gram, the last the one that has the most of all else.
+  size_t most = va_export::workspace_bytes(*params);
+  const int64_t least = params->n_subspaces > 2 ? params->n_subspaces : 2;
   VaSubspaceScoreParams sizes = *params;
-  sizes.workspace = nullptr;
-  return va_export::Workspace(sizes, va_export::Shape(sizes)).bytes;
+  for (int64_t tile = 0; tile < params->token_count; tile += va_export::kTile) {
+    for (const int64_t count : {tile + 1, tile + va_export::kTile}) {
+      sizes.token_count = count;
+      if (count < least || count < params->pca_rank || count > params->token_count) continue;
+      const size_t bytes = va_export::workspace_bytes(sizes);
+      most = bytes > most ? bytes : most;
+    }
+  }
+  return most;
 }
 
 extern "C" cudaError_t va_subspace_score_launch(const VaSubspaceScoreParams* params, cudaStream_t stream) {
   using namespace va_export;
-  if (params == nullptr || params->struct_bytes != sizeof(*params) || !is_valid(*params) || params->dtype < 0 ||
-      params->dtype > VA_SCORE_FLOAT32 || params->workspace_bytes < va_subspace_score_workspace_bytes(params)) {
+  if (params == nullptr || params->struct_bytes != sizeof(*params) || !is_valid(*params) ||
+      params->workspace_bytes < workspace_bytes(*params)) {
     return cudaErrorInvalidValue;
   }
   const VaSubspaceScoreParams& p = *params;

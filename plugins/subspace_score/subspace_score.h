@@ -72,8 +72,8 @@ typedef struct VaSubspaceScoreParams {
   float eps;  // > 0, finite
 } VaSubspaceScoreParams;
 
-// Bytes of device memory that a launch with these sizes needs as workspace (no pointer is read); 0 where the sizes are
-// outside what is said above. It does not always grow with the sizes: a caller that launches several asks for each.
+// Bytes of device memory that a launch with these sizes, or with fewer tokens, needs as workspace (no pointer is read);
+// 0 where the sizes are outside what is said above.
 VA_EXPORT_API size_t va_subspace_score_workspace_bytes(const VaSubspaceScoreParams* params);
 
 // Queues the whole op on `stream` and returns: a memset and five cooperative kernels. Allocates nothing and does not
