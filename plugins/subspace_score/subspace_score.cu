@@ -35,8 +35,8 @@ bool has_valid_sizes(const VaSubspaceScoreParams& p) {
 bool is_valid(const VaSubspaceScoreParams& p) {
   const bool pointers = p.tokens && p.sharing_score && p.labels && p.workspace;
   const bool aligned = reinterpret_cast<uintptr_t>(p.workspace) % 256 == 0;
-  const bool settings = in_range(p.rho, 1e-20, 1e20) && in_range(p.alpha_e, 1e-20, 1e20) &&
-                        in_range(p.alpha_z, 1e-20, 1e20) && std::isfinite(p.eps) && p.eps > 0.0f && p.max_iter >= 1;
+  const bool settings = in_range(p.rho, 1e-20f, 1e20f) && in_range(p.alpha_e, 1e-20f, 1e20f) &&
+                        in_range(p.alpha_z, 1e-20f, 1e20f) && std::isfinite(p.eps) && p.eps > 0.0f && p.max_iter >= 1;
   const bool has_type = p.dtype >= VA_SCORE_FLOAT16 && p.dtype <= VA_SCORE_FLOAT32;
   return pointers && aligned && settings && has_type && has_valid_sizes(p);
 }

@@ -17,6 +17,7 @@ from va_export.anchor.self_expression import AdmmOptions, SelfExpression, solve_
 from va_export.anchor.sharing import sharing_score
 from va_export.anchor.spectral import cluster_subspaces
 from va_export.errors import VaExportError
+from va_export.settings import ScoreSettings
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -98,7 +99,8 @@ def subspace_score(
     """Score how much each visual token of a video recurs; the defaults are the paper's settings.
 
     Self-expression runs where the tokens are, PyTorch tensors on their device; only the spectral step (N × N
-    eigenvectors) runs on the host. PyTorch is not imported for NumPy arrays. The score does not depend on the
+    eigenvectors) runs on the host. With VA_EXPORT_SCORE_KERNEL=cuda in the environment, CUDA tensors are scored on
+    the GPU from end to end, by the TensorRT plugin's kernels. PyTorch is not imported for NumPy arrays. The score does not depend on the
     tokens' scale, nor on the order of their features.
 
     Args:
@@ -149,6 +151,12 @@ def subspace_score(
 
 
 def _score(tokens: Any, options: AdmmOptions, n_subspaces: int, pca_rank: int, dtype: str) -> SubspaceScore:
+    if array_api_compat.is_torch_array(tokens) and tokens.device.type == "cuda":
+        from va_export.anchor.cuda_scoring import score_on_cuda
+
+        by_kernels = score_on_cuda(tokens, ScoreSettings(n_subspaces, pca_rank, **vars(options)), dtype)
+        if by_kernels is not None:
+            return by_kernels
     xp = array_api_compat.array_namespace(tokens)
     solver_dtype = getattr(xp, dtype)
     exact = xp.astype(tokens, xp.float64)

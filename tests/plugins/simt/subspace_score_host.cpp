@@ -5,7 +5,6 @@
 
 #include "subspace_score/subspace_score.cu"
 
-#ifndef SIMT_HAS_SETTINGS
 extern "C" VA_EXPORT_API void simt_set_schedule(int schedule) {
   simt::set_schedule(schedule);
 }
@@ -15,4 +14,8 @@ extern "C" VA_EXPORT_API void simt_set_grid(int blocks, int is_cooperative) {
   simt::gpu.sm_count = blocks;
   simt::gpu.is_cooperative = is_cooperative;
 }
-#endif
+
+// Kernels that ran so far.
+extern "C" VA_EXPORT_API unsigned simt_launches() {
+  return simt::launches;
+}
