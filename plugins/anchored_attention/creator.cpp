@@ -46,8 +46,8 @@ nvinfer1::IPluginV3* AnchoredAttentionCreator::createPlugin(const char* name,
                                                             nvinfer1::TensorRTPhase) noexcept {
   const std::string node = name == nullptr ? "" : name;
   std::map<std::string, double> values;
-  std::string fault = fields == nullptr ? "no fields were given"
-                                        : read_fields(anchored_attention_contract(), *fields, &values);
+  std::string fault =
+      fields == nullptr ? "no fields were given" : read_fields(anchored_attention_contract(), *fields, &values);
   if (fault.empty()) fault = value_fault(values);
   if (!fault.empty()) {
     log_error(getPluginName(), node, fault);

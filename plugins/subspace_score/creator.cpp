@@ -54,13 +54,12 @@ const char* SubspaceScoreCreator::getPluginNamespace() const noexcept {
   return subspace_score_contract().name_space;
 }
 
-nvinfer1::IPluginV3* SubspaceScoreCreator::createPlugin(const char* name,
-                                                            const nvinfer1::PluginFieldCollection* fields,
-                                                            nvinfer1::TensorRTPhase) noexcept {
+nvinfer1::IPluginV3* SubspaceScoreCreator::createPlugin(const char* name, const nvinfer1::PluginFieldCollection* fields,
+                                                        nvinfer1::TensorRTPhase) noexcept {
   const std::string node = name == nullptr ? "" : name;
   std::map<std::string, double> values;
-  std::string fault = fields == nullptr ? "no fields were given"
-                                        : read_fields(subspace_score_contract(), *fields, &values);
+  std::string fault =
+      fields == nullptr ? "no fields were given" : read_fields(subspace_score_contract(), *fields, &values);
   if (fault.empty()) fault = value_fault(values);
   if (!fault.empty()) {
     log_error(getPluginName(), node, fault);
@@ -68,9 +67,8 @@ nvinfer1::IPluginV3* SubspaceScoreCreator::createPlugin(const char* name,
   }
   const auto integer = [&](const char* field) { return static_cast<int32_t>(values.at(field)); };
   const auto real = [&](const char* field) { return static_cast<float>(values.at(field)); };
-  const SubspaceScoreFields parsed{integer("n_subspaces"), integer("pca_rank"), real("rho"),
-                                   real("alpha_e"),        real("alpha_z"),     real("eps"),
-                                   integer("max_iter")};
+  const SubspaceScoreFields parsed{integer("n_subspaces"), integer("pca_rank"), real("rho"),        real("alpha_e"),
+                                   real("alpha_z"),        real("eps"),         integer("max_iter")};
   return new (std::nothrow) SubspaceScorePlugin(node, parsed);
 }
 

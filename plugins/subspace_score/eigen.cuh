@@ -36,9 +36,7 @@ VA_PHASE void jacobi(const SmallMatrices& m) {
   double* sums = m.work + kMostBlock;
   // Round robin: player size - 1 stays, the others move on by one a round.
   const auto first = [&](int round, int pair) { return pair == 0 ? size - 1 : (round + pair) % (size - 1); };
-  const auto second = [&](int round, int pair) {
-    return pair == 0 ? round : (round + size - 1 - pair) % (size - 1);
-  };
+  const auto second = [&](int round, int pair) { return pair == 0 ? round : (round + size - 1 - pair) % (size - 1); };
   for (int sweep = 0; sweep < kMostSweeps; ++sweep) {
     double outside = 0.0, inside = 0.0;
     for (int e = thread; e < size * size; e += kThreads) {
@@ -199,8 +197,16 @@ class LeadingEigenpairs {
   // matrix: (size, pitch), symmetric, its spectrum above `lowest`. `shared`: TileShape<double>::kBytes.
   __device__ LeadingEigenpairs(const Element* matrix, int size, int pitch, int block, double lowest,
                                const EigenBuffers& buffers, unsigned* barrier, void* shared)
-      : matrix_(matrix), size_(size), pitch_(pitch), block_(block), b_(round_up(block, kTile)),
-        m_(round_up(size, kTile)), lowest_(lowest), e_(buffers), barrier_(barrier), shared_(shared) {}
+      : matrix_(matrix),
+        size_(size),
+        pitch_(pitch),
+        block_(block),
+        b_(round_up(block, kTile)),
+        m_(round_up(size, kTile)),
+        lowest_(lowest),
+        e_(buffers),
+        barrier_(barrier),
+        shared_(shared) {}
 
   // Iterates until the residuals of the `wanted` largest are below tolerance * the largest eigenvalue's size. Returns
   // which buffer holds the vectors; buffers.theta has the values. `steps`: how many outer steps it took.
@@ -298,8 +304,8 @@ class LeadingEigenpairs {
       small(4)[e] = 0.0;
     }
     __syncthreads();
-    rayleigh_ritz({small(0), small(1), small(2), small(3), small(4), e_.theta,
-                   static_cast<double*>(shared_), block_, b_});
+    rayleigh_ritz(
+        {small(0), small(1), small(2), small(3), small(4), e_.theta, static_cast<double*>(shared_), block_, b_});
   }
 
   // to = rotation V, and per tile of elements the squares of rotation (A V) - theta (rotation V).

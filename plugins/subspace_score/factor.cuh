@@ -15,8 +15,7 @@
 namespace va_export {
 
 // The lower triangle of the system matrix; the identity in the padding.
-VA_PHASE void multiply_system(const VaSubspaceScoreParams& p, const Shape& s, const Workspace& w,
-                                       void* shared) {
+VA_PHASE void multiply_system(const VaSubspaceScoreParams& p, const Shape& s, const Workspace& w, void* shared) {
   const int order = s.is_gram ? s.n : s.f, across = order / kTile;
   const double rho = p.rho, lambda = w.control->lambda_z;
   for (int item = blockIdx.x; item < across * across; item += gridDim.x) {
@@ -131,8 +130,7 @@ VA_PHASE void invert_system(const Shape& s, const Workspace& w, unsigned* barrie
 }
 
 // factor = L_1^-1 (sqrt(lambda_z) Y - l_1 1^T / sqrt(1 + N)), and coupling = -L_1^-1 l_1 / l_00.
-VA_PHASE void make_thin_factors(const VaSubspaceScoreParams& p, const Shape& s, const Workspace& w,
-                                         void* shared) {
+VA_PHASE void make_thin_factors(const VaSubspaceScoreParams& p, const Shape& s, const Workspace& w, void* shared) {
   const double root = sqrt(w.control->lambda_z), constant = 1.0 / sqrt(1.0 + s.tokens);
   const double l_00 = sqrt(static_cast<double>(p.rho) * (1.0 + s.tokens));
   const int across = s.n / kTile, items = s.f / kTile * across;
@@ -184,8 +182,7 @@ VA_PHASE void multiply_inverse(const Shape& s, const Workspace& w, void* shared)
   }
 }
 
-VA_PHASE void make_gram_factors(const VaSubspaceScoreParams& p, const Shape& s, const Workspace& w,
-                                         void* shared) {
+VA_PHASE void make_gram_factors(const VaSubspaceScoreParams& p, const Shape& s, const Workspace& w, void* shared) {
   const double root = sqrt(w.control->lambda_z), rho = p.rho;
   const int across = s.n / kTile, items = s.f / kTile * across;
   for (int item = blockIdx.x; item < items; item += gridDim.x) {
@@ -206,8 +203,7 @@ VA_PHASE void make_gram_factors(const VaSubspaceScoreParams& p, const Shape& s, 
       const double x = w.system[static_cast<size_t>(i) * s.n + j];
       const bool exists = i < s.tokens && j < s.tokens;
       sum += exists ? x : 0.0;
-      w.projector[static_cast<size_t>(i) * s.n + j] =
-          static_cast<float>(exists ? (i == j ? 1.0 : 0.0) - rho * x : 0.0);
+      w.projector[static_cast<size_t>(i) * s.n + j] = static_cast<float>(exists ? (i == j ? 1.0 : 0.0) - rho * x : 0.0);
     }
     sum = block_sum(sum, static_cast<double*>(shared));
     if (threadIdx.x == 0) {

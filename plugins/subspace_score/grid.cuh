@@ -56,7 +56,8 @@ __device__ inline T block_max(T x, T* shared) {
   shared[threadIdx.x] = x;
   __syncthreads();
   for (int half = kThreads / 2; half > 0; half /= 2) {
-    if (static_cast<int>(threadIdx.x) < half) shared[threadIdx.x] = larger(shared[threadIdx.x], shared[threadIdx.x + half]);
+    if (static_cast<int>(threadIdx.x) < half)
+      shared[threadIdx.x] = larger(shared[threadIdx.x], shared[threadIdx.x + half]);
     __syncthreads();
   }
   const T most = shared[0];

@@ -52,8 +52,7 @@ SubspaceScorePlugin::SubspaceScorePlugin(std::string node, SubspaceScoreFields f
 SubspaceScorePlugin::SubspaceScorePlugin(const SubspaceScorePlugin& other)
     : SubspaceScorePlugin(other.node_, other.fields_) {}
 
-nvinfer1::IPluginCapability* SubspaceScorePlugin::getCapabilityInterface(
-    nvinfer1::PluginCapabilityType type) noexcept {
+nvinfer1::IPluginCapability* SubspaceScorePlugin::getCapabilityInterface(nvinfer1::PluginCapabilityType type) noexcept {
   switch (type) {
     case nvinfer1::PluginCapabilityType::kCORE:
       return static_cast<nvinfer1::IPluginV3OneCore*>(this);
@@ -97,12 +96,12 @@ std::string SubspaceScorePlugin::token_fault(const std::vector<Sizes>& inputs) c
   if (!fault.empty()) return fault;
   const int64_t count = inputs[0][0], dim = inputs[0][1], least = fields_.n_subspaces > 2 ? fields_.n_subspaces : 2;
   const auto outside = [](const char* name, int64_t size, int64_t low, int64_t high) {
-    return std::string("tokens has ") + name + " = " + std::to_string(size) + ", supported are " +
-           std::to_string(low) + " to " + std::to_string(high);
+    return std::string("tokens has ") + name + " = " + std::to_string(size) + ", supported are " + std::to_string(low) +
+           " to " + std::to_string(high);
   };
   if (count != kUnknown && (count < least || count > VA_SUBSPACE_SCORE_MAX_TOKENS)) {
-    return outside("N", count, least, VA_SUBSPACE_SCORE_MAX_TOKENS) + " with n_subspaces = " +
-           std::to_string(fields_.n_subspaces);
+    return outside("N", count, least, VA_SUBSPACE_SCORE_MAX_TOKENS) +
+           " with n_subspaces = " + std::to_string(fields_.n_subspaces);
   }
   if (dim != kUnknown && (dim < 1 || dim > VA_SUBSPACE_SCORE_MAX_DIM)) {
     return outside("D", dim, 1, VA_SUBSPACE_SCORE_MAX_DIM);
@@ -159,8 +158,8 @@ size_t SubspaceScorePlugin::getWorkspaceSize(const DynamicPluginTensorDesc* inpu
   return va_subspace_score_workspace_bytes(&params);
 }
 
-int32_t SubspaceScorePlugin::onShapeChange(const PluginTensorDesc* inputs, int32_t input_count,
-                                           const PluginTensorDesc*, int32_t) noexcept {
+int32_t SubspaceScorePlugin::onShapeChange(const PluginTensorDesc* inputs, int32_t input_count, const PluginTensorDesc*,
+                                           int32_t) noexcept {
   const auto dims = [](const PluginTensorDesc& tensor) { return tensor.dims; };
   return report(token_fault(all_sizes(inputs, input_count, dims)));
 }

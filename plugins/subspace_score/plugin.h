@@ -6,8 +6,8 @@
 #include <vector>
 
 #include "NvInferRuntime.h"
-#include "subspace_score.h"
 #include "common/op_contract.h"
+#include "subspace_score.h"
 
 namespace va_export {
 
@@ -23,9 +23,9 @@ struct SubspaceScoreFields {
 };
 
 class SubspaceScorePlugin final : public nvinfer1::IPluginV3,
-                                      public nvinfer1::IPluginV3OneCore,
-                                      public nvinfer1::IPluginV3OneBuild,
-                                      public nvinfer1::IPluginV3OneRuntime {
+                                  public nvinfer1::IPluginV3OneCore,
+                                  public nvinfer1::IPluginV3OneBuild,
+                                  public nvinfer1::IPluginV3OneRuntime {
  public:
   SubspaceScorePlugin(std::string node, SubspaceScoreFields fields);
   SubspaceScorePlugin(const SubspaceScorePlugin& other);

@@ -126,7 +126,8 @@ VA_PHASE void project(const Shape& s, const Workspace& w, const double* vectors,
   }
 }
 
-// norm[i] = the L1 norm of token i; partial[t][i] = the largest |y_i . y_j| over the tokens j of tile t, j other than i.
+// norm[i] = the L1 norm of token i; partial[t][i] = the largest |y_i . y_j| over the tokens j of tile t, j other than
+// i.
 VA_PHASE void measure_tokens(const Shape& s, const Workspace& w, void* shared) {
   for (int i = static_cast<int>(blockIdx.x) * kThreads + static_cast<int>(threadIdx.x); i < s.tokens;
        i += static_cast<int>(gridDim.x) * kThreads) {
@@ -155,9 +156,9 @@ VA_PHASE void measure_tokens(const Shape& s, const Workspace& w, void* shared) {
   }
 }
 
-// lambda_e = alpha_e / the second largest norm, lambda_z = alpha_z / the least of all tokens' largest products. Block 0.
-VA_PHASE void choose_weights(const VaSubspaceScoreParams& p, const Shape& s, const Workspace& w,
-                                      float* shared) {
+// lambda_e = alpha_e / the second largest norm, lambda_z = alpha_z / the least of all tokens' largest products. Block
+// 0.
+VA_PHASE void choose_weights(const VaSubspaceScoreParams& p, const Shape& s, const Workspace& w, float* shared) {
   float first = 0.0f, second = 0.0f, least = 3.402823466e38f;
   for (int i = static_cast<int>(threadIdx.x); i < s.tokens; i += kThreads) {
     const float norm = w.norm[i];
@@ -205,7 +206,7 @@ __global__ void __launch_bounds__(kThreads) load_kernel(const VaSubspaceScorePar
 }
 
 // Grid: any, cooperative. Block: kThreads. Dynamic shared memory: kSharedBytes.
-__global__ void __launch_bounds__(kThreads) prepare_kernel(const VaSubspaceScoreParams p) {
+__global__ void __launch_bounds__(kThreads, 1) prepare_kernel(const VaSubspaceScoreParams p) {
   void* shared = block_memory();
   const Shape s(p);
   const Workspace w(p, s);

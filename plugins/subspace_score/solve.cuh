@@ -13,6 +13,14 @@
 
 namespace va_export {
 
+// What follows from the settings and the weights.
+struct Numbers {
+  float theta;      // 1 / rho, the threshold of C
+  float constant;   // the factor's first row
+  float root;       // of lambda_z
+  float threshold;  // of E: lambda_e / root
+};
+
 __device__ inline float clip(float x, float bound) {  // NaN stays NaN
   return x > bound ? bound : (x < -bound ? -bound : x);
 }
@@ -76,8 +84,9 @@ __device__ inline void load_tile(float* tile, const float* matrix, size_t pitch)
 
 // One strip of rows of one panel of columns: X+ there, its part of V, of the row sums of |T+ - T| and of the column
 // sums of Z+. Features come in chunks of kTile.
-VA_PHASE void advance_strip(const Shape& s, const Workspace& w, float theta, float constant, int strip,
-                                     int panel, float* shared) {
+__device__ inline void advance_strip(const Shape& s, const Workspace& w, const Numbers& numbers, int strip, int panel,
+                                     float* shared) {
+  const float theta = numbers.theta, constant = numbers.constant;
   const int chunks = s.f / kTile, j0 = panel * kTile;
   const int per_strip = (s.tiles + s.strips - 1) / s.strips;
   const int first = strip * per_strip, last = first + per_strip < s.tiles ? first + per_strip : s.tiles;
@@ -149,6 +158,12 @@ VA_PHASE void advance_strip(const Shape& s, const Workspace& w, float theta, flo
   sum_columns(sums, w.column_sum + static_cast<size_t>(strip) * s.n + j0, shared);
 }
 
+VA_PHASE void advance_thin(const Shape& s, const Workspace& w, const Numbers& numbers, float* shared) {
+  for (int item = blockIdx.x; item < s.strips * s.tiles; item += gridDim.x) {
+    advance_strip(s, w, numbers, item / s.tiles, item % s.tiles, shared);
+  }
+}
+
 // slots[t] = the largest row sum of |T+ - T| in tile t of the rows.
 VA_PHASE void reduce_row_sums(const Shape& s, const Workspace& w, void* shared) {
   for (int tile = blockIdx.x; tile < s.tiles; tile += gridDim.x) {
@@ -169,10 +184,18 @@ VA_PHASE void reduce_row_sums(const Shape& s, const Workspace& w, void* shared) 
   }
 }
 
+// The largest of the slots; every block finds the same.
+VA_PHASE float worst_row(const Shape& s, const Workspace& w, float* shared) {
+  float most = 0.0f;
+  for (int tile = static_cast<int>(threadIdx.x); tile < s.tiles; tile += kThreads) most = larger(most, w.slots[tile]);
+  return block_max(most, shared);
+}
+
 // R = E + rho L^-T h, E+ = soft(R), and the affine row's e_0+ = -rho g_0.
 VA_PHASE void update_thin_error(const VaSubspaceScoreParams& p, const Shape& s, const Workspace& w,
-                                         float threshold, void* shared) {
+                                const Numbers& numbers, void* shared) {
   const int items = s.f / kTile * s.tiles;
+  const float threshold = numbers.threshold;
   const float l_00 = sqrtf(p.rho * (1.0f + static_cast<float>(s.tokens)));
   for (int item = blockIdx.x; item < items; item += gridDim.x) {
     const int k0 = item / s.tiles * kTile, j0 = item % s.tiles * kTile;
@@ -191,7 +214,8 @@ VA_PHASE void update_thin_error(const VaSubspaceScoreParams& p, const Shape& s, 
     if (k0 != 0) continue;
     const int part = static_cast<int>(threadIdx.x) / kTile, j = j0 + static_cast<int>(threadIdx.x) % kTile;
     float sum = 0.0f, *parts = static_cast<float*>(shared);
-    for (int k = part; k < s.f; k += kThreads / kTile) sum += w.coupling[k] * w.direction[static_cast<size_t>(k) * s.n + j];
+    for (int k = part; k < s.f; k += kThreads / kTile)
+      sum += w.coupling[k] * w.direction[static_cast<size_t>(k) * s.n + j];
     parts[threadIdx.x] = sum;
     __syncthreads();
     if (threadIdx.x < kTile) {
@@ -203,7 +227,8 @@ VA_PHASE void update_thin_error(const VaSubspaceScoreParams& p, const Shape& s, 
 
 // h+ = F - L^-1 E+ - V
 VA_PHASE void update_direction(const VaSubspaceScoreParams& p, const Shape& s, const Workspace& w,
-                                        float constant, void* shared) {
+                               const Numbers& numbers, void* shared) {
+  const float constant = numbers.constant;
   const int items = s.f / kTile * s.tiles;
   const float l_00 = sqrtf(p.rho * (1.0f + static_cast<float>(s.tokens)));
   for (int item = blockIdx.x; item < items; item += gridDim.x) {
@@ -234,8 +259,9 @@ VA_PHASE void update_direction(const VaSubspaceScoreParams& p, const Shape& s, c
 }
 
 // The Gram form's X+ into `next`, B = I - A into `remainder`, and the column sums of B.
-VA_PHASE void advance_gram(const Shape& s, const Workspace& w, const float* state, float* next, float theta,
-                                    float* shared) {
+VA_PHASE void advance_gram(const Shape& s, const Workspace& w, const float* state, float* next, const Numbers& numbers,
+                           float* shared) {
+  const float theta = numbers.theta;
   for (int item = blockIdx.x; item < s.tiles * s.tiles; item += gridDim.x) {
     const int tile = item / s.tiles, panel = item % s.tiles, i0 = tile * kTile, j0 = panel * kTile;
     float acc[kPer][kPer] = {}, errors[kPer][kPer] = {};
@@ -280,7 +306,8 @@ VA_PHASE void advance_gram(const Shape& s, const Workspace& w, const float* stat
 
 // E+ = soft(sqrt(lambda_z) Y B), e_0+ = e_0 - sqrt(rho) 1^T B.
 VA_PHASE void update_gram_error(const VaSubspaceScoreParams& p, const Shape& s, const Workspace& w,
-                                         float root, float threshold, void* shared) {
+                                const Numbers& numbers, void* shared) {
+  const float root = numbers.root, threshold = numbers.threshold;
   const int items = s.f / kTile * s.tiles;
   for (int item = blockIdx.x; item < items; item += gridDim.x) {
     const int k0 = item / s.tiles * kTile, j0 = item % s.tiles * kTile;
@@ -311,32 +338,27 @@ __global__ void __launch_bounds__(kThreads, 2) solve_kernel(const VaSubspaceScor
   const Workspace w(p, s);
   if (has_failed(w)) return;
   unsigned* barrier = &w.control->barrier[3];
-  const float theta = 1.0f / p.rho, constant = static_cast<float>(1.0 / sqrt(1.0 + s.tokens));
-  const double lambda_z = w.control->lambda_z;
-  const float root = static_cast<float>(sqrt(lambda_z));
-  const float threshold = static_cast<float>(w.control->lambda_e / sqrt(lambda_z));
+  const double root = sqrt(w.control->lambda_z);
+  const Numbers numbers{1.0f / p.rho, static_cast<float>(1.0 / sqrt(1.0 + s.tokens)), static_cast<float>(root),
+                        static_cast<float>(w.control->lambda_e / root)};
   float residual = INFINITY;
   int iteration = 0;
   while (residual >= p.eps && iteration < p.max_iter) {
     if (s.is_gram) {
       const bool is_odd = iteration % 2 != 0;
-      advance_gram(s, w, is_odd ? w.other_state : w.state, is_odd ? w.state : w.other_state, theta, shared);
+      advance_gram(s, w, is_odd ? w.other_state : w.state, is_odd ? w.state : w.other_state, numbers, shared);
       grid_sync(barrier);
-      update_gram_error(p, s, w, root, threshold, shared);
+      update_gram_error(p, s, w, numbers, shared);
     } else {
-      for (int item = blockIdx.x; item < s.strips * s.tiles; item += gridDim.x) {
-        advance_strip(s, w, theta, constant, item / s.tiles, item % s.tiles, shared);
-      }
+      advance_thin(s, w, numbers, shared);
       grid_sync(barrier);
-      update_thin_error(p, s, w, threshold, shared);
+      update_thin_error(p, s, w, numbers, shared);
       grid_sync(barrier);
-      update_direction(p, s, w, constant, shared);
+      update_direction(p, s, w, numbers, shared);
     }
     reduce_row_sums(s, w, shared);
     grid_sync(barrier);
-    float most = 0.0f;
-    for (int tile = static_cast<int>(threadIdx.x); tile < s.tiles; tile += kThreads) most = larger(most, w.slots[tile]);
-    residual = block_max(most, shared);
+    residual = worst_row(s, w, shared);
     ++iteration;
   }
   if (blockIdx.x == 0 && threadIdx.x == 0) {

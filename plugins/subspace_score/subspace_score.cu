@@ -27,9 +27,8 @@ bool has_valid_sizes(const VaSubspaceScoreParams& p) {
   const int64_t least = p.n_subspaces > 2 ? p.n_subspaces : 2;
   const int64_t narrowest = p.token_count < p.dim ? p.token_count : p.dim;
   return p.token_count >= least && p.token_count <= VA_SUBSPACE_SCORE_MAX_TOKENS && p.dim >= 1 &&
-         p.dim <= VA_SUBSPACE_SCORE_MAX_DIM && p.n_subspaces >= 1 &&
-         p.n_subspaces <= VA_SUBSPACE_SCORE_MAX_SUBSPACES && p.pca_rank >= 0 && p.pca_rank <= narrowest &&
-         p.pca_rank <= VA_SUBSPACE_SCORE_MAX_PCA_RANK;
+         p.dim <= VA_SUBSPACE_SCORE_MAX_DIM && p.n_subspaces >= 1 && p.n_subspaces <= VA_SUBSPACE_SCORE_MAX_SUBSPACES &&
+         p.pca_rank >= 0 && p.pca_rank <= narrowest && p.pca_rank <= VA_SUBSPACE_SCORE_MAX_PCA_RANK;
 }
 
 bool is_valid(const VaSubspaceScoreParams& p) {
@@ -76,8 +75,8 @@ cudaError_t launch(void (*kernel)(Argument), Argument argument, int useful_block
   if (!is_cooperative || each < 1) return cudaErrorNotSupported;
   const int most = each * processors, blocks = useful_blocks < most ? useful_blocks : most;
   void* arguments[] = {&argument};
-  return cudaLaunchCooperativeKernel(kernel, dim3(static_cast<unsigned>(blocks)),
-                                     dim3(kThreads), arguments, kSharedBytes, stream);
+  return cudaLaunchCooperativeKernel(kernel, dim3(static_cast<unsigned>(blocks)), dim3(kThreads), arguments,
+                                     kSharedBytes, stream);
 }
 
 cudaError_t launch_load(const VaSubspaceScoreParams& p, int blocks, cudaStream_t stream) {
@@ -97,7 +96,8 @@ cudaError_t launch_load(const VaSubspaceScoreParams& p, int blocks, cudaStream_t
 extern "C" size_t va_subspace_score_workspace_bytes(const VaSubspaceScoreParams* params) {
   if (params == nullptr || params->struct_bytes != sizeof(*params) || !va_export::has_valid_sizes(*params)) return 0;
   // Fewer tokens can need more, where the solver takes the Gram form; it changes its mind between two token counts, and
-  // within a tile of tokens the first count is the one that tends to Gram, the last the one that has the most of all else.
+  // within a tile of tokens the first count is the one that tends to Gram, the last the one that has the most of all
+  // else.
   size_t most = va_export::workspace_bytes(*params);
   const int64_t least = params->n_subspaces > 2 ? params->n_subspaces : 2;
   VaSubspaceScoreParams sizes = *params;

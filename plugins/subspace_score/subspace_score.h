@@ -77,9 +77,9 @@ typedef struct VaSubspaceScoreParams {
 VA_EXPORT_API size_t va_subspace_score_workspace_bytes(const VaSubspaceScoreParams* params);
 
 // Queues the whole op on `stream` and returns: a memset and five cooperative kernels. Allocates nothing and does not
-// synchronise; ADMM's and the eigensolver's convergence are tested on the device. Deterministic: equal inputs give equal
-// bits, whatever the number of multiprocessors. cudaErrorInvalidValue: a size, pointer or option outside what is said
-// above; cudaErrorNotSupported: the device has no cooperative launch; any other error is CUDA's own.
+// synchronise; ADMM's and the eigensolver's convergence are tested on the device. Deterministic: equal inputs give
+// equal bits, whatever the number of multiprocessors. cudaErrorInvalidValue: a size, pointer or option outside what is
+// said above; cudaErrorNotSupported: the device has no cooperative launch; any other error is CUDA's own.
 VA_EXPORT_API cudaError_t va_subspace_score_launch(const VaSubspaceScoreParams* params, cudaStream_t stream);
 
 #ifdef __cplusplus

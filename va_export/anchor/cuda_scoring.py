@@ -33,11 +33,20 @@ def score_on_cuda(tokens: Any, settings: ScoreSettings, dtype: str) -> SubspaceS
     Raises:
         VaExportError: as `subspace_score`.
     """
-    from va_export.anchor.scoring import SubspaceScore
-    from va_export.native.subspace_score import cuda_kernel_serves, subspace_score_cuda
+    from va_export.native.subspace_score import cuda_kernel_serves
 
-    if not cuda_kernel_serves(tokens, settings, dtype):
-        return None
+    return details_by_kernels(tokens, settings) if cuda_kernel_serves(tokens, settings, dtype) else None
+
+
+def details_by_kernels(tokens: Any, settings: ScoreSettings) -> SubspaceScore:
+    """Score tokens [N, D] with the CUDA kernels, whatever the environment says, and wait for them.
+
+    Raises:
+        VaExportError: as `subspace_score`, or as `subspace_score_cuda` where the kernels do not take these tokens.
+    """
+    from va_export.anchor.scoring import SubspaceScore
+    from va_export.native.subspace_score import subspace_score_cuda
+
     result = subspace_score_cuda(tokens, settings, self_expression=True)
     report = result.report()
     if report.status in _REFUSALS:

@@ -53,26 +53,26 @@ inline bool run_ready(const std::vector<unsigned>& order) {
   return any;
 }
 
-// Frees what waits at complete barriers, in each block where nobody can run; a block whose thread spins has such a one.
+// Frees what waits at complete barriers, in blocks where nobody can run; a block whose thread spins has such a one. As
+// with the warps of a block, schedule 0 frees all, others one block, so that it runs far ahead of the rest.
 inline bool release_blocks(std::mt19937& random, bool* fault) {
-  bool any = false;
+  std::vector<unsigned> stopped;
   for (unsigned block = 0; block < gridDim.x; ++block) {
-    const unsigned first = block * blockDim.x;
     bool waits = false, runs = false;
-    for (unsigned i = first; i < first + blockDim.x; ++i) {
+    for (unsigned i = block * blockDim.x; i < (block + 1) * blockDim.x; ++i) {
       const State state = fibers[i].state;
       runs |= state == State::kReady || state == State::kSpinning;
       waits |= state == State::kAtBlockBarrier || state == State::kAtWarpBarrier;
     }
-    if (runs || !waits) continue;
-    blockIdx = dim3(block);
-    if (!release_barriers(random, first, blockDim.x)) {
-      *fault = true;
-      return false;
-    }
-    any = true;
+    if (waits && !runs) stopped.push_back(block);
   }
-  return any;
+  if (!stopped.empty() && schedule == 1) stopped = {stopped.back()};
+  if (!stopped.empty() && schedule > 1) stopped = {stopped[random() % stopped.size()]};
+  for (const unsigned block : stopped) {
+    blockIdx = dim3(block);
+    *fault |= !release_barriers(random, block * blockDim.x, blockDim.x);
+  }
+  return !stopped.empty();
 }
 
 inline cudaError_t run_cooperatively(size_t shared_bytes) {

@@ -59,11 +59,13 @@ extern "C" VA_EXPORT_API int run_score_plugin(const VaSubspaceScoreParams* p, in
   va_export::set_logger_finder(&finder);
   simt::gpu.sm_count = 2;
   const int64_t max_iter = p->max_iter;  // as one version of the ONNX parser hands it over
-  const nvinfer1::PluginField fields[] = {
-      {"n_subspaces", &p->n_subspaces, PluginFieldType::kINT32, 1}, {"pca_rank", &p->pca_rank, PluginFieldType::kINT32, 1},
-      {"rho", &p->rho, PluginFieldType::kFLOAT32, 1},               {"alpha_e", &p->alpha_e, PluginFieldType::kFLOAT32, 1},
-      {"alpha_z", &p->alpha_z, PluginFieldType::kFLOAT32, 1},       {"eps", &p->eps, PluginFieldType::kFLOAT32, 1},
-      {"max_iter", &max_iter, PluginFieldType::kINT64, 1}};
+  const nvinfer1::PluginField fields[] = {{"n_subspaces", &p->n_subspaces, PluginFieldType::kINT32, 1},
+                                          {"pca_rank", &p->pca_rank, PluginFieldType::kINT32, 1},
+                                          {"rho", &p->rho, PluginFieldType::kFLOAT32, 1},
+                                          {"alpha_e", &p->alpha_e, PluginFieldType::kFLOAT32, 1},
+                                          {"alpha_z", &p->alpha_z, PluginFieldType::kFLOAT32, 1},
+                                          {"eps", &p->eps, PluginFieldType::kFLOAT32, 1},
+                                          {"max_iter", &max_iter, PluginFieldType::kINT64, 1}};
   const auto built = create({7, fields}, nvinfer1::TensorRTPhase::kBUILD);
   if (built == nullptr) return -10;
   using Kind = nvinfer1::PluginCapabilityType;
@@ -81,7 +83,8 @@ extern "C" VA_EXPORT_API int run_score_plugin(const VaSubspaceScoreParams* p, in
   if (build->getOutputDataTypes(output_types, 2, &types[p->dtype], 1) != 0) return -12;
   if (output_types[0] != DataType::kFLOAT || output_types[1] != DataType::kINT64) return -13;
   const PluginTensorDesc tokens = desc({p->token_count, p->dim}, types[p->dtype]);
-  const PluginTensorDesc outputs[] = {desc({p->token_count}, DataType::kFLOAT), desc({p->token_count}, DataType::kINT64)};
+  const PluginTensorDesc outputs[] = {desc({p->token_count}, DataType::kFLOAT),
+                                      desc({p->token_count}, DataType::kINT64)};
   DynamicPluginTensorDesc dynamic{tokens, tokens.dims, tokens.dims, tokens.dims};
   dynamic.max.d[0] = most_tokens;
   const DynamicPluginTensorDesc dynamic_outputs[] = {{outputs[0], outputs[0].dims, outputs[0].dims, outputs[0].dims},

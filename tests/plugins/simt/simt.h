@@ -157,9 +157,9 @@ inline bool fail(const char* reason) {
   return false;
 }
 
-// Frees the threads of one block whose barrier is complete. False where nobody can go on, or a barrier is used wrongly. Of the warps
-// that wait for none but their own threads, schedule 0 frees all; 1 the last, and others one by chance: so one warp
-// runs far ahead of the rest, up to the next __syncthreads.
+// Frees the threads of one block whose barrier is complete. False where nobody can go on, or a barrier is used wrongly.
+// Of the warps that wait for none but their own threads, schedule 0 frees all; 1 the last, and others one by chance: so
+// one warp runs far ahead of the rest, up to the next __syncthreads.
 inline bool release_barriers(std::mt19937& random, unsigned begin, unsigned count) {
   std::vector<unsigned> warps;
   for (unsigned first = begin; first < begin + count; first += kWarpSize) {

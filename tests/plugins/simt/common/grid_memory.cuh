@@ -1,7 +1,7 @@
 // plugins/common/grid_memory.cuh for the CPU: shared memory is a block's own, and waiting lets the others run.
 #pragma once
 
-#include "simt.h"
+#include "cooperative.h"
 
 namespace va_export {
 
