@@ -7,7 +7,6 @@
 namespace va_export {
 
 constexpr double kClusterTolerance = 1e-8;
-constexpr int kMostRotations = 20;   // scikit-learn's
 constexpr double kMinMaxEps = 1e-5;  // the original's; it also keeps a constant score at 0
 
 struct ClusterArguments {
