@@ -13,7 +13,7 @@ import pytest
 
 from va_export.errors import VaExportError
 from va_export.evidence.plugin_host import HOST_NAME, PluginHost
-from va_export.native import plugin_library
+from va_export.native import plugin_library, subspace_score_params
 from va_export.native.anchored_attention_params import bind
 
 REPOSITORY = Path(__file__).parents[2]
@@ -62,6 +62,34 @@ def host_library(tmp_path_factory: pytest.TempPathFactory, cxx: str, host_flags:
     source = SIMT / "anchored_attention_host.cpp"
     subprocess.run([cxx, *host_flags, "-O2", "-shared", "-fPIC", str(source), "-o", str(path)], check=True)
     return bind(ctypes.CDLL(str(path)))
+
+
+@pytest.fixture(scope="session")
+def score_library(tmp_path_factory: pytest.TempPathFactory, cxx: str, host_flags: list[str]) -> ctypes.CDLL:
+    """The SubspaceScore kernels and launcher, compiled for the CPU."""
+    path = tmp_path_factory.mktemp("simt") / "subspace_score_host.so"
+    source = SIMT / "subspace_score_host.cpp"
+    subprocess.run([cxx, *host_flags, "-O2", "-shared", "-fPIC", str(source), "-o", str(path)], check=True)
+    return subspace_score_params.bind(ctypes.CDLL(str(path)))
+
+
+@pytest.fixture(scope="session")
+def score_plugin_driver(
+    tmp_path_factory: pytest.TempPathFactory, cxx: str, host_flags: list[str], tensorrt_headers: Path
+) -> ctypes.CDLL:
+    """The TensorRT plugin around the CPU build of the SubspaceScore kernels; simt/score_plugin_driver.cpp."""
+    path = tmp_path_factory.mktemp("driver") / "score_plugin_driver.so"
+    plugins = REPOSITORY / "plugins"
+    sources = [
+        SIMT / "score_plugin_driver.cpp",
+        *(plugins / "subspace_score").glob("*.cpp"),
+        *(plugins / "common").glob("*.cpp"),
+    ]
+    flags = [*host_flags, "-isystem", str(tensorrt_headers), "-O2", "-shared", "-fPIC"]
+    subprocess.run([cxx, *flags, *map(str, sources), "-o", str(path)], check=True)
+    library = ctypes.CDLL(str(path))
+    library.score_plugin_log.restype = ctypes.c_char_p
+    return library
 
 
 @pytest.fixture(scope="session")

@@ -18,6 +18,7 @@ from va_export.anchor.sharing import sharing_score
 from va_export.anchor.spectral import cluster_subspaces
 from va_export.anchor.warm_start import SolverState
 from va_export.errors import VaExportError
+from va_export.settings import ScoreSettings
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -110,8 +111,9 @@ def subspace_score(
     """Score how much each visual token of a video recurs; the defaults are the paper's settings.
 
     Self-expression runs where the tokens are, PyTorch tensors on their device; only the spectral step (N × N
-    eigenvectors) runs on the host. PyTorch is not imported for NumPy arrays. The score does not depend on the
-    tokens' scale, nor on the order of their features.
+    eigenvectors) runs on the host. With VA_EXPORT_SCORE_KERNEL=cuda in the environment, CUDA tensors are scored on
+    the GPU from end to end, by the TensorRT plugin's kernels (not with "auto", warm_start or keep_state). PyTorch is
+    not imported for NumPy arrays. The score does not depend on the tokens' scale, nor on the order of their features.
 
     Args:
         tokens: [N, D] visual tokens as they enter the language model, NumPy array or torch tensor of any real
@@ -134,8 +136,9 @@ def subspace_score(
     start can give those (`warm_start.py` says why). On the clips of tests/anchor/test_warm_start.py, from 8 to 12
     to 16 frames, it takes 66 to 143 iterations for 315 to 397 from zeros (with PCA 308 to 354 for 792 to 1034), and
     ends nearer to the optimum: 0.03 to 0.12 in C for 0.11 to 0.21 (0.66 to 0.68 for 0.79 to 0.80). At the paper's eps
-    the two answers differ by as much as that, and so scores do not compare between warm and cold runs; at eps = 1e-7
-    they are one, to 2e-3 (1057 iterations for 1971).
+    the two answers differ by as much as that, and so scores do not compare between warm and cold runs. At eps = 1e-7
+    C is one, and on the clip of noise 0.1 so is the score, to 2e-3 (1057 iterations for 1971); where tokens lie
+    between subspaces (noise 0.2), some change theirs, and their score with it.
 
     Returns:
         sharing score [N], in [0, 1], of the tokens' kind and on their device. Tokens that are all equal score
@@ -183,6 +186,14 @@ def _score(
     start: SolverState | None,
     keep_state: bool,
 ) -> SubspaceScore:
+    is_plain = n_subspaces is not None and start is None and not keep_state  # what the kernels compute
+    if is_plain and array_api_compat.is_torch_array(tokens) and tokens.device.type == "cuda":
+        from va_export.anchor.cuda_scoring import score_on_cuda
+
+        assert n_subspaces is not None
+        by_kernels = score_on_cuda(tokens, ScoreSettings(n_subspaces, pca_rank, **vars(options)), dtype)
+        if by_kernels is not None:
+            return by_kernels
     xp = array_api_compat.array_namespace(tokens)
     solver_dtype = getattr(xp, dtype)
     exact = xp.astype(tokens, xp.float64)
