@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 from va_export.bundle.manifest import sha256
 from va_export.decoder_shards import DECODER, is_decoder
 from va_export.engine.build_process import build_in_process
-from va_export.engine.cache_key import cache_key
+from va_export.engine.cache_key import cache_key, graph_sha256
 from va_export.engine.engine_cache import EngineCache, Obtained, build_only
 from va_export.engine.engine_info import BuildRequest, EngineInfo
 from va_export.engine.profiles import dimension_ranges
@@ -157,7 +157,8 @@ def _obtain(
         return bundle.digest(path.relative_to(bundle.directory).as_posix()) if inside else sha256(path)
 
     weights = external_files(request.onnx_path)
-    key = cache_key(request, load_tensorrt(request.flavor).version, sha256_of, weights)
+    version, graph = load_tensorrt(request.flavor).version, graph_sha256(request.onnx_path)
+    key = cache_key(request, version, graph, sha256_of, weights)
     return EngineCache(directory).obtain(
         key, destination, build, lambda: stage.say("another va-export builds this engine now: waiting for it")
     )

@@ -15,12 +15,14 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import onnx
+import onnx.parser
 import pytest
 from test_architecture import MODULES, closure
 
 from va_export.bundle.manifest import sha256
 from va_export.engine import cache_key as key_module
-from va_export.engine.cache_key import BUILD_SOURCES, CacheKey, cache_key
+from va_export.engine.cache_key import BUILD_SOURCES, CacheKey, cache_key, graph_sha256
 from va_export.engine.engine_cache import EngineCache, resolve_engine_cache
 from va_export.engine.engine_info import BuildRequest, EngineInfo
 from va_export.engine.prepare_onnx import PluginNode
@@ -79,7 +81,8 @@ def test_every_ingredient_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
     def digest(request: BuildRequest = request, version: str = "1.7", **changed: str) -> str:
         known = {**hashes, **changed}
-        return cache_key(request, version, lambda path: known[path.name], (Path("weights"),)).digest
+        weights = (Path("weights"),)
+        return cache_key(request, version, known["graph"], lambda path: known[path.name], weights).digest
 
     assert digest() == digest()
     other_range = {"prefill": {"batch": DimensionRange(1, 1, 3)}}
@@ -108,9 +111,27 @@ def test_every_ingredient_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_the_place_of_the_files_does_not_count(tmp_path: Path) -> None:
     def digest(folder: str) -> str:
         request = BuildRequest(Path(folder, "g"), "tensorrt-rtx", ("sm89",), RANGES, "plugin", 96, Path(folder, "p"))
-        return cache_key(request, "1.7", lambda path: path.name, (Path(folder, "w"),)).digest
+        return cache_key(request, "1.7", "graph", lambda path: path.name, (Path(folder, "w"),)).digest
 
     assert digest("here") == digest("there")
+
+
+def test_notes_in_a_graph_do_not_count(tmp_path: Path) -> None:
+    model = onnx.parser.parse_model("""
+        <ir_version: 10, opset_import: ["" : 24]>
+        g (float[n] x) => (float[n] y) { c = Constant <value_float = 2.0> ()  y = Mul (x, c) }""")
+
+    def digest() -> str:
+        onnx.save(model, tmp_path / "g.onnx")
+        return graph_sha256(tmp_path / "g.onnx")
+
+    before = digest()
+    for part in (model, model.graph, model.graph.node[0], model.graph.input[0]):
+        part.metadata_props.add(key="pkg.torch", value="a note")
+        part.doc_string = "another"
+    assert digest() == before
+    model.graph.node[0].attribute[0].f = 3.0
+    assert digest() != before
 
 
 def test_the_sources_of_a_build_are_all_named() -> None:

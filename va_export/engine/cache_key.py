@@ -11,6 +11,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import onnx
+
 from va_export.engine.engine_info import BuildRequest
 from va_export.engine.targets import CURRENT_GPU
 
@@ -38,18 +40,19 @@ class CacheKey:
 
 
 def cache_key(
-    request: BuildRequest, version: str, sha256_of: Callable[[Path], str], weight_files: tuple[Path, ...]
+    request: BuildRequest, version: str, graph: str, sha256_of: Callable[[Path], str], weight_files: tuple[Path, ...]
 ) -> CacheKey:
     """The key of an engine that is to be built.
 
     Args:
         version: of the TensorRT that builds.
+        graph: `graph_sha256` of `request.onnx_path`.
         sha256_of: hashes a file, or knows its hash already.
         weight_files: the files with the weights of `request.onnx_path`.
     """
     ingredients = {
         "format": _FORMAT,
-        "graph": sha256_of(request.onnx_path),
+        "graph": graph,
         "weights": [sha256_of(path) for path in weight_files],
         "plugin": None if request.plugin_library is None else sha256_of(request.plugin_library),
         "tensorrt": [request.flavor, version],
@@ -65,6 +68,26 @@ def cache_key(
     }
     text = json.dumps(ingredients, sort_keys=True)
     return CacheKey(hashlib.sha256(text.encode()).hexdigest(), ingredients)
+
+
+def graph_sha256(onnx_path: Path) -> str:
+    """SHA-256 of a graph without its notes, which TensorRT does not read: PyTorch's exporter writes the parameters of
+    the whole model into every part of it, so that a change elsewhere would count. Weights in files beside it are not
+    read.
+    """
+    model = onnx.load(onnx_path, load_external_data=False)
+    _remove_notes(model)
+    return hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest()
+
+
+def _remove_notes(message: Any) -> None:
+    for name in ("doc_string", "metadata_props"):
+        if name in message.DESCRIPTOR.fields_by_name:
+            message.ClearField(name)
+    for field, value in message.ListFields():
+        if field.message_type is not None:
+            for part in value if field.is_repeated else (value,):
+                _remove_notes(part)
 
 
 @cache
