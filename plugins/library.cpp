@@ -9,6 +9,8 @@
 #include "anchored_attention/contract.h"
 #include "anchored_attention/plugin.h"
 #include "common/logging.h"
+#include "subspace_score/contract.h"
+#include "subspace_score/plugin.h"
 
 // Given by CMakeLists.txt: VA_EXPORT_VERSION, VA_EXPORT_CUDA_ARCHS (a JSON list of CMake's names: "80-real",
 // ...).
@@ -21,7 +23,8 @@ std::string contract_json() {
   const std::string cuda = std::to_string(CUDART_VERSION / 1000) + "." + std::to_string(CUDART_VERSION % 1000 / 10);
   return std::string("{\"library_version\": \"" VA_EXPORT_VERSION "\", ") + "\"cuda_version\": \"" + cuda +
          "\", \"cuda_archs\": " VA_EXPORT_CUDA_ARCHS ", \"tensorrt_headers\": \"" + headers + "\", \"ops\": [" +
-         va_export::to_json(va_export::anchored_attention_contract()) + "]}";
+         va_export::to_json(va_export::anchored_attention_contract()) + ", " +
+         va_export::to_json(va_export::subspace_score_contract()) + "]}";
 }
 
 }  // namespace
@@ -29,7 +32,8 @@ std::string contract_json() {
 // TensorRT calls these two when it loads the library (IPluginRegistry::loadLibrary).
 extern "C" VA_EXPORT_API nvinfer1::IPluginCreatorInterface* const* getCreators(int32_t& count) {
   static va_export::AnchoredAttentionCreator anchored_attention;
-  static nvinfer1::IPluginCreatorInterface* const creators[] = {&anchored_attention};
+  static va_export::SubspaceScoreCreator subspace_score;
+  static nvinfer1::IPluginCreatorInterface* const creators[] = {&anchored_attention, &subspace_score};
   count = sizeof(creators) / sizeof(creators[0]);
   return creators;
 }

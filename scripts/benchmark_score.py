@@ -1,21 +1,30 @@
 #!/usr/bin/env python3
-"""Times the subspace score on the CPU against the paper's literal solver, in the same run.
+"""Times the subspace score on the CPU against the paper's literal solver, in the same run, and compares their answers.
 
-    python scripts/benchmark_score.py [tokens ...]          512 1024 2048 by default
+    python scripts/benchmark_score.py [tokens ...] [--json engines/evidence] [--long 16384]
 
-Each line is one case: the whole function (projection, solver, clustering, score), median of alternating runs. The
-textbook's iterations are counted from ours (they are the same) and its time is extrapolated from a few of them; its
-iterates after those few are compared with ours. Tokens are synthetic: patches of eight-frame clips that drift on
-planes of their own.
+512, 1024 and 2048 tokens by default, with 64 principal components and with none, in float32 and float64. Each line is
+the whole function (projection, solver, clustering, score): the median of runs that alternate with the textbook's. The
+textbook is NumPy in float64, a dense solve an iteration; its time is extrapolated from a few iterations, for as many as
+ours took. Answers: up to 1024 tokens, the textbook is run to its end once (float64: C within 1e-6 of its; float32:
+the score within 2e-3); beyond, C is compared after those few iterations. Peak memory is that of a process of its own.
+--long runs the whole function, float32 and 64 components, for memory and iterations a second; without the textbook.
+
+The exit code is 1 where an answer differs or a target is missed. Tokens are synthetic: patches of eight-frame clips
+that drift on planes of their own.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
 import resource
 import statistics
 import subprocess
 import sys
 import time
+import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,10 +32,19 @@ from sklearn.cluster import spectral_clustering
 from sklearn.decomposition import PCA
 
 from va_export.anchor import subspace_score
+from va_export.anchor.sharing import sharing_score
 from va_export.anchor.textbook import textbook_self_expression
+from va_export.evidence.device import current_commit, describe_cpu
+from va_export.evidence.document import begin_evidence, check_row, failures, target_row, write_evidence
 
 FRAMES, DIM, SUBSPACES, REPEATS = 8, 1024, 24, 3
 FEW = 6  # iterations of the textbook's that are timed; two more or fewer give its time before the first
+WHOLE = 1024  # tokens up to which the textbook is run to its end
+TARGET_TOKENS, TARGET_RANK, TARGET_RATIO = 1024, 64, 60.0
+MEMORY_GB = 16.0
+TOLERANCES = {"float32": 2e-3, "float64": 1e-6}
+PEER = "textbook_numpy_float64_bias"
+REPOSITORY = Path(__file__).resolve().parents[1]
 
 Array = np.ndarray[Any, Any]
 
@@ -51,57 +69,201 @@ def seconds(function: Any, *arguments: Any, **options: Any) -> tuple[float, Any]
     return time.perf_counter() - start, result
 
 
-def textbook_seconds(tokens: Array, rank: int, iterations: int, ours: Array) -> float:
-    """Of the literal form: scikit-learn's PCA, a dense solve an iteration, scikit-learn's clustering."""
-    exact = tokens.astype(np.float64)
-    projection, projected = seconds(PCA(rank, svd_solver="full").fit_transform, exact) if rank else (0.0, exact)
-    setup_and_two, _ = seconds(textbook_self_expression, projected, max_iter=2)
-    more, few = seconds(textbook_self_expression, projected, max_iter=2 + FEW)
-    an_iteration = (more - setup_and_two) / FEW
-    same = subspace_score(tokens, SUBSPACES, rank, max_iter=2 + FEW, dtype="float64", return_details=True)
-    difference = np.abs(same.self_expression - few.self_expression).max()
-    assert difference < 1e-6, f"C differs by {difference}"
-    size = np.abs(ours.astype(np.float64))
-    clustering, _ = seconds(spectral_clustering, size + size.T, n_clusters=SUBSPACES, assign_labels="discretize")
-    return projection + setup_and_two + (iterations - 2) * an_iteration + clustering
+def scored(tokens: Array, rank: int, dtype: Any, **options: Any) -> Any:
+    return subspace_score(tokens, SUBSPACES, rank, dtype=dtype, return_details=True, **options)
 
 
-def measure(n: int, rank: int, dtype: Any) -> None:
-    """Print one line."""
+def clusters(expression: Array) -> Array:
+    """scikit-learn's labels [N] of C [N, N]."""
+    size = np.abs(expression)
+    labels = spectral_clustering(size + size.T, n_clusters=SUBSPACES, assign_labels="discretize", random_state=0)
+    return np.asarray(labels, dtype=np.int64)
+
+
+class Textbook:
+    """The literal form on some tokens: its time, and its answer."""
+
+    def __init__(self, tokens: Array, rank: int) -> None:
+        self.tokens, self.rank = tokens, rank
+        self.exact = tokens.astype(np.float64)
+
+    def project(self) -> Array:
+        if not self.rank:
+            return self.exact
+        return np.asarray(PCA(self.rank, svd_solver="full").fit_transform(self.exact))
+
+    def seconds(self, iterations: int, expression: Array) -> float:
+        """Of `iterations`, extrapolated, and of clustering C [N, N]."""
+        projection, projected = seconds(self.project)
+        setup_and_two, _ = seconds(textbook_self_expression, projected, max_iter=2)
+        more, _ = seconds(textbook_self_expression, projected, max_iter=2 + FEW)
+        clustering, _ = seconds(clusters, expression.astype(np.float64))
+        return projection + setup_and_two + (iterations - 2) * (more - setup_and_two) / FEW + clustering
+
+    def differences(self) -> dict[str, tuple[str, float]]:
+        """By type: what was compared with the textbook's, and the largest difference."""
+        projected = self.project()
+        if len(self.tokens) > WHOLE:
+            few = textbook_self_expression(projected, max_iter=2 + FEW)
+            of = f"C after {2 + FEW} iterations"
+            ours = {dtype: scored(self.tokens, self.rank, dtype, max_iter=2 + FEW) for dtype in TOLERANCES}
+            return {
+                dtype: (of, float(np.abs(one.self_expression - few.self_expression).max()))
+                for dtype, one in ours.items()
+            }
+        whole = textbook_self_expression(projected)
+        expected = sharing_score(whole.self_expression.sum(axis=1), clusters(whole.self_expression))
+        exact = scored(self.tokens, self.rank, "float64")
+        assert exact.iterations == whole.iterations, (exact.iterations, whole.iterations)
+        return {
+            "float64": ("C", float(np.abs(exact.self_expression - whole.self_expression).max())),
+            "float32": (
+                "score",
+                float(np.abs(scored(self.tokens, self.rank, "float32").sharing_score - expected).max()),
+            ),
+        }
+
+
+def measure_case(n: int, rank: int) -> dict[str, Any]:
+    """Times in seconds, iterations and differences, both types of one case."""
     tokens = video_tokens(n)
-    subspace_score(tokens[:64], SUBSPACES, dtype=dtype)  # loads the libraries
+    textbook = Textbook(tokens, rank)
+    subspace_score(tokens[:64], SUBSPACES)  # loads the libraries
+    case: dict[str, Any] = {"differences": textbook.differences()}
+    for dtype in TOLERANCES:
+        ours, theirs = [], []
+        for _ in range(REPEATS):
+            took, details = seconds(scored, tokens, rank, dtype)
+            ours.append(took)
+            theirs.append(textbook.seconds(details.iterations, details.self_expression))
+        case[dtype] = {"ours": ours, "textbook": theirs, "iterations": details.iterations}
+    return case
+
+
+def measure_memory(n: int, rank: int, dtype: str) -> dict[str, Any]:
+    """Peak bytes of one call above what the process had before it, all of it, and the time."""
+    tokens = video_tokens(n)
+    subspace_score(tokens[:64], SUBSPACES, dtype=dtype)  # type: ignore[call-overload]
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    ours, textbook = [], []
-    peak = 0
-    for _ in range(REPEATS):
-        took, details = seconds(subspace_score, tokens, SUBSPACES, rank, dtype=dtype, return_details=True)
-        ours.append(took)
-        peak = peak or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-        textbook.append(textbook_seconds(tokens, rank, details.iterations, details.self_expression))
-    mine, theirs = statistics.median(ours), statistics.median(textbook)
+    took, details = seconds(scored, tokens, rank, dtype)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {
+        "peak": 1024 * (peak - before),
+        "process_peak": 1024 * peak,
+        "seconds": took,
+        "iterations": details.iterations,
+        "converged": details.converged,
+    }
+
+
+def in_a_process(*arguments: object) -> Any:
+    """One of the two functions above in a process of its own, where peak memory starts from nothing."""
+    command = [sys.executable, __file__, *map(str, arguments)]
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+
+
+def timing_row(n: int, rank: int, dtype: str, case: dict[str, Any]) -> dict[str, Any]:
+    def in_microseconds(samples: list[float]) -> tuple[float, list[float]]:
+        return 1e6 * statistics.median(samples), [1e6 * min(samples), 1e6 * max(samples)]
+
+    ours, ours_range = in_microseconds(case["ours"])
+    theirs, theirs_range = in_microseconds(case["textbook"])
+    return {
+        "op": "subspace_score",
+        "shape": {"tokens": n, "dim": DIM, "pca_rank": rank, "iterations": case["iterations"]},
+        "dtype": dtype,
+        "ours_us": ours,
+        "ours_range_us": ours_range,
+        "peers_us": {PEER: theirs},
+        "peers_range_us": {PEER: theirs_range},
+        "notes": {PEER: f"extrapolated from {FEW} iterations"},
+        "repeats": REPEATS,
+    }
+
+
+def benchmark(document: dict[str, Any], n: int, rank: int) -> None:
+    """Print two lines and add their rows."""
+    case = in_a_process("--case", n, rank)
+    for dtype, tolerance in TOLERANCES.items():
+        row = timing_row(n, rank, dtype, case[dtype])
+        document["timings"].append(row)
+        of, difference = case["differences"][dtype]
+        name = f"{of} of {n} tokens, PCA {rank or 'none'}, {dtype}, against the textbook"
+        document["checks"].append(
+            check_row(
+                name, difference <= tolerance, shape=row["shape"], dtype=dtype, max_rel_err=difference,
+                tolerance=tolerance,
+            )
+        )  # fmt: skip
+        ratio = row["peers_us"][PEER] / row["ours_us"]
+        if (n, rank, dtype) == (TARGET_TOKENS, TARGET_RANK, "float32"):
+            name = f"subspace_score on the CPU against the textbook, {n} tokens, PCA {rank}, {dtype}"
+            document["targets"].append(target_row(name, ratio, ">=", TARGET_RATIO, "times"))
+        memory = in_a_process("--memory", n, rank, dtype)
+        low, high = (bound / 1e6 for bound in row["ours_range_us"])
+        print(
+            f"{n:6d} {rank or 'none':>5} {dtype:>8} {row['shape']['iterations']:6d} {row['ours_us'] / 1e6:9.3f}"
+            f" [{low:.3f}, {high:.3f}] {row['peers_us'][PEER] / 1e6:9.1f} {ratio:7.1f} {memory['peak'] / 2**20:9.0f}"
+            f"   {of}: {difference:.1e} (at most {tolerance:g})",
+            flush=True,
+        )
+
+
+def measure_long(document: dict[str, Any], n: int) -> None:
+    memory = in_a_process("--memory", n, TARGET_RANK, "float32")
+    peak = memory["process_peak"] / 1e9
+    name = f"peak memory of the process, {n} tokens, PCA {TARGET_RANK}, float32"
+    document["targets"].append(target_row(name, peak, "<=", MEMORY_GB, "GB"))
     print(
-        f"{n:6d} {rank or 'none':>5} {dtype:>8} {details.iterations:6d} {mine:9.3f} [{min(ours):.3f}, {max(ours):.3f}]"
-        f" {theirs:9.1f} {theirs / mine:7.1f} {peak / 1024:9.0f}",
+        f"{n} tokens, PCA {TARGET_RANK}, float32: {memory['iterations']} iterations"
+        f"{'' if memory['converged'] else ' (not converged)'} in {memory['seconds']:.0f} s,"
+        f" {memory['iterations'] / memory['seconds']:.2f} a second with projection and clustering; peak {peak:.1f} GB",
         flush=True,
     )
 
 
-def main() -> None:
+def cpu_name() -> str:
+    """As /proc/cpuinfo has it."""
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown CPU")
+
+
+def main() -> int:
     """A process for each case: peak memory never falls."""
-    if sys.argv[1:2] == ["--case"]:
-        measure(int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])
-        return
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("tokens", type=int, nargs="*", default=[512, 1024, 2048])
+    parser.add_argument("--json", type=Path, metavar="FOLDER", help="also write <cpu>-score.json there")
+    parser.add_argument("--long", type=int, metavar="TOKENS", help="also run this many, for memory")
+    parser.add_argument("--case", type=int, nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--memory", nargs=3, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.case:
+        print(json.dumps(measure_case(*given.case)))
+        return 0
+    if given.memory:
+        print(json.dumps(measure_memory(int(given.memory[0]), int(given.memory[1]), given.memory[2])))
+        return 0
+
+    device = {**describe_cpu(), "name": cpu_name()}
+    document = begin_evidence(
+        device, current_commit(REPOSITORY), {"matmul_bf16_tflops": None, "copy_tb_per_s": None}
+    )  # fmt: skip
     print(
-        "tokens   PCA    dtype  iter.    ours s [min, max]  textbook s (extrapolated)  ratio  our peak MiB", flush=True
+        "tokens   PCA    dtype  iter.    ours s [min, max]  textbook s (extrapolated)  ratio  our peak MiB   answer",
+        flush=True,
     )
-    for n in [int(argument) for argument in sys.argv[1:]] or [512, 1024, 2048]:
-        for rank in (64, 0):
-            for dtype in ("float32", "float64"):
-                subprocess.run([sys.executable, __file__, "--case", str(n), str(rank), dtype], check=True)
+    for n in given.tokens:
+        for rank in (TARGET_RANK, 0):
+            benchmark(document, n, rank)
+    if given.long:
+        measure_long(document, given.long)
+    if given.json:
+        print(write_evidence(document, given.json, "score"))
+    for failure in failures(document):
+        print(f"FAILED: {failure}", file=sys.stderr)
+    return 1 if failures(document) else 0
 
 
 if __name__ == "__main__":
-    import warnings
-
     warnings.filterwarnings("ignore", message="subspace_score stopped|Graph is not fully connected")
-    main()
+    sys.exit(main())

@@ -29,6 +29,7 @@ FAULTS = {
 # Members that TensorRT-RTX has and full TensorRT has not; the code asks for them under that flavour only.
 RTX_ONLY = {
     "ComputeCapability",
+    "CudaGraphStrategy",
     "IBuilderConfig.num_compute_capabilities",
     "IBuilderConfig.set_compute_capability",
 }

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from command_line import TINY, va_export
+from deep_checkpoint import write_deep_checkpoint
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,6 +25,15 @@ def pytest_configure() -> None:
     wait for each other make the many small matrix products of the solver ten times slower."""
     for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ.setdefault(variable, "1")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_engine_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The tests' own engine cache, empty at first: the user's is neither read nor filled."""
+    directory = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VA_EXPORT_CACHE", str(directory))
+        yield directory
 
 
 def _export(directory: Path, *arguments: object) -> Path:
@@ -67,6 +77,23 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory, can_build_engines: boo
     engines = [] if can_build_engines else ["--onnx-only"]
     directory = tmp_path_factory.mktemp("tiny") / "bundle"
     return _export(directory, *TINY, "--fp16", "--latency-iterations", 2, *engines)
+
+
+@pytest.fixture(scope="session")
+def deep_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """internvl2-tiny with four decoder layers, no two alike."""
+    return write_deep_checkpoint(tmp_path_factory.mktemp("deep") / "checkpoint")
+
+
+@pytest.fixture(scope="session")
+def sharded_bundle(tmp_path_factory: pytest.TempPathFactory, deep_checkpoint: Path, can_build_engines: bool) -> Path:
+    """The four layers in two shards in float16, as `tiny_bundle` otherwise."""
+    engines = ["--target", "sm80,sm86,sm89,sm120"] if can_build_engines else ["--onnx-only"]
+    options = ("--decoder-shards", 2, "--fp16", "--latency-iterations", 2, "--max-kv-cache-capacity", 1024)
+    limits = ("--max-input-len", 1024, "--subspaces", 8)
+    return _export(
+        tmp_path_factory.mktemp("sharded") / "bundle", "--model", deep_checkpoint, *options, *limits, *engines
+    )
 
 
 @pytest.fixture(scope="session")

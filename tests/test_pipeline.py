@@ -17,6 +17,7 @@ import pytest
 from command_line import TINY, va_export
 
 from va_export.engine.inspect_engine import find_plugin_records
+from va_export.native import plugin_contract
 from va_export.ops.anchored_attention import schema
 from va_export.ops.declaration import DOMAIN
 from va_export.runtime.bundle import Bundle, Generation
@@ -111,6 +112,20 @@ def test_decoder_calls_the_op_and_carries_its_body(tiny_bundle: Path) -> None:
     assert sum(node.op_type == "Attention" for node in native.graph.node) == 2
 
 
+def test_the_score_is_one_node_with_its_body_and_the_recipes_settings(tiny_bundle: Path) -> None:
+    path = tiny_bundle / "onnx" / "score.onnx"
+    onnx.checker.check_model(str(path), full_check=True)
+    model = onnx.load(path)
+    (node,), (body,) = model.graph.node, model.functions
+    assert (node.op_type, node.domain) == (body.name, body.domain) == ("SubspaceScore", DOMAIN)
+    settings = json.loads((tiny_bundle / "manifest.json").read_text())["score"]
+    written = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
+    assert written == pytest.approx(settings)
+    assert [value.name for value in (*model.graph.input, *model.graph.output)] == [
+        "visual_tokens", "sharing_score", "labels"
+    ]  # fmt: skip
+
+
 @pytest.mark.usefixtures("needs_engines")
 def test_engines_are_built_for_all_targets_and_hold_the_plugin(tiny_bundle: Path) -> None:
     components = json.loads((tiny_bundle / "manifest.json").read_text())["components"]
@@ -118,8 +133,11 @@ def test_engines_are_built_for_all_targets_and_hold_the_plugin(tiny_bundle: Path
         engine = entry["engines"]["tensorrt-rtx"]
         assert engine["targets"] == ["sm80", "sm86", "sm89", "sm120"]
         assert engine["bytes"] == (tiny_bundle / engine["file"]).stat().st_size
-        records = find_plugin_records(tiny_bundle / engine["file"], "AnchoredAttention", "1", DOMAIN)
-        assert len(records) == (4 if name == "decoder" else 0)  # two layers in two profiles
+        op_type = "SubspaceScore" if name == "score" else "AnchoredAttention"
+        records = find_plugin_records(tiny_bundle / engine["file"], op_type, "1", DOMAIN)
+        # Two layers in two profiles; the score where the library has a plugin for it, else from its body.
+        served = int(any(op["name"] == "SubspaceScore" for op in plugin_contract()["ops"]))
+        assert len(records) == {"decoder": 4, "score": served}.get(name, 0)
         assert engine["plugin_records"] == len(records)
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from va_export.errors import VaExportError
 from va_export.recipe import ExportOptions, Recipe, read_recipe, recipe_names, resolve_model, with_overrides
+from va_export.settings import ScoreSettings
 
 
 def test_every_recipe_that_is_shipped_can_be_read() -> None:
@@ -90,6 +91,32 @@ def test_overrides_change_only_what_is_given() -> None:
     assert changed.limits.opt_input_len == recipe.limits.opt_input_len
 
 
+def test_what_is_found_and_not_given(tmp_path: Path) -> None:
+    path = tmp_path / "found.toml"
+    path.write_text(
+        'checkpoint = "a/b"\n[score]\nn_subspaces = "auto"\n'
+        "[gains]\nalpha_k = 9.5\nalpha_v = 2.5\ntarget_visual_share = 0.6\nplain_visual_share = 0.3\n"
+    )
+    recipe = read_recipe(path)
+    assert recipe.score.n_subspaces == ScoreSettings.AUTOMATIC
+    assert (recipe.gains.target_visual_share, recipe.gains.plain_visual_share) == (0.6, 0.3)
+    outright = with_overrides(recipe, gains={"alpha_k": 2.0}).gains
+    assert (outright.alpha_k, outright.target_visual_share) == (2.0, 0.0), "a gain given outright is not looked for"
+    assert with_overrides(recipe, gains={"alpha_v": 2.0}).gains.target_visual_share == 0.6
+
+
 def test_a_seed_needs_random_weights() -> None:
     with pytest.raises(VaExportError, match="no random weights"):
         with_overrides(resolve_model("internvl2-8b"), seed=1)
+
+
+def test_the_score_comes_with_a_whole_model_or_by_name() -> None:
+    def exports_score(**options: object) -> bool:
+        return ExportOptions(recipe=resolve_model("internvl2-tiny"), output=Path("b"), **options).exports_score  # type: ignore[arg-type]
+
+    assert exports_score() and not exports_score(components=("vision",))
+    assert not exports_score(score_component=False) and exports_score(components=("vision",), score_component=True)
+    alone = ExportOptions(recipe=resolve_model("internvl2-tiny"), output=Path("b"), components=(), score_component=True)
+    assert alone.exports_score and not alone.proves
+    with pytest.raises(VaExportError, match="no component is left"):
+        exports_score(components=())

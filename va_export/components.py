@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from va_export.decoder_shards import DECODER, is_decoder
 from va_export.narrowing import Loss
 from va_export.recipe import COMPONENTS
 from va_export.weight_losses import unusable_weights
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from va_export.models.family import WeightSource
     from va_export.progress import Stage, StageDisplay
     from va_export.recipe import ExportOptions
+    from va_export.shard_plan import ShardPlan
     from va_export.source import Source
 
 
@@ -38,33 +40,52 @@ class WrittenComponents:
 
 
 def write_components(
-    options: ExportOptions, source: Source, bundle: BundleWriter, display: StageDisplay
+    options: ExportOptions, source: Source, shards: ShardPlan, bundle: BundleWriter, display: StageDisplay
 ) -> WrittenComponents:
     """Trace every component and write its ONNX files.
 
     Raises:
         VaExportError: weights that are not finite or that the precision cannot hold, all of them in one message.
     """
-    from va_export.graph.trace import trace_component
-    from va_export.passes import run_passes
 
-    def graph(name: str) -> ir.Model:
-        return run_passes(trace_component(name, source.family, source.spec, options.precision))
-
+    layers = {shard.name: [shard.first_layer, shard.stop_layer] for shard in shards.shards if len(shards.shards) > 1}
     written = WrittenComponents()
-    for name in options.components:
+    for name, graph in _graphs(options, source, shards).items():
         with display.stage(f"export {name}") as stage:
             write_component(
                 name,
-                partial(graph, name),
-                ("", "native") if name == "decoder" else ("",),
+                graph,
+                ("", "native") if is_decoder(name) else ("",),
                 options,
                 source,
                 bundle,
                 written,
                 stage,
+                key=layers.get(name),
             )
+        if name in layers:
+            written.entries[name]["layers"] = layers[name]
     return written
+
+
+def _graphs(options: ExportOptions, source: Source, shards: ShardPlan) -> dict[str, Callable[[], ir.Model]]:
+    """What makes the graph of each component, passes run and without weights; several shards of a decoder are a
+    component each."""
+    from va_export.graph.shards import ShardTracer
+    from va_export.graph.trace import trace_component
+    from va_export.passes import run_passes
+
+    def whole(name: str) -> ir.Model:
+        return run_passes(trace_component(name, source.family, source.spec, options.precision))
+
+    graphs: dict[str, Callable[[], ir.Model]] = {}
+    for name in options.components:
+        if name == DECODER and len(shards.shards) > 1:
+            tracer = ShardTracer(source.family, source.spec, options.precision)
+            graphs |= {shard.name: partial(tracer.graph, shard) for shard in shards.shards}
+        else:
+            graphs[name] = partial(whole, name)
+    return graphs
 
 
 def write_component(
@@ -171,3 +192,20 @@ def _others(options: ExportOptions, weight_map: Mapping[str, WeightSource], done
     if set(options.components) != set(COMPONENTS):
         return {}
     return {name: source for name, source in weight_map.items() if name not in done}
+
+
+def write_score(options: ExportOptions, source: Source, bundle: BundleWriter, display: StageDisplay) -> dict[str, Any]:
+    """Write SubspaceScore's graph with the recipe's settings, which has no weights; returns its manifest entry."""
+    import onnx
+
+    from va_export.graph.score import score_model
+    from va_export.graph.write_onnx import check_onnx
+
+    with display.stage("export score") as stage:
+        relative = "onnx/score.onnx"
+        tuned = options.recipe.limits.opt_frames * source.spec.vision.tokens_per_frame
+        model = score_model(options.recipe.score, source.spec.text.hidden_size, tuned)
+        onnx.save(model, bundle.path(relative))
+        check_onnx(bundle.path(relative))
+        stage.say(f"1 node, and {len(model.functions[0].node)} in its body")
+    return {"onnx": relative}

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from va_export.components import WrittenComponents
     from va_export.engines import EnginePlan
     from va_export.recipe import ExportOptions
+    from va_export.shard_plan import ShardPlan
     from va_export.source import Source
 
 
@@ -31,6 +32,7 @@ def write_settings(options: ExportOptions, source: Source, bundle: BundleWriter)
 def describe(
     options: ExportOptions,
     source: Source,
+    shards: ShardPlan,
     written: WrittenComponents,
     checkpoint_files: dict[str, dict[str, Any]],
     engine_entries: dict[str, dict[str, Any]],
@@ -69,8 +71,7 @@ def describe(
             name: {**entry, **({"engines": engine_entries[name]} if name in engine_entries else {})}
             for name, entry in written.entries.items()
         },
-        # The score runs on the host between vision and decoder; an engine of its own would be listed as a component.
-        "scoring": "host",
+        "decoder_shards": shards.to_mapping(),
         "limits": recipe.limits.to_mapping(),
         "gains": recipe.gains.to_mapping(),
         "score": recipe.score.to_mapping(),

@@ -8,12 +8,19 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from va_export.engine.build import EngineInfo, build_engine
+from va_export.bundle.manifest import sha256
+from va_export.decoder_shards import DECODER, is_decoder
+from va_export.engine.build_process import build_in_process
+from va_export.engine.cache_key import cache_key
+from va_export.engine.engine_cache import EngineCache, Obtained, build_only
+from va_export.engine.engine_info import BuildRequest, EngineInfo
 from va_export.engine.profiles import dimension_ranges
 from va_export.engine.targets import DEFAULT_TARGETS, check_targets
 from va_export.engine.tensorrt_api import Flavor, TensorRT, available_flavors, load_tensorrt
 from va_export.errors import VaExportError
 from va_export.native import plugin_contract, plugin_library
+from va_export.recipe import SCORE
+from va_export.runtime.external_data import external_files
 
 if TYPE_CHECKING:
     from va_export.bundle.write import BundleWriter
@@ -22,6 +29,7 @@ if TYPE_CHECKING:
     from va_export.recipe import ExportOptions
 
 PLUGIN_FILE = "plugins/libva_plugins.so"
+_MORE_MEMORY = "free some memory, or use a larger machine"
 
 
 @dataclass(frozen=True)
@@ -56,7 +64,7 @@ def plan_engines(options: ExportOptions, spec: ModelSpec, display: StageDisplay)
         check_targets(_load(flavor), options.targets or DEFAULT_TARGETS[flavor])
     for name in options.components if flavors else ():
         dimension_ranges(name, options.recipe.limits, spec.vision.tokens_per_frame)
-    if options.attention != "plugin" or "decoder" not in options.components:
+    if options.attention != "plugin" or DECODER not in options.components:
         return EnginePlan(flavors, reason)
     try:
         return EnginePlan(flavors, reason, plugin_library(), plugin_contract())
@@ -100,29 +108,66 @@ def build_engines(
     bundle: BundleWriter,
     display: StageDisplay,
 ) -> dict[str, dict[str, Any]]:
-    """Build every component's engines; returns component → flavour → the manifest's entry."""
+    """Build every component's engines, or take them from the cache; returns component → flavour → the manifest's
+    entry."""
     entries: dict[str, dict[str, Any]] = {}
     if plan.library is not None:
         shutil.copyfile(plan.library, bundle.path(PLUGIN_FILE))
+    memory_fix = _memory_fix(sum(map(is_decoder, components)), spec.text.num_layers)
     for flavor in plan.flavors:
         targets = options.targets or DEFAULT_TARGETS[flavor]
         for name, files in components.items():
+            kind = DECODER if is_decoder(name) else name
+            request = BuildRequest(
+                onnx_path=bundle.path(files["onnx"]),
+                flavor=flavor,
+                targets=targets,
+                ranges=dimension_ranges(kind, options.recipe.limits, spec.vision.tokens_per_frame),
+                attention="native" if options.attention == "native" else "plugin",
+                capacity=options.recipe.limits.max_kv_cache_capacity if kind == DECODER else None,
+                plugin_library=plan.library if kind in (DECODER, SCORE) else None,
+            )
+            relative = f"engines/{flavor}/{name}.engine"
             with display.stage(f"build {name} engine") as stage:
-                info = build_engine(
-                    bundle.path(files["onnx"]),
-                    bundle.path(f"engines/{flavor}/{name}.engine"),
-                    flavor=flavor,
-                    targets=targets,
-                    ranges=dimension_ranges(name, options.recipe.limits, spec.vision.tokens_per_frame),
-                    attention="native" if options.attention == "native" else "plugin",
-                    capacity=options.recipe.limits.max_kv_cache_capacity if name == "decoder" else None,
-                    plugin_library=plan.library if name == "decoder" else None,
-                    on_progress=partial(_advance, stage),
-                )
+                fix = memory_fix if kind == DECODER else _MORE_MEMORY
+                obtained = _obtain(request, bundle, relative, options.engine_cache, stage, fix)
+                bundle.record_digest(relative, obtained.sha256)
+                info = obtained.info
                 entries.setdefault(name, {})[flavor] = _entry(info, bundle.directory)
                 plugins = f", {len(info.plugin_nodes)} plugin nodes" if info.plugin_nodes else ""
-                stage.say(f"{flavor} {info.version}, {','.join(info.targets)}{plugins}")
+                reused = ", from the engine cache" if obtained.reused else ""
+                stage.say(f"{flavor} {info.version}, {','.join(info.targets)}{plugins}{reused}")
     return entries
+
+
+def _obtain(
+    request: BuildRequest, bundle: BundleWriter, relative: str, directory: Path | None, stage: Stage, memory_fix: str
+) -> Obtained:
+    """The engine in the bundle: from the cache where one is used and has it, else built in a process of its own."""
+    destination = bundle.path(relative)
+
+    def build() -> EngineInfo:
+        return build_in_process(request, destination, partial(_advance, stage), memory_fix)
+
+    if directory is None:
+        return build_only(destination, build)
+
+    def sha256_of(path: Path) -> str:
+        inside = path.is_relative_to(bundle.directory)
+        return bundle.digest(path.relative_to(bundle.directory).as_posix()) if inside else sha256(path)
+
+    weights = external_files(request.onnx_path)
+    key = cache_key(request, load_tensorrt(request.flavor).version, sha256_of, weights)
+    return EngineCache(directory).obtain(
+        key, destination, build, lambda: stage.say("another va-export builds this engine now: waiting for it")
+    )
+
+
+def _memory_fix(n_shards: int, num_layers: int) -> str:
+    if n_shards >= num_layers:
+        return _MORE_MEMORY
+    more = min(2 * n_shards, num_layers)
+    return f"cut the decoder into more shards with --decoder-shards {more}, or {_MORE_MEMORY}"
 
 
 def _advance(stage: Stage, _phase: str, done: int, total: int) -> None:
@@ -136,6 +181,7 @@ def _entry(info: EngineInfo, directory: Path) -> dict[str, Any]:
         "targets": list(info.targets),
         "bytes": info.size_bytes,
         "seconds": round(info.seconds, 3),
+        "peak_memory_bytes": info.peak_memory_bytes,
         "plugin_nodes": len(info.plugin_nodes),
         "plugin_records": info.plugin_records,
         "layers": dict(info.layer_counts),

@@ -12,16 +12,17 @@ from pathlib import Path
 from va_export.bundle.manifest import read_manifest
 from va_export.bundle.write import bundle_writer, check_destination
 from va_export.checkpoint_hashes import hashing
-from va_export.components import write_components
+from va_export.components import write_components, write_score
 from va_export.description import describe, write_settings
 from va_export.engines import build_engines, plan_engines
 from va_export.fingerprint import continue_or_start
 from va_export.plan import Plan, check_plan, plan_export
 from va_export.progress import StageDisplay
 from va_export.proof import prove
-from va_export.recipe import ExportOptions
+from va_export.recipe import SCORE, ExportOptions
 from va_export.report.html import render_report
 from va_export.sample import make_sample
+from va_export.shard_plan import keep_shards, plan_shards
 from va_export.source import open_source, open_spec
 from va_export.weight_losses import loss_note
 
@@ -49,11 +50,12 @@ def export(options: ExportOptions, display: StageDisplay) -> ExportResult:
         with display.stage("open checkpoint") as stage:
             source = open_source(options, Path(scratch))
             engines = plan_engines(options, source.spec, display)
-            check_plan(
-                plan_export(options, source.spec, source.family.weight_map(source.spec), engines.flavors), bundle.output
-            )
+            weight_map = source.family.weight_map(source.spec)
+            shards = plan_shards(options, source.spec, weight_map, builds_engines=bool(engines.flavors))
+            check_plan(plan_export(options, source.spec, weight_map, engines.flavors, shards), bundle.output)
             stage.say(f"{source.family.name}, {source.spec.text.num_layers} layers, from {source.checkpoint.directory}")
         continue_or_start(options, source, bundle, display)
+        shards = keep_shards(options, source.spec, weight_map, shards, bundle.journal)
         write_settings(options, source, bundle)
         sample = None
         if options.proves:  # read now: a wrong video should not be found out after everything else
@@ -62,13 +64,15 @@ def export(options: ExportOptions, display: StageDisplay) -> ExportResult:
                 sample = make_sample(options, processing, source.spec, bundle.directory)
                 stage.say(f"{options.recipe.frames} frames of {sample.clip['file']}")
         with hashing(source.checkpoint, bundle.journal) as hashes:
-            written = write_components(options, source, bundle, display)
+            written = write_components(options, source, shards, bundle, display)
             if note := loss_note(written.losses, options.precision):
                 display.note(note)
+            if options.exports_score:
+                written.entries[SCORE] = write_score(options, source, bundle, display)
             engine_entries = build_engines(options, engines, written.entries, source.spec, bundle, display)
             with display.stage("hash checkpoint") as stage:
                 checkpoint_files = hashes.wait(stage)
-        manifest = describe(options, source, written, checkpoint_files, engine_entries, engines)
+        manifest = describe(options, source, shards, written, checkpoint_files, engine_entries, engines)
         bundle.write_manifest(manifest)
         passed = None
         if sample is not None:
@@ -95,4 +99,6 @@ def plan(options: ExportOptions, display: StageDisplay) -> Plan:
     with tempfile.TemporaryDirectory(prefix="va-export-") as scratch:
         family, spec = open_spec(options, Path(scratch))
         flavors = plan_engines(options, spec, display).flavors
-        return plan_export(options, spec, family.weight_map(spec), flavors)
+        weight_map = family.weight_map(spec)
+        shards = plan_shards(options, spec, weight_map, builds_engines=bool(flavors))
+        return plan_export(options, spec, weight_map, flavors, shards)

@@ -13,8 +13,12 @@ import psutil
 
 from va_export.bundle.manifest import bundle_files
 from va_export.bundle.write import partial_path
+from va_export.decoder_shards import DECODER
 from va_export.errors import VaExportError
-from va_export.recipe import COMPONENTS
+from va_export.recipe import COMPONENTS, SCORE
+from va_export.report.reference_memory import must_stream, reference_memory
+from va_export.runtime.session_memory import RESIDENT_FACTOR
+from va_export.shard_plan import EXPORT_BASE, ITEM_BYTES, ShardPlan, build_memory
 
 if TYPE_CHECKING:
     from va_export.models.family import ModelSpec, WeightSource
@@ -27,13 +31,12 @@ _BUILD_RATE = 0.02e9  # of an engine's weights, for four targets: TensorRT-RTX 1
 _PROOF_RATE = 0.05e9  # of float32 weights: reference, and ONNX Runtime twice
 _TRACE_SECONDS = 20  # to trace and check one component, imports included
 
-_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
-# An engine holds its weights once; its build holds them about twice (measured with TensorRT-RTX 1.7).
-_BUILD_MEMORY_FACTOR = 2.0
-# Python with torch, transformers and ONNX Runtime loaded; the rest of the plan comes on top.
-_BASE_MEMORY = 1 << 30
 _SMALL_FILES = 16 << 20
+# Tokens of a prompt beside the visual ones: the line of a frame; the system message, the question and their frame.
+_TEXT_A_FRAME, _TEXT = 8, 128
 _BLOCKS = 256 << 20  # what is read, converted and hashed at a time, several times over
+# Kernels for each target and no weights: 20 MB for the default targets of TensorRT-RTX 1.7, 25 MB with PCA (measured).
+_SCORE_ENGINE = 32 << 20
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,8 @@ class Plan:
     """Files, disk and peak memory (bytes) of one export, and about how long it takes.
 
     Attributes:
+        shards: what is said about the decoder's shards; empty without a decoder.
+        shards_were_asked: whether their number was given, not chosen here by the free memory.
         seconds: step → seconds.
         there: bytes that an earlier run of the same export left, which the disk need not have free again.
     """
@@ -56,6 +61,8 @@ class Plan:
     files: tuple[PlannedFile, ...]
     memory: int
     memory_reason: str
+    shards: str = ""
+    shards_were_asked: bool = False
     seconds: Mapping[str, float] = field(default_factory=dict)
     there: int = 0
 
@@ -75,47 +82,83 @@ def component_bytes(spec: ModelSpec, weight_map: Mapping[str, WeightSource], pre
             component = "decoder"
         else:
             component = "vision"
-        sizes[component] += math.prod(source.shape) * _BYTES[precision]
+        sizes[component] += math.prod(source.shape) * ITEM_BYTES[precision]
     return sizes
 
 
 def plan_export(
-    options: ExportOptions, spec: ModelSpec, weight_map: Mapping[str, WeightSource], flavors: Sequence[str]
+    options: ExportOptions,
+    spec: ModelSpec,
+    weight_map: Mapping[str, WeightSource],
+    flavors: Sequence[str],
+    shards: ShardPlan,
+    available: int | None = None,
 ) -> Plan:
     """Estimate an export from the shapes alone.
 
     Args:
         flavors: the TensorRT flavours that engines are built for; empty for ONNX only.
+        available: bytes of memory, which decide whether the proof streams weights; default: what the machine has left.
     """
     weights = {
         name: size
         for name, size in component_bytes(spec, weight_map, options.precision).items()
-        if name in options.components
-    }
+        if name in options.components and name != DECODER
+    } | shards.sizes
     files = [PlannedFile(f"onnx/{name}.onnx.data", size) for name, size in weights.items()]
     files += [
         PlannedFile(f"engines/{flavor}/{name}.engine", size) for flavor in flavors for name, size in weights.items()
     ]
+    files += [
+        PlannedFile(f"engines/{flavor}/score.engine", _SCORE_ENGINE) for flavor in flavors if options.exports_score
+    ]
     files.append(
         PlannedFile("graphs, plugin, tokenizer, reference, reports", _SMALL_FILES + _reference_bytes(options, spec))
     )
+    free = psutil.virtual_memory().available if available is None else available
     # A transposed weight is held once, in the target's precision; everything else passes in blocks.
-    candidates = {"writing the ONNX weights": _largest(weight_map) * _BYTES[options.precision] + _BLOCKS}
+    candidates = {"writing the ONNX weights": _largest(weight_map) * ITEM_BYTES[options.precision] + _BLOCKS}
     if flavors:
-        candidates["building the largest engine"] = int(_BUILD_MEMORY_FACTOR * max(weights.values()))
+        largest = max(weights, key=lambda name: weights[name], default=SCORE)
+        candidates[f"building the engine of {largest}"] = build_memory(weights.get(largest, 0))
     if options.proves:
-        reference = sum(math.prod(source.shape) for source in weight_map.values()) * 4
-        candidates["the float32 reference in PyTorch"] = reference
-        candidates["running the bundle"] = sum(weights.values()) * 2
+        candidates |= _proof_candidates(options, spec, weight_map, weights, free)
     reason = max(candidates, key=lambda name: candidates[name])
+    said = f"{len(shards.shards)} ({shards.reason})" if shards.shards else ""
     left = partial_path(options.output.absolute()) / "bundle" if options.resume else None
     return Plan(
         tuple(files),
-        _BASE_MEMORY + candidates[reason],
+        EXPORT_BASE + candidates[reason],
         reason,
+        said,
+        options.decoder_shards is not None,
         _seconds(options, weights, weight_map, len(flavors)),
         0 if left is None else sum(path.stat().st_blocks * 512 for _, path in bundle_files(left)),
     )
+
+
+def _proof_candidates(
+    options: ExportOptions,
+    spec: ModelSpec,
+    weight_map: Mapping[str, WeightSource],
+    weights: Mapping[str, int],
+    available: int,
+) -> dict[str, int]:
+    """Memory of the proof's two halves. Each streams weights by itself where they do not fit; the plan follows."""
+    prompt = options.recipe.frames * (spec.vision.tokens_per_frame + _TEXT_A_FRAME) + _TEXT
+    need = reference_memory(spec, weight_map, prompt, options.new_tokens)
+    streams = must_stream(spec, weight_map, prompt, options.new_tokens, available - EXPORT_BASE)
+    candidates = {
+        "the float32 reference, streamed layer by layer"
+        if streams
+        else "the float32 reference in PyTorch": need.streamed if streams else need.whole
+    }
+    if options.precision == "bf16":  # PyTorch runs it, whole
+        return candidates | {"running the bundle": sum(weights.values()) + need.activations}
+    whole = int(RESIDENT_FACTOR * sum(weights.values()))
+    if whole <= available - EXPORT_BASE:
+        return candidates | {"running the bundle": whole + need.activations}
+    return candidates | {"running the bundle, weights mapped": 4 * _largest(weight_map) + need.activations}
 
 
 def _seconds(
@@ -164,7 +207,8 @@ def check_plan(plan: Plan, output: Path) -> None:
             f"the export needs about {human(plan.memory)} of memory for {plan.memory_reason},"
             f" and {human(available)} are available",
             where="memory",
-            fix="leave the proof out with --no-parity, export parts with --components or --num-decoder-layers, build no"
+            fix=("let --decoder-shards auto choose, " if plan.shards_were_asked else "")
+            + "leave the proof out with --no-parity, export parts with --components or --num-decoder-layers, build no"
             " engines with --onnx-only, or use a larger machine",
         )
 
@@ -192,6 +236,8 @@ def describe(plan: Plan, output: Path) -> list[str]:
     lines += [f"  {human(file.bytes):>10}  {file.name}" for file in plan.files]
     there = f", {human(plan.there)} of them written already" if plan.there else ""
     lines.append(f"disk          {human(plan.disk)}{there}, of {human(free_disk(output))} free")
+    if plan.shards:
+        lines.append(f"shards        {plan.shards}")
     available = human(psutil.virtual_memory().available)
     lines.append(f"peak memory   about {human(plan.memory)} ({plan.memory_reason}) of {available} available")
     if plan.seconds:

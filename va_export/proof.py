@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import psutil
 
 from va_export.errors import VaExportError
 from va_export.report.latency import environment, gpu_name, measure_latency
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
     from va_export.progress import StageDisplay
     from va_export.recipe import ExportOptions
     from va_export.source import Source
+
+# PyTorch holds the weights once, beside activations and the file pages that they are copied from.
+_TORCH_FACTOR = 1.3
 
 
 def prove(
@@ -46,9 +51,10 @@ def prove(
     parity["not_run"] = not_run_here(engines)
     bundle.write_json("parity.json", parity)
     if options.latency_iterations and is_finite(parity):
-        latency = run_latency(
-            bundle.directory, _timed_here(options), arrays, options.latency_iterations, options.new_tokens, display
-        )
+        timed, left_out = _timed_here(options, bundle.directory)
+        for reason in left_out:
+            display.note(reason)
+        latency = run_latency(bundle.directory, timed, arrays, options.latency_iterations, options.new_tokens, display)
         bundle.write_json("latency.json", latency)
     return bool(parity["passed"])
 
@@ -69,10 +75,18 @@ def _runs_here(options: ExportOptions) -> list[tuple[str, str]]:
     return [("onnxruntime", options.attention), ("onnxruntime", other)]
 
 
-def _timed_here(options: ExportOptions) -> list[tuple[str, str]]:
-    """The pairs that are timed: ONNX Runtime with the exported form, and PyTorch beside it for scale."""
+def _timed_here(options: ExportOptions, directory: Path) -> tuple[list[tuple[str, str]], list[str]]:
+    """The pairs that are timed: ONNX Runtime with the exported form, and PyTorch beside it for scale where its weights,
+    which it holds whole, fit; and what was left out, in words."""
     torch = ("torch", options.attention)
-    return [torch] if options.precision == "bf16" else [("onnxruntime", options.attention), torch]
+    if options.precision == "bf16":
+        return [torch], []
+    weights = sum(path.stat().st_size for path in directory.glob("onnx/*.data"))
+    available = psutil.virtual_memory().available
+    if _TORCH_FACTOR * weights > available:
+        reason = f"PyTorch is not timed: its {weights / 1e9:.1f} GB of weights do not fit the memory that is left"
+        return [("onnxruntime", options.attention)], [reason]
+    return [("onnxruntime", options.attention), torch], []
 
 
 def not_run_here(engines: EnginePlan) -> list[dict[str, str]]:
@@ -102,13 +116,14 @@ def run_parity(
     atol: float | None,
     rtol: float | None,
     display: StageDisplay,
+    devices: Sequence[int] | None = None,
 ) -> dict[str, Any]:
     """parity.json over the given (backend, attention form) pairs, `not_run` left empty."""
     results = []
     for backend, attention in runs:
         with (
             display.stage(f"parity {backend}/{attention}") as stage,
-            Bundle.open(directory, backend, attention=attention, unfinished_too=True) as bundle,
+            Bundle.open(directory, backend, attention=attention, devices=devices, unfinished_too=True) as bundle,
         ):
             result = check_parity(bundle, reference, atol, rtol)
             results.append(result)
@@ -128,11 +143,12 @@ def run_latency(
     iterations: int,
     new_tokens: int,
     display: StageDisplay,
+    devices: Sequence[int] | None = None,
 ) -> dict[str, Any]:
     """latency.json over the given (backend, attention form) pairs, with anchors and without."""
     results = []
     for backend, attention in runs:
-        with Bundle.open(directory, backend, attention=attention, unfinished_too=True) as bundle:
+        with Bundle.open(directory, backend, attention=attention, devices=devices, unfinished_too=True) as bundle:
             for anchors in (True, False):
                 with display.stage(f"latency {backend} {'anchored' if anchors else 'plain'}") as stage:
                     result = measure_latency(
@@ -158,11 +174,13 @@ def check_bundle(
     rtol: float | None = None,
     iterations: int = 10,
     output: Path | None = None,
+    devices: Sequence[int] | None = None,
 ) -> dict[str, Any]:
     """Repeat parity and latency of a bundle on this machine (`va-check`); needs neither PyTorch nor the checkpoint.
 
     Args:
         output: a directory for `parity.json` and `latency.json` of this run; the bundle itself is never changed.
+        devices: as for `Bundle.open`.
 
     Raises:
         VaExportError: the bundle is damaged, has no reference, or the backend is not available; the output cannot be
@@ -179,14 +197,14 @@ def check_bundle(
             where=output,
             fix="choose another --output",
         )
-    with Bundle.open(directory, backend, check_hashes=True) as bundle:
+    with Bundle.open(directory, backend, check_hashes=True, devices=devices) as bundle:
         runs = [(backend, bundle.attention)]
     reference = read_reference(directory)
     new_tokens = len(reference["anchored_tokens"])
-    parity = run_parity(directory, runs, reference, atol, rtol, display)
+    parity = run_parity(directory, runs, reference, atol, rtol, display, devices)
     document: dict[str, Any] = {"parity": parity}
     if iterations and is_finite(parity):
-        document["latency"] = run_latency(directory, runs, reference, iterations, new_tokens, display)
+        document["latency"] = run_latency(directory, runs, reference, iterations, new_tokens, display, devices)
     if output is not None:
         try:
             output.mkdir(parents=True, exist_ok=True)

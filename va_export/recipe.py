@@ -16,7 +16,8 @@ from va_export.settings import GainSettings, Limits, ScoreSettings, check_tolera
 PRECISIONS = ("fp32", "fp16", "bf16")
 ATTENTIONS = ("plugin", "native")
 WEIGHTS = ("checkpoint", "random")
-COMPONENTS = ("vision", "embedding", "decoder")
+COMPONENTS = ("vision", "embedding", "decoder")  # the model's, which have weights
+SCORE = "score"  # beside them: SubspaceScore's graph
 FLAVORS = ("auto", "tensorrt", "tensorrt-rtx")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # The paper's gains for InternVL2-8B; a checkpoint without a recipe of its own starts from them.
@@ -86,16 +87,18 @@ class ExportOptions:
 
     Attributes:
         output: the bundle's directory.
+        score_component: whether to export the score's graph too; None: with a whole model.
         targets: GPU architectures, such as `sm86`; empty: the default of the TensorRT that is used.
         components: which of `COMPONENTS` to export.
+        decoder_shards: how many ranges of layers the decoder is cut into; None: as the free memory wants.
         video: the clip whose frames prove the bundle; None: a clip that a package ships.
         question: asked about the clip, where there is a tokenizer.
         new_tokens: greedy steps compared in the parity report.
         atol, rtol: override the parity tolerances.
         image_token_id: the placeholder's id, for a checkpoint that does not tell it.
         latency_iterations: timed repeats; 0 leaves latency out.
-        parity: False leaves reference, parity and latency out: for a machine that can write the model but not hold it
-            in float32.
+        parity: False leaves reference, parity and latency out.
+        engine_cache: where built engines are kept and looked for; None: nowhere.
         clip_overflow: write weights beyond the precision's range as its largest number, instead of refusing them.
         resume: go on from what an earlier run of the same export left; False removes that.
     """
@@ -108,7 +111,9 @@ class ExportOptions:
     targets: tuple[str, ...] = ()
     onnx_only: bool = False
     components: tuple[str, ...] = COMPONENTS
+    score_component: bool | None = None
     num_decoder_layers: int | None = None
+    decoder_shards: int | None = None
     overwrite: bool = False
     video: Path | None = None
     question: str = "What moves in this video, and where?"
@@ -118,6 +123,7 @@ class ExportOptions:
     image_token_id: int | None = None
     latency_iterations: int = 10
     parity: bool = True
+    engine_cache: Path | None = None
     clip_overflow: bool = False
     resume: bool = True
 
@@ -127,11 +133,15 @@ class ExportOptions:
         _choice("--attention", self.attention, ATTENTIONS)
         _choice("--tensorrt", self.flavor, FLAVORS)
         for component in self.components:
-            _choice("--components", component, COMPONENTS)
-        if not self.components:
-            raise VaExportError(
-                "no component is left to export", where="--components", fix=f"name some of {', '.join(COMPONENTS)}"
-            )
+            if component not in COMPONENTS:
+                raise VaExportError(
+                    f"--components cannot be {component!r}",
+                    where="--components",
+                    fix=f"use one of: {', '.join((*COMPONENTS, SCORE))}",
+                )
+        if not self.components and not self.score_component:
+            names = ", ".join((*COMPONENTS, SCORE))
+            raise VaExportError("no component is left to export", where="--components", fix=f"name some of {names}")
         recipe = self.recipe
         if recipe.frames > recipe.limits.max_frames:
             raise VaExportError(
@@ -158,7 +168,20 @@ class ExportOptions:
                 where="--num-decoder-layers",
                 fix="raise it, or leave it out for all layers",
             )
+        if self.decoder_shards is not None and (self.decoder_shards < 1 or "decoder" not in self.components):
+            raise VaExportError(
+                f"{self.decoder_shards} shards cannot be made of "
+                + ("a decoder" if "decoder" in self.components else "a decoder that --components leaves out"),
+                where="--decoder-shards",
+                fix="give a number of at least 1, or leave it out",
+            )
         check_tolerances(self.atol, self.rtol)
+
+    @property
+    def exports_score(self) -> bool:
+        """Whether the score's graph is a component. It needs a number of subspaces; 0 leaves that to the host."""
+        asked = set(self.components) == set(COMPONENTS) if self.score_component is None else self.score_component
+        return asked and self.recipe.score.n_subspaces > 0
 
     @property
     def proves(self) -> bool:
@@ -256,6 +279,9 @@ def with_overrides(
             where="--seed",
             fix="leave --seed out, or ask for --weights random",
         )
+    changed_gains = {name: value for name, value in (gains or {}).items() if value is not None}
+    if "alpha_k" in changed_gains:  # said outright: it is not to be found from a target
+        changed_gains |= {"target_visual_share": 0.0, "plain_visual_share": 0.0}
     given = {name: value for name, value in (limits or {}).items() if value is not None}
     for tuned, largest in (("opt_input_len", "max_input_len"), ("opt_frames", "max_frames")):
         if largest in given:
@@ -265,7 +291,7 @@ def with_overrides(
         seed=recipe.seed if seed is None else seed,
         frames=recipe.frames if frames is None else frames,
         revision=recipe.revision if revision is None else revision,
-        gains=replace(recipe.gains, **{k: v for k, v in (gains or {}).items() if v is not None}),
+        gains=replace(recipe.gains, **changed_gains),
         score=replace(recipe.score, **{k: v for k, v in (score or {}).items() if v is not None}),
         limits=replace(recipe.limits, **given),
     )

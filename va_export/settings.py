@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from va_export.errors import VaExportError
 
@@ -29,6 +29,9 @@ def check_tolerances(atol: float | None, rtol: float | None) -> None:
 class _Table:
     """A flat table of settings that reads itself from a mapping and refuses what it does not know."""
 
+    # Words that a setting may have in place of a number, and the numbers that they stand for.
+    _words: ClassVar[Mapping[str, Mapping[str, int]]] = {}
+
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], where: str) -> Self:
         """Build from a TOML or JSON table.
@@ -45,13 +48,16 @@ class _Table:
             )
         converted = {}
         for name, value in values.items():
+            words = cls._words.get(name, {})
+            if isinstance(value, str) and value in words:
+                value = words[value]
             expected = float if known[name] == "float" else int
             if (
                 isinstance(value, bool)
                 or not isinstance(value, int | float)
                 or (expected is int and not float(value).is_integer())
             ):
-                kind = "a number" if expected is float else "a whole number"
+                kind = " or ".join(["a number" if expected is float else "a whole number", *map(repr, words)])
                 raise VaExportError(f"{name} must be {kind}, not {value!r}", where=where, fix=f"set {name} to {kind}")
             converted[name] = expected(value)
         try:
@@ -66,7 +72,14 @@ class _Table:
 
 @dataclass(frozen=True)
 class ScoreSettings(_Table):
-    """How visual tokens are scored; the defaults are the paper's (arXiv 2509.25151, section 4.1)."""
+    """How visual tokens are scored; the defaults are the paper's (arXiv 2509.25151, section 4.1).
+
+    n_subspaces 0, which a recipe writes as "auto", is not the paper's: as many as an eigengap shows, video by video
+    (`va_export.anchor.spectral.count_subspaces`). The host scores so; the op SubspaceScore takes a number above 0.
+    """
+
+    AUTOMATIC: ClassVar[int] = 0
+    _words: ClassVar[Mapping[str, Mapping[str, int]]] = {"n_subspaces": {"auto": AUTOMATIC}}
 
     n_subspaces: int = 24
     pca_rank: int = 0
@@ -77,7 +90,7 @@ class ScoreSettings(_Table):
     max_iter: int = 10000
 
     def __post_init__(self) -> None:
-        for name in ("n_subspaces", "rho", "alpha_e", "alpha_z", "eps", "max_iter"):
+        for name in ("rho", "alpha_e", "alpha_z", "eps", "max_iter"):
             value = getattr(self, name)
             if not 0 < value < float("inf"):
                 raise VaExportError(
@@ -85,6 +98,12 @@ class ScoreSettings(_Table):
                     where="score settings",
                     fix=f"the paper has {getattr(type(self), name):g}",
                 )
+        if self.n_subspaces < 0:
+            raise VaExportError(
+                f"n_subspaces must be above 0, or automatic, not {self.n_subspaces}",
+                where="score settings",
+                fix='the paper has 24; "auto" takes as many as an eigengap shows',
+            )
         if self.pca_rank < 0:
             raise VaExportError(
                 f"pca_rank must be at least 0, not {self.pca_rank}",
@@ -98,11 +117,18 @@ class GainSettings(_Table):
     """How strongly anchors are raised: γ_K = 1 + alpha_k · score, γ_V = 1 + alpha_v · score at visual positions.
 
     alpha_q is recorded because the paper states it; it cancels in the softmax and is not used.
+
+    target_visual_share, off at 0, is not the paper's: a share of attention, below 1, that visual tokens are to get in
+    prefill. alpha_k is then found prompt by prompt (`va_export.anchor.gains.alpha_k_for_target_share`), and the one
+    given here is not used. plain_visual_share is what they get without gains, as measured on the model; at 0 it is
+    taken for their share of the prompt's tokens.
     """
 
     alpha_k: float
     alpha_v: float
     alpha_q: float = 0.0
+    target_visual_share: float = 0.0
+    plain_visual_share: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("alpha_k", "alpha_v"):
@@ -113,6 +139,20 @@ class GainSettings(_Table):
                     where="gain settings",
                     fix=f"raise {name}; 0 leaves it out",
                 )
+        for name in ("target_visual_share", "plain_visual_share"):
+            value = getattr(self, name)
+            if not 0 <= value < 1:
+                raise VaExportError(
+                    f"{name} must lie in [0, 1), not {value}",
+                    where="gain settings",
+                    fix="give a share of attention, such as 0.6; 0 leaves it out",
+                )
+        if self.plain_visual_share > 0 and self.target_visual_share == 0:
+            raise VaExportError(
+                "plain_visual_share has no use without target_visual_share",
+                where="gain settings",
+                fix="set target_visual_share too, or leave both out",
+            )
 
 
 @dataclass(frozen=True)

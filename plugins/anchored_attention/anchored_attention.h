@@ -19,7 +19,9 @@
 extern "C" {
 #endif
 
+#ifndef VA_EXPORT_API
 #define VA_EXPORT_API __attribute__((visibility("default")))
+#endif
 
 // The largest head_dim and value_head_dim that the kernels take.
 #define VA_ANCHORED_ATTENTION_MAX_HEAD_DIM 256

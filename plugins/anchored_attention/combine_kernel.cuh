@@ -2,7 +2,7 @@
 #pragma once
 
 #include "block_view.cuh"
-#include "convert.cuh"
+#include "common/convert.cuh"
 #include "partials.cuh"
 
 namespace va_export {

@@ -24,7 +24,7 @@ inline const OpContract& anchored_attention_contract() {
        {"kv_length", "int64", 1, {"batch"}, true}},
       {{"output", "T", 4, {"batch", "query_heads", "q_len", "value_head_dim"}, false}},
       {DataType::kHALF, DataType::kBF16, DataType::kFLOAT},
-      VA_ANCHORED_ATTENTION_MAX_HEAD_DIM};
+      {{"max_head_dim", VA_ANCHORED_ATTENTION_MAX_HEAD_DIM}}};
   // clang-format on
   return contract;
 }

@@ -12,7 +12,7 @@
 #pragma once
 
 #include "anchored_attention.h"
-#include "convert.cuh"
+#include "common/convert.cuh"
 
 namespace va_export {
 

@@ -40,9 +40,9 @@ std::string shape_fault(const std::vector<Sizes>& inputs) {
   }
   for (const Input input : {kQuery, kValue}) {
     const int64_t width = inputs[input][3];
-    if (width != kUnknown && (width < 1 || width > op.max_head_dim)) {
+    if (width != kUnknown && (width < 1 || width > VA_ANCHORED_ATTENTION_MAX_HEAD_DIM)) {
       return std::string(op.inputs[input].name) + " has " + op.inputs[input].dims[3] + " = " + std::to_string(width) +
-             ", supported are 1 to " + std::to_string(op.max_head_dim);
+             ", supported are 1 to " + std::to_string(VA_ANCHORED_ATTENTION_MAX_HEAD_DIM);
     }
   }
   return "";

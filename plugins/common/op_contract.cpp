@@ -157,11 +157,12 @@ std::string to_json(const OpContract& op) {
     return "{\"name\": " + quoted(spec.name) + ", \"type\": " + quoted(type_name(spec.type)) + "}";
   };
   const auto element = [](DataType type) { return quoted(type_name(type)); };
+  std::string limits;
+  for (const LimitSpec& limit : op.limits) limits += ", " + quoted(limit.name) + ": " + std::to_string(limit.value);
   return "{\"name\": " + quoted(op.name) + ", \"version\": " + quoted(op.version) +
          ", \"namespace\": " + quoted(op.name_space) + ", \"fields\": " + json_list(op.fields, field) +
          ", \"inputs\": " + json_list(op.inputs, tensor_json) + ", \"outputs\": " + json_list(op.outputs, tensor_json) +
-         ", \"T\": " + json_list(op.element_types, element) + ", \"max_head_dim\": " + std::to_string(op.max_head_dim) +
-         "}";
+         ", \"T\": " + json_list(op.element_types, element) + limits + "}";
 }
 
 }  // namespace va_export

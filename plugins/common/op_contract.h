@@ -25,6 +25,11 @@ struct TensorSpec {
   bool optional;               // only trailing inputs are
 };
 
+struct LimitSpec {
+  const char* name;  // "max_..."
+  int value;
+};
+
 struct OpContract {
   const char* name;
   const char* version;
@@ -33,7 +38,7 @@ struct OpContract {
   std::vector<TensorSpec> inputs;
   std::vector<TensorSpec> outputs;
   std::vector<nvinfer1::DataType> element_types;
-  int max_head_dim;
+  std::vector<LimitSpec> limits;
 
   int required_inputs() const;
 };

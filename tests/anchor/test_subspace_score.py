@@ -151,7 +151,7 @@ def test_permuting_tokens_permutes_scores(seed: int) -> None:
     np.testing.assert_allclose(shuffled.sharing_score, plain.sharing_score[order], atol=1e-6)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12, deadline=None, derandomize=True)
 @given(seed=st.integers(0, 10_000), factor=st.floats(1e-6, 1e6) | st.floats(-1e6, -1e-6))
 def test_the_tokens_scale_does_not_matter(seed: int, factor: float) -> None:
     """λ_e goes with 1/s, λ_z with 1/s², E with s: every iterate C stays. The sign goes with Y and E alike."""
@@ -163,14 +163,14 @@ def test_the_tokens_scale_does_not_matter(seed: int, factor: float) -> None:
     assert scaled.lambda_z * factor**2 == pytest.approx(plain.lambda_z, rel=1e-9)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12, deadline=None, derandomize=True)
 @given(seed=st.integers(0, 10_000), exponent=st.integers(-60, 60))
 def test_scaling_by_a_power_of_two_changes_no_bit(seed: int, exponent: int) -> None:
     tokens = planted_tokens(6, 3, 6, noise=0.1, seed=seed)[0].astype(np.float32)
     np.testing.assert_array_equal(subspace_score(tokens * np.float32(2.0**exponent), 3), subspace_score(tokens, 3))
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8, deadline=None, derandomize=True)
 @given(seed=st.integers(0, 10_000))
 def test_order_and_sign_of_features_do_not_matter(seed: int) -> None:
     """‖E‖₁ is taken feature by feature: signed permutations keep it. (Rotations do not, unless PCA comes first.)"""
@@ -184,7 +184,7 @@ def test_order_and_sign_of_features_do_not_matter(seed: int) -> None:
         np.testing.assert_allclose(ours.self_expression, plain.self_expression, atol=1e-6)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(
     tokens=hnp.arrays(np.float32, st.tuples(st.integers(2, 14), st.integers(1, 6)), elements=st.integers(-2, 2)),
     n_subspaces=st.integers(1, 4),

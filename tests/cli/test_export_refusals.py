@@ -72,6 +72,7 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Refused:
     ([*TINY, "--alpha-k", "-2"], ["alpha_k", "-2"]),
     ([*TINY, "--alpha-v", "nan"], ["alpha_v", "nan"]),
     ([*TINY, "--subspaces", "0"], ["n_subspaces must be above 0"]),
+    ([*TINY, "--subspaces", "many"], ["n_subspaces must be above 0, or auto", "many"]),
     ([*TINY, "--pca-rank", "-1"], ["pca_rank", "-1"]),
     ([*TINY, "--atol", "-1"], ["tolerance", "-1"]),
     ([*TINY, "--rtol", "nan"], ["tolerance", "nan"]),

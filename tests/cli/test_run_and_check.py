@@ -26,7 +26,8 @@ def test_run_answers_about_a_real_clip(tiny_bundle: Path, clip: Path) -> None:
     plain = va_run(tiny_bundle, *question, "--no-anchors", "--timings")
     again = va_run(tiny_bundle, *question)
     strong = va_run(tiny_bundle, *question, "--alpha-k", 50, "--alpha-v", 10)
-    for outcome in (anchored, plain, again, strong):
+    graph = va_run(tiny_bundle, *question, "--score", "graph")
+    for outcome in (anchored, plain, again, strong, graph):
         assert outcome.code == 0 and outcome.stdout.strip(), outcome.stderr
     assert anchored.stdout == again.stdout
     assert len({anchored.stdout, plain.stdout, strong.stdout}) == 3
@@ -44,6 +45,8 @@ def test_run_answers_about_a_real_clip(tiny_bundle: Path, clip: Path) -> None:
     (["--alpha-k", "-3"], "alpha_k"),
     (["--no-anchors", "--alpha-k", "3"], "contradicts"),
     (["--backend", "tpu"], "unknown backend 'tpu'"),
+    (["--score", "gpu"], "unknown scorer 'gpu'"),
+    (["--score", "graph", "--backend", "torch"], "no graph of the score for torch"),
     (["--log-level", "loud"], "unknown log level"),
 ])  # fmt: skip
 def test_run_refuses(tiny_bundle: Path, clip: Path, arguments: list[str], words: str) -> None:

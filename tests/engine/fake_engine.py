@@ -6,7 +6,9 @@ cache's sum. Addresses are keys into a table of byte arrays.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from enum import Enum
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from va_export.engine.cuda_device import DeviceBuffer
+from va_export.errors import VaExportError
 
 CAPACITY = 8
 SHAPES = {
@@ -38,6 +41,14 @@ class TensorIOMode(Enum):
     OUTPUT = 2
 
 
+@dataclass
+class FakeGraph:
+    """A captured graph: what was queued is done again at every launch, on the memory that it was captured with."""
+
+    queue: Callable[[], None]
+    destroyed: bool = False
+
+
 class FakeDevice:
     """The methods of CudaDevice, on host memory."""
 
@@ -45,8 +56,18 @@ class FakeDevice:
         self.stream = 7
         self.memory: dict[int, np.ndarray[Any, np.dtype[np.uint8]]] = {}
         self.uploads: list[int] = []
+        self.activations = 0
         self.closed = False
+        self.later: list[tuple[DeviceBuffer, np.ndarray[Any, Any]]] = []
+        self.refuses_capture = False
+        self.captures = self.launches = 0
         self._next = 1000
+
+    def activate(self) -> None:
+        self.activations += 1
+
+    def copy_from(self, source: FakeDevice, buffer: DeviceBuffer, address: int) -> None:
+        self.memory[address][: buffer.size_bytes] = source.memory[buffer.address][: buffer.size_bytes]
 
     def allocate(self, size_bytes: int) -> int:
         self._next += 1
@@ -74,8 +95,37 @@ class FakeDevice:
     def download(self, buffer: DeviceBuffer) -> np.ndarray[Any, Any]:
         return self.view(buffer.address, buffer.shape, buffer.dtype).copy()
 
+    def clear(self, buffer: DeviceBuffer) -> None:
+        self.memory[buffer.address][:] = 0
+
+    def pinned(self, shape: Sequence[int], dtype: Any) -> np.ndarray[Any, Any]:
+        return np.full(shape, 77, dtype)
+
+    def download_later(self, buffer: DeviceBuffer, target: np.ndarray[Any, Any]) -> None:
+        self.later.append((buffer, target))
+
+    @contextmanager
+    def timed(self) -> Iterator[None]:
+        yield
+
+    def capture(self, queue: Callable[[], None]) -> FakeGraph:
+        if self.refuses_capture:
+            raise VaExportError("operation not permitted when stream is capturing")
+        self.captures += 1
+        return FakeGraph(queue)
+
+    def launch(self, graph: FakeGraph) -> None:
+        assert not graph.destroyed
+        self.launches += 1
+        graph.queue()
+
+    def destroy(self, graph: FakeGraph) -> None:
+        graph.destroyed = True
+
     def synchronize(self) -> None:
-        pass
+        for buffer, target in self.later:
+            target[...] = self.download(buffer)
+        self.later.clear()
 
     def close(self) -> None:
         self.closed = True
@@ -151,5 +201,9 @@ class FakeEngine:
     def get_tensor_profile_shape(self, name: str, profile_index: int) -> Sequence[Sequence[int]]:
         return (PREFILL, DECODE)[profile_index][name]
 
-    def create_execution_context(self) -> FakeContext:
+    def create_runtime_config(self) -> Any:
+        return SimpleNamespace(cuda_graph_strategy="disabled")
+
+    def create_execution_context(self, runtime_config: Any = None) -> FakeContext:
+        self.strategy = "disabled" if runtime_config is None else runtime_config.cuda_graph_strategy
         return self.context

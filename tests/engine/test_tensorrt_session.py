@@ -15,7 +15,7 @@ from va_export.engine.cuda_device import CudaDevice, DeviceBuffer
 from va_export.engine.tensorrt_api import TensorRT
 from va_export.errors import VaExportError
 from va_export.runtime import tensorrt_session
-from va_export.runtime.tensorrt_session import TensorRTSession
+from va_export.runtime.tensorrt_session import GRAPHS_VARIABLE, TensorRTSession
 
 
 @pytest.fixture
@@ -27,7 +27,8 @@ def device() -> FakeDevice:
 def session(device: FakeDevice, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> TensorRTSession:
     engine = FakeEngine(device)
     runtime = SimpleNamespace(deserialize_cuda_engine=lambda data: engine if data[:4] == b"good" else None)
-    module = SimpleNamespace(TensorIOMode=TensorIOMode, Runtime=lambda logger: runtime)
+    strategies = SimpleNamespace(WHOLE_GRAPH_CAPTURE="whole graph")
+    module = SimpleNamespace(TensorIOMode=TensorIOMode, Runtime=lambda logger: runtime, CudaGraphStrategy=strategies)
     log = SimpleNamespace(logger=None, cause=lambda: "the fake said no")
     monkeypatch.setattr(tensorrt_session, "load_tensorrt", lambda f: TensorRT(f, module, "1.0"))
     monkeypatch.setattr(tensorrt_session, "create_build_log", lambda api: log)
@@ -55,6 +56,21 @@ def test_the_cache_is_written_in_place_over_steps(session: TensorRTSession, devi
     (buffer,) = cache.buffers.values()
     np.testing.assert_array_equal(device.download(buffer)[0, 0, :, 0], [1, 2, 3, 10, 0, 0, 0, 0])
     assert buffer.address not in device.uploads
+
+
+def test_rtx_captures_graphs_unless_told_not_to(
+    session: TensorRTSession, device: FakeDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module: Any = SimpleNamespace(CudaGraphStrategy=SimpleNamespace(WHOLE_GRAPH_CAPTURE="whole graph"))
+    strategies = []
+    for flavor, variable in (("tensorrt-rtx", None), ("tensorrt-rtx", "0"), ("tensorrt", None)):
+        monkeypatch.delenv(GRAPHS_VARIABLE, raising=False)
+        if variable is not None:
+            monkeypatch.setenv(GRAPHS_VARIABLE, variable)
+        engine: Any = FakeEngine(device)
+        tensorrt_session._create_context(TensorRT(flavor, module, "1.0"), engine)  # type: ignore[arg-type]
+        strategies.append(engine.strategy)
+    assert strategies == ["whole graph", "disabled", "disabled"]
 
 
 def test_two_caches_do_not_mix(session: TensorRTSession) -> None:
@@ -96,6 +112,19 @@ def test_outputs_can_stay_on_the_device_and_come_back_as_inputs(session: TensorR
     again = session.run({"tokens": copy, "past_length": np.array([0], np.int64)}, cache)
     np.testing.assert_array_equal(again["total"], [6])
     assert len(device.uploads) == uploads + 1  # past_length only
+
+
+def test_arrays_of_another_device_are_copied_over(session: TensorRTSession, device: FakeDevice) -> None:
+    other = FakeDevice()
+    theirs = other.zeros((1, 2), np.dtype(np.float32))
+    other.upload(np.array([[3, 4]], np.float32), theirs.address)
+    here = session.receive("tokens", theirs, other)  # type: ignore[arg-type]
+    assert here.address in device.memory and here.shape == (1, 2)
+    assert session.receive("tokens", here, device) is here  # type: ignore[arg-type]
+    uploads, activations = len(device.uploads), device.activations
+    feed = {"tokens": here, "past_length": np.array([0], np.int64)}
+    np.testing.assert_array_equal(session.run(feed, session.new_cache(1))["total"], [7])
+    assert len(device.uploads) == uploads + 1 and device.activations > activations
 
 
 def test_a_transposed_array_is_copied_right(session: TensorRTSession) -> None:

@@ -117,3 +117,60 @@ def test_gpu_is_deterministic_and_can_be_captured() -> None:
     graph.replay()
     torch.cuda.synchronize()
     assert torch.equal(first, captured)
+
+
+@pytest.mark.gpu
+@needs_gpu
+@pytest.mark.usefixtures("kernel")
+@pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
+def test_gpu_compiles_into_one_graph(mode: str) -> None:
+    """With "reduce-overhead" PyTorch captures the launch in a CUDA graph, workspace included."""
+    torch.manual_seed(0)
+    query = torch.randn(2, 1, 8, 64, device="cuda", dtype=torch.float16).transpose(1, 2)
+    key, value = (torch.randn(2, 2, 900, 64, device="cuda", dtype=torch.float16) for _ in range(2))
+
+    def layer(query: Any, key: Any, value: Any, kv_length: Any) -> Any:
+        return 2 * anchored_attention_cuda(query, key, value, kv_length=kv_length).transpose(1, 2).flatten(2)
+
+    compiled = torch.compile(layer, fullgraph=True, mode=mode)
+    for length in (900, 33, 1, 500):  # the later calls replay
+        kv_length = torch.tensor([length, 900], device="cuda")
+        expected = layer(query, key, value, kv_length)
+        torch.testing.assert_close(compiled(query, key, value, kv_length).clone(), expected, rtol=0, atol=0)
+
+
+@pytest.mark.gpu
+@needs_gpu
+@pytest.mark.usefixtures("kernel")
+@pytest.mark.parametrize("cache", [None, "static"])
+@pytest.mark.parametrize("is_padded", [False, True])
+def test_gpu_generates_on_the_kernel(cache: str | None, is_padded: bool) -> None:
+    """A Hugging Face model with "anchored_cuda" against the same with "anchored", both in float16."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from va_export.anchor import anchors, use_anchored_attention
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 3, "vocab_size": 311}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "pad_token_id": 0, "eos_token_id": None}
+    model = LlamaForCausalLM(LlamaConfig(**sizes, **heads, initializer_range=0.1)).cuda().half().eval()
+    ids, mask = torch.randint(1, 311, (2, 211)).cuda(), torch.ones(2, 211, dtype=torch.int64).cuda()
+    mask[1, : 40 * is_padded] = 0
+    score, forced = torch.rand(2, 211).cuda(), torch.randint(1, 311, (2, 6)).cuda()
+
+    def follow(tokens: Any, scores: Any) -> Any:
+        """Both models are led along the same tokens, for two logits may be nearly equal."""
+        return torch.full_like(scores, -float("inf")).scatter(1, forced[:, tokens.shape[1] - 211, None], 0.0)
+
+    options = {"attention_mask": mask, "max_new_tokens": 6, "do_sample": False, "output_logits": True}
+    options |= {"return_dict_in_generate": True, "cache_implementation": cache, "disable_compile": True}
+    options["logits_processor"] = [follow]
+    results = []
+    for implementation in ("anchored", "anchored_cuda"):
+        with anchors(use_anchored_attention(model, implementation), (9.5 * score).log1p(), 1 + 2.5 * score):
+            results.append(model.generate(ids, **options).logits)
+    assert len(results[0]) == 6
+    for expected, ours in zip(*results, strict=True):
+        # float16 models that round in other places: 3 layers with about 8 roundings of 2^-11 of the largest number.
+        tolerance = 3 * 8 * 2**-11 * float(expected.abs().max())
+        torch.testing.assert_close(ours, expected, rtol=0, atol=tolerance)

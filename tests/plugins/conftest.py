@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from va_export.errors import VaExportError
-from va_export.native import plugin_library
+from va_export.evidence.plugin_host import HOST_NAME, PluginHost
+from va_export.native import plugin_library, subspace_score_params
 from va_export.native.anchored_attention_params import bind
 
 REPOSITORY = Path(__file__).parents[2]
@@ -64,6 +65,34 @@ def host_library(tmp_path_factory: pytest.TempPathFactory, cxx: str, host_flags:
 
 
 @pytest.fixture(scope="session")
+def score_library(tmp_path_factory: pytest.TempPathFactory, cxx: str, host_flags: list[str]) -> ctypes.CDLL:
+    """The SubspaceScore kernels and launcher, compiled for the CPU."""
+    path = tmp_path_factory.mktemp("simt") / "subspace_score_host.so"
+    source = SIMT / "subspace_score_host.cpp"
+    subprocess.run([cxx, *host_flags, "-O2", "-shared", "-fPIC", str(source), "-o", str(path)], check=True)
+    return subspace_score_params.bind(ctypes.CDLL(str(path)))
+
+
+@pytest.fixture(scope="session")
+def score_plugin_driver(
+    tmp_path_factory: pytest.TempPathFactory, cxx: str, host_flags: list[str], tensorrt_headers: Path
+) -> ctypes.CDLL:
+    """The TensorRT plugin around the CPU build of the SubspaceScore kernels; simt/score_plugin_driver.cpp."""
+    path = tmp_path_factory.mktemp("driver") / "score_plugin_driver.so"
+    plugins = REPOSITORY / "plugins"
+    sources = [
+        SIMT / "score_plugin_driver.cpp",
+        *(plugins / "subspace_score").glob("*.cpp"),
+        *(plugins / "common").glob("*.cpp"),
+    ]
+    flags = [*host_flags, "-isystem", str(tensorrt_headers), "-O2", "-shared", "-fPIC"]
+    subprocess.run([cxx, *flags, *map(str, sources), "-o", str(path)], check=True)
+    library = ctypes.CDLL(str(path))
+    library.score_plugin_log.restype = ctypes.c_char_p
+    return library
+
+
+@pytest.fixture(scope="session")
 def geometry_library(tmp_path_factory: pytest.TempPathFactory, cxx: str, host_flags: list[str]) -> ctypes.CDLL:
     """The kernels' index arithmetic; functions of simt/geometry_host.cpp."""
     path = tmp_path_factory.mktemp("geometry") / "geometry_host.so"
@@ -90,22 +119,29 @@ def nvcc() -> Path:
 
 
 @pytest.fixture(scope="session")
-def plugin_driver(
-    tmp_path_factory: pytest.TempPathFactory, cxx: str, host_flags: list[str], tensorrt_headers: Path
-) -> ctypes.CDLL:
-    """The TensorRT plugin with its kernel compiled for the CPU; functions of simt/plugin_driver.cpp."""
-    path = tmp_path_factory.mktemp("driver") / "plugin_driver.so"
-    plugins = REPOSITORY / "plugins"
-    sources = [
-        SIMT / "plugin_driver.cpp",
-        *(plugins / "anchored_attention").glob("*.cpp"),
-        *(plugins / "common").glob("*.cpp"),
-    ]
-    flags = [*host_flags, "-isystem", str(tensorrt_headers), "-O2", "-shared", "-fPIC"]
-    subprocess.run([cxx, *flags, *map(str, sources), "-o", str(path)], check=True)
-    library = ctypes.CDLL(str(path))
-    library.plugin_log.restype = ctypes.c_char_p
-    return library
+def plugin_flags(host_flags: list[str], tensorrt_headers: Path) -> list[str]:
+    return [*host_flags, "-isystem", str(tensorrt_headers), "-O2", "-shared", "-fPIC"]
+
+
+@pytest.fixture(scope="session")
+def plugin_host_path(tmp_path_factory: pytest.TempPathFactory, cxx: str, plugin_flags: list[str]) -> Path:
+    """plugins/host, which calls a plugin library as TensorRT does."""
+    host = tmp_path_factory.mktemp("host") / HOST_NAME
+    source = REPOSITORY / "plugins" / "host" / "plugin_host.cpp"
+    subprocess.run([cxx, *plugin_flags, str(source), "-o", str(host)], check=True)
+    return host
+
+
+@pytest.fixture(scope="session")
+def plugin_host(
+    tmp_path_factory: pytest.TempPathFactory, cxx: str, plugin_flags: list[str], plugin_host_path: Path
+) -> PluginHost:
+    """The TensorRT plugin with its kernel compiled for the CPU, called as TensorRT calls it."""
+    plugins, library = REPOSITORY / "plugins", tmp_path_factory.mktemp("plugin") / "plugin_library_host.so"
+    sources = [SIMT / "plugin_library_host.cpp", *(plugins / "anchored_attention").glob("*.cpp")]
+    sources += (plugins / "common").glob("*.cpp")
+    subprocess.run([cxx, *plugin_flags, *map(str, sources), "-o", str(library)], check=True)
+    return PluginHost(plugin_host_path, library)
 
 
 @pytest.fixture(scope="session")

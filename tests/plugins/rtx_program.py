@@ -25,7 +25,7 @@ INPUTS: list[Input] = [
     ("value_gain", FLOAT, ("B", "T")),
     ("kv_length", INT64, ("B",)),
 ]
-PROFILE = {"B": (1, 1, 2), "S": (1, 5, 33), "T": (1, 9, 64)}  # smallest, typical, largest
+PROFILE = {"B": (1, 1, 2), "S": (1, 5, 33), "T": (1, 9, 64), "N": (16, 64, 2048)}  # smallest, typical, largest
 
 
 class CollectingLogger(trt.ILogger):  # type: ignore[misc]
@@ -40,7 +40,7 @@ class CollectingLogger(trt.ILogger):  # type: ignore[misc]
     def take(self) -> list[str]:
         """The plugin's own messages since the last call."""
         errors, self.errors = self.errors, []
-        return [message for message in errors if message.startswith("AnchoredAttention")]
+        return [message for message in errors if message.startswith(("AnchoredAttention", "SubspaceScore"))]
 
 
 LOGGER = CollectingLogger()
@@ -59,11 +59,38 @@ def model(inputs: list[Input], **attributes: object) -> ModelProto:
     return helper.make_model(graph, opset_imports=opsets, ir_version=10)
 
 
+def score_model(inputs: list[Input], **attributes: object) -> ModelProto:
+    """One SubspaceScore node with the paper's settings; an attribute given as None is left out."""
+    defaults: dict[str, object] = {"n_subspaces": 4, "pca_rank": 0, "max_iter": 10000}
+    defaults |= {"rho": 300.0, "alpha_e": 800.0, "alpha_z": 800.0, "eps": 2e-4}
+    defaults |= {"plugin_version": "1", "plugin_namespace": DOMAIN}
+    given = {name: value for name, value in (defaults | attributes).items() if value is not None}
+    names = [i[0] for i in inputs]
+    node = helper.make_node("SubspaceScore", names, ["score", "labels"], name="attn", domain=DOMAIN, **given)
+    outputs = [
+        helper.make_tensor_value_info(name, kind, None) for name, kind in zip(node.output, (FLOAT, INT64), strict=True)
+    ]
+    graph = helper.make_graph([node], "graph", [helper.make_tensor_value_info(*i) for i in inputs], outputs)
+    opsets = [helper.make_opsetid("", 24), helper.make_opsetid(DOMAIN, 1)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=10)
+
+
 def build(inputs: list[Input], **attributes: object) -> dict[str, Any]:
+    """One AnchoredAttention node, parsed and built."""
+    return build_model(model(inputs, **attributes), inputs)
+
+
+def build_score(dtype: int, tokens: int | str, dim: int, **attributes: object) -> dict[str, Any]:
+    """One SubspaceScore node, parsed and built."""
+    inputs: list[Input] = [("tokens", dtype, (tokens, dim))]
+    return build_model(score_model(inputs, **attributes), inputs)
+
+
+def build_model(document: ModelProto, inputs: list[Input]) -> dict[str, Any]:
     """Parses and builds ahead of time for SM80 and SM120."""
     network = BUILDER.create_network(0)
     parser = trt.OnnxParser(network, LOGGER)
-    if not parser.parse(model(inputs, **attributes).SerializeToString()):
+    if not parser.parse(document.SerializeToString()):
         return {"engine_bytes": 0, "messages": LOGGER.take()}
     config = BUILDER.create_builder_config()
     config.num_compute_capabilities = 2
@@ -74,8 +101,9 @@ def build(inputs: list[Input], **attributes: object) -> dict[str, Any]:
         shapes = [[PROFILE[d][which] if isinstance(d, str) else d for d in shape] for which in range(3)]
         profile.set_shape(name, *shapes)
     config.add_optimization_profile(profile)
-    output = network.get_output(0)
-    result = {"output": [str(output.dtype), list(output.shape)]}
+    outputs = [network.get_output(index) for index in range(network.num_outputs)]
+    described = [[str(output.dtype), list(output.shape)] for output in outputs]
+    result = {"output": described[0], "outputs": described}
     engine = BUILDER.build_serialized_network(network, config)
     return {**result, "engine_bytes": 0 if engine is None else engine.nbytes, "messages": LOGGER.take()}
 
@@ -125,6 +153,16 @@ def main(library: str) -> None:
             "profile": build(replaced(("value_gain", FLOAT, ("B", 7)))),
             "no_causal": build(INPUTS, is_causal=None),
             "scale": build(INPUTS, scale=-1.0),
+        },
+        "score": {
+            "float16": build_score(HALF, "N", 64),
+            "bfloat16": build_score(TensorProto.BFLOAT16, "N", 64, pca_rank=8),
+            "float32": build_score(FLOAT, 100, 96),
+            "type": build_score(INT32, "N", 64),
+            "few_tokens": build_score(HALF, "N", 64, n_subspaces=17),
+            "rank": build_score(HALF, "N", 64, pca_rank=65),
+            "settings": build_score(HALF, "N", 64, rho=-1.0),
+            "missing": build_score(HALF, "N", 64, eps=None),
         },
     }
     json.dump(result, sys.stdout)

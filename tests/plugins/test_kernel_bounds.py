@@ -1,4 +1,4 @@
-"""No read or write outside a buffer: the kernel on the CPU under the address and undefined-behaviour sanitizers."""
+"""No read or write outside a buffer: the kernels on the CPU under the address and undefined-behaviour sanitizers."""
 
 from __future__ import annotations
 
@@ -8,19 +8,27 @@ from pathlib import Path
 
 import pytest
 
-SOURCE = Path(__file__).parent / "simt" / "bounds.cpp"
+SIMT = Path(__file__).parent / "simt"
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g", "-O0", "-DVA_EXPORT_FEWER_HEAD_DIMS"]
 
 
-@pytest.fixture(scope="module")
-def program(cxx: str, host_flags: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("bounds") / "bounds"
-    build = [cxx, *host_flags, *SANITIZE, str(SOURCE), "-o", str(path)]
+def compile_program(source: Path, path: Path, cxx: str, host_flags: list[str]) -> Path:
+    build = [cxx, *host_flags, *SANITIZE, str(source), "-o", str(path)]
     built = subprocess.run(build, capture_output=True, text=True)
     if built.returncode and "san" in built.stderr and "cannot find" in built.stderr:
         pytest.skip(f"{cxx} has no sanitizer libraries")
     assert built.returncode == 0, built.stderr
     return path
+
+
+@pytest.fixture(scope="module")
+def program(cxx: str, host_flags: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return compile_program(SIMT / "bounds.cpp", tmp_path_factory.mktemp("bounds") / "bounds", cxx, host_flags)
+
+
+@pytest.fixture(scope="module")
+def score_program(cxx: str, host_flags: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return compile_program(SIMT / "score_bounds.cpp", tmp_path_factory.mktemp("bounds") / "score", cxx, host_flags)
 
 
 def run(program: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -36,5 +44,16 @@ def test_kernel_stays_in_bounds(program: Path) -> None:
 
 def test_sanitizer_sees_a_short_buffer(program: Path) -> None:
     done = run(program, "with a key buffer that is one element short")
+    assert done.returncode != 0
+    assert "heap-buffer-overflow" in done.stderr
+
+
+def test_score_kernels_stay_in_bounds(score_program: Path) -> None:
+    done = run(score_program)
+    assert (done.returncode, done.stdout) == (0, "5 launches\n"), done.stderr
+
+
+def test_sanitizer_sees_a_short_workspace(score_program: Path) -> None:
+    done = run(score_program, "with a workspace that lacks its end")
     assert done.returncode != 0
     assert "heap-buffer-overflow" in done.stderr

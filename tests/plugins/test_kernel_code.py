@@ -22,11 +22,11 @@ IDLE_TILES = 3  # prefill tiles of other architectures, one for each head_dim ab
 SHARED_KB = {"80": 163, "86": 99, "87": 163, "89": 99, "90": 227, "120": 99}
 
 
-def compile_kernel(nvcc: Path, source: str, architecture: str, output: Path) -> str:
+def compile_kernel(nvcc: Path, source: str, architecture: str, output: Path, folder: str = "anchored_attention") -> str:
     """Compiles to an object file; what ptxas says."""
     code = f"-gencode=arch=compute_{architecture},code=sm_{architecture}"
     flags = ["-O3", "-std=c++17", "-DNDEBUG", "-Xptxas=-v", f"-I{PLUGINS}", code]
-    command = [nvcc, *flags, "-c", PLUGINS / "anchored_attention" / source, "-o", output]
+    command = [nvcc, *flags, "-c", PLUGINS / folder / source, "-o", output]
     done = subprocess.run(command, capture_output=True, text=True)
     if "nsupported gpu architecture" in done.stderr:
         pytest.skip(f"{nvcc} does not know sm_{architecture}")
@@ -40,6 +40,18 @@ def test_kernels_spill_no_register(tmp_path: Path, nvcc: Path, source: str, arch
     usage = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", text)
     assert len(usage) == KERNELS[source]
     assert set(usage) == {("0", "0", "0")}
+
+
+def test_score_kernels_spill_no_register(tmp_path: Path, nvcc: Path) -> None:
+    """Every phase is a function of its own and keeps its sums in registers; the kernels' frames hold addresses. One
+    architecture, for it takes a quarter of a minute; that the others compile is the library's build."""
+    text = compile_kernel(nvcc, "subspace_score.cu", "86", tmp_path / "kernel.o", "subspace_score")
+    usage = re.findall(r"Function properties for (\S+)\s+\d+ bytes stack frame, (\d+) bytes spill stores", text)
+    assert {spilled for _, spilled in usage} == {"0"}
+    assert sum("_kernel" in name for name, _ in usage) == 7  # three that load, one of each other
+    frames = re.findall(r"Function properties for \S*(?:advance|update|multiply)\S*\s+(\d+) bytes stack frame", text)
+    assert frames
+    assert set(frames) == {"0"}
 
 
 @pytest.mark.parametrize("architecture", ["80", "86"])  # one of each tile

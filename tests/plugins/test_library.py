@@ -8,12 +8,13 @@ import struct
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 from va_export._version import __version__
 from va_export.native import plugin_contract
-from va_export.ops import anchored_attention as op
+from va_export.ops import anchored_attention, subspace_score
 
 PLUGINS = Path(__file__).parents[2] / "plugins"
 FATBIN_MAGIC = 0xBA55ED50
@@ -77,12 +78,16 @@ def test_exports_its_interface_and_nothing_else(installed_library: Path) -> None
         "setLoggerFinder",
         "va_anchored_attention_launch",
         "va_anchored_attention_workspace_bytes",
+        "va_greedy_step_launch",
         "va_plugins_contract",
         "va_plugins_error_string",
+        "va_subspace_score_launch",
+        "va_subspace_score_workspace_bytes",
     }
 
 
-def test_tensors_have_the_types_and_dimensions_of_the_schema(installed_library: Path) -> None:
+@pytest.mark.parametrize("op", [anchored_attention, subspace_score], ids=lambda op: op.OP_TYPE)
+def test_tensors_have_the_types_and_dimensions_of_the_schema(installed_library: Path, op: ModuleType) -> None:
     """Names, fields and domains are held against each other in tests/ops."""
     schema = op.schema()
     (contract,) = [entry for entry in plugin_contract()["ops"] if entry["name"] == schema.name]

@@ -85,3 +85,27 @@ def test_wrong_network_is_refused_with_the_reason(rtx: dict[str, Any], name: str
     refused = rtx["build"][name]
     assert refused["engine_bytes"] == 0
     assert f"AnchoredAttention (node 'attn'): {reason}" in refused["messages"]
+
+
+@pytest.mark.parametrize(("name", "tokens"), [("float16", -1), ("bfloat16", -1), ("float32", 100)])
+def test_score_node_builds_an_engine(rtx: dict[str, Any], name: str, tokens: int) -> None:
+    built = rtx["score"][name]
+    assert built["messages"] == []
+    assert built["engine_bytes"] > 0
+    assert built["outputs"] == [["DataType.FLOAT", [tokens]], ["DataType.INT64", [tokens]]]
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("type", "tokens is int32, expected one of [float16, bfloat16, float32]"),
+        ("few_tokens", "tokens has N = 16, supported are 17 to 65536 with n_subspaces = 17"),
+        ("rank", "pca_rank = 65 is more than tokens of sizes (-1, 64) have"),
+        ("settings", "field 'rho' is -1, supported are 9.999e-21 to 1.0001e+20"),
+        ("missing", "field 'eps' is missing"),
+    ],
+)
+def test_wrong_score_is_refused_with_the_reason(rtx: dict[str, Any], name: str, reason: str) -> None:
+    refused = rtx["score"][name]
+    assert refused["engine_bytes"] == 0
+    assert f"SubspaceScore (node 'attn'): {reason}" in refused["messages"]

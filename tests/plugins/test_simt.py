@@ -60,6 +60,32 @@ def test_a_copy_that_nobody_waits_for_is_not_there(run: Run) -> None:
     assert run(DOES_NOT_WAIT, shared_bytes=1024) == (SUCCESS, [-1] * 64)
 
 
+MEETS, DOES_NOT_MEET, ONE_STAYS_AWAY, BLOCK_OVERFLOW = range(4)
+
+
+def run_cooperatively(library: ctypes.CDLL, kernel: int, schedule: int) -> tuple[int, list[int]]:
+    out = np.zeros(64, np.int32)
+    return library.run_cooperative_selftest(kernel, schedule, out.ctypes.data_as(ctypes.c_void_p)), out.tolist()
+
+
+@pytest.mark.parametrize("schedule", [0, 1, 2, 3])
+def test_blocks_of_a_cooperative_launch_meet(selftest: ctypes.CDLL, schedule: int) -> None:
+    status, out = run_cooperatively(selftest, MEETS, schedule)
+    assert status == SUCCESS
+    assert (out[:4], out[32:36], out[63]) == ([1, 2, 3, 4], [2, 3, 4, 1], 4)
+
+
+def test_a_race_between_blocks_shows(selftest: ctypes.CDLL) -> None:
+    found = {tuple(run_cooperatively(selftest, DOES_NOT_MEET, schedule)[1][32:36]) for schedule in range(4)}
+    assert found != {(2, 3, 4, 1)}
+
+
+@pytest.mark.parametrize("kernel", [ONE_STAYS_AWAY, BLOCK_OVERFLOW])
+@pytest.mark.parametrize("schedule", [0, 2])
+def test_wrong_cooperative_kernel_is_an_error(selftest: ctypes.CDLL, kernel: int, schedule: int) -> None:
+    assert run_cooperatively(selftest, kernel, schedule)[0] == LAUNCH_FAILURE
+
+
 def words(elements: Array) -> Array:
     """Pairs of 16-bit elements as the words of registers: the first of a pair in the lower half."""
     return np.ascontiguousarray(elements).view(np.uint32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -63,3 +64,67 @@ def test_one_length_for_the_batch_and_a_scale(on_host: None) -> None:
     torch.manual_seed(0)
     query, key, value = torch.randn(2, 4, 1, 8), torch.randn(2, 4, 12, 8), torch.randn(2, 4, 12, 8)
     assert_same({"scale": 0.7}, query, key, value, None, None, 5)
+
+
+def random_call() -> tuple[Any, ...]:
+    torch.manual_seed(0)
+    query = torch.randn(2, 5, 4, 16).transpose(1, 2)
+    key, value = torch.randn(2, 2, 9, 16), torch.randn(2, 2, 9, 24)
+    return query, key, value, torch.rand(2, 9), torch.rand(2, 9), torch.tensor([9, 4])
+
+
+@pytest.mark.parametrize("given", [6, 3], ids=["all inputs", "without gains and lengths"])
+def test_the_operator_is_what_pytorch_believes_of_it(on_host: None, given: int) -> None:
+    """Schema, no mutated input, and shapes, strides and types without running it (torch.library.opcheck)."""
+    tensors = [*random_call()[:given], *[None] * (6 - given)]
+    checks = ("test_schema", "test_faketensor")
+    torch.library.opcheck(torch.ops.va_export.anchored_attention_cuda, (*tensors, 0.25, True), test_utils=checks)
+
+
+@pytest.mark.parametrize("given", [6, 3], ids=["all inputs", "without gains and lengths"])
+def test_it_compiles_into_one_graph(on_host: None, given: int) -> None:
+    tensors = random_call()[:given]
+
+    def layer(*inputs: Any) -> Any:
+        return 2 * binding.anchored_attention_cuda(*inputs).transpose(1, 2).flatten(2)
+
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(*tensors), layer(*tensors), rtol=0, atol=0)
+
+
+def test_launches_without_gains_share_gains_of_no_effect(on_host: None) -> None:
+    query, key, value, *_ = random_call()
+    binding._NEUTRAL.clear()
+    for length in (9, 5, 9):
+        binding.anchored_attention_cuda(query, key[:, :, :length], value[:, :, :length])
+    assert sorted((gain, size) for gain, size, _ in binding._NEUTRAL) == [(0.0, 8), (0.0, 16), (1.0, 8), (1.0, 16)]
+    for (gain, size, _), tensor in binding._NEUTRAL.items():
+        assert tensor.shape == (size,) and bool((tensor == gain).all()), "no launch writes them"
+
+
+def test_a_hugging_face_model_generates_on_the_kernel(
+    on_host: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The attention "anchored_cuda" down to the kernel's own source, against the attention "anchored"."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from va_export.anchor import anchors, use_anchored_attention
+
+    (tmp_path / "libva_plugins.so").touch()  # asked for by name; the launch is the emulated one
+    monkeypatch.setenv("VA_EXPORT_PLUGIN_LIBRARY", str(tmp_path / "libva_plugins.so"))
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "vocab_size": 61}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "pad_token_id": 0, "eos_token_id": None}
+    model = LlamaForCausalLM(LlamaConfig(**sizes, **heads, initializer_range=0.3)).eval()
+    ids, mask = torch.randint(1, 61, (2, 11)), torch.ones(2, 11, dtype=torch.int64)
+    mask[1, :3] = 0
+    score = torch.rand(2, 11)
+    options = {"attention_mask": mask, "max_new_tokens": 4, "do_sample": False, "output_logits": True}
+    options |= {"return_dict_in_generate": True, "cache_implementation": "static", "disable_compile": True}
+    results = []
+    for implementation in ("anchored", "anchored_cuda"):
+        with anchors(use_anchored_attention(model, implementation), (9.5 * score).log1p(), 1 + 2.5 * score):
+            results.append(model.generate(ids, **options))
+    for ours, expected in zip(results[1].logits, results[0].logits, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
+    assert torch.equal(results[0].sequences, results[1].sequences)

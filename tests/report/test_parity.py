@@ -113,8 +113,8 @@ def test_a_good_bundle_passes(tiny_bundle: Path, reference: dict[str, np.ndarray
     assert result["passed"] and (result["backend"], result["attention"]) == ("onnxruntime", "plugin")
     stages = [(check["stage"], check["anchors"]) for check in result["checks"]]
     assert stages == [
-        ("visual_tokens", None), ("sharing_score", None), ("prefill_logits", True), ("decode_logits", True),
-        ("prefill_logits", False), ("decode_logits", False),
+        ("visual_tokens", None), ("sharing_score", None), ("score_graph", None), ("prefill_logits", True),
+        ("decode_logits", True), ("prefill_logits", False), ("decode_logits", False),
     ]  # fmt: skip
     assert {run["anchors"] for run in result["greedy"]} == {True, False}
     for check in result["checks"]:
@@ -123,7 +123,7 @@ def test_a_good_bundle_passes(tiny_bundle: Path, reference: dict[str, np.ndarray
 
 @pytest.mark.parametrize(("array", "stages"), [
     ("visual_tokens", {"visual_tokens"}),
-    ("sharing_score", {"sharing_score"}),
+    ("sharing_score", {"sharing_score", "score_graph"}),
     ("anchored_logits", {"prefill_logits", "decode_logits"}),
     ("plain_logits", {"prefill_logits", "decode_logits"}),
     ("key_log_gain", {"prefill_logits", "decode_logits"}),
@@ -141,7 +141,7 @@ def test_a_bundle_that_computes_something_else_fails_there(
     assert (
         not result["passed"]
         and failed
-        and failed <= stages | ({"sharing_score"} if array == "visual_tokens" else set())
+        and failed <= stages | ({"sharing_score", "score_graph"} if array == "visual_tokens" else set())
     )
 
 

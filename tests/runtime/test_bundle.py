@@ -12,10 +12,11 @@ import numpy as np
 import onnx
 import pytest
 
-from va_export.anchor.gains import gains_from_score
+from va_export.anchor import alpha_k_for_target_share, gains_from_score, subspace_score
 from va_export.bundle.manifest import sha256
 from va_export.errors import VaExportError
 from va_export.runtime.bundle import Bundle
+from va_export.settings import ScoreSettings
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 
@@ -103,6 +104,26 @@ def test_given_gains_are_the_scored_ones_written_out(bundle: Bundle, question: A
     )
     np.testing.assert_array_equal(given.logits, scored.logits)
     assert given.sharing_score is None  # it was not needed
+
+
+def test_automatic_settings_are_found_by_the_bundle(bundle: Bundle, question: Arrays) -> None:
+    import dataclasses
+
+    before = bundle.gains, bundle.score_settings
+    bundle.gains = dataclasses.replace(bundle.gains, target_visual_share=0.6, plain_visual_share=0.3)
+    bundle.score_settings = dataclasses.replace(bundle.score_settings, n_subspaces=ScoreSettings.AUTOMATIC)
+    try:
+        found = bundle.generate(**question, max_new_tokens=1, return_logits=True)
+        assert found.sharing_score is not None and found.visual_tokens is not None
+        alpha = alpha_k_for_target_share(found.sharing_score, 0.3, 0.6)
+        given = bundle.generate(**question, max_new_tokens=1, return_logits=True, alpha_k=alpha)
+    finally:
+        bundle.gains, bundle.score_settings = before
+    np.testing.assert_array_equal(found.sharing_score, subspace_score(found.visual_tokens, "auto"))
+    np.testing.assert_array_equal(found.logits, given.logits)
+    plain = bundle.generate(**question, max_new_tokens=1, return_logits=True)
+    assert found.logits is not None and plain.logits is not None
+    assert np.abs(found.logits - plain.logits).max() > 0
 
 
 def test_a_prompt_of_text_alone(bundle: Bundle) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from va_export.anchor.attention import anchored_attention as anchored_attention
+    from va_export.anchor.gains import alpha_k_for_target_share as alpha_k_for_target_share
     from va_export.anchor.gains import gains_from_score as gains_from_score
     from va_export.anchor.hugging_face import anchors as anchors
     from va_export.anchor.hugging_face import use_anchored_attention as use_anchored_attention
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 _MODULE_OF = {
     "SubspaceScore": "scoring",
+    "alpha_k_for_target_share": "gains",
     "anchored_attention": "attention",
     "anchors": "hugging_face",
     "gains_from_score": "gains",
@@ -32,6 +34,7 @@ _MODULE_OF = {
 
 __all__ = [
     "SubspaceScore",
+    "alpha_k_for_target_share",
     "anchored_attention",
     "anchors",
     "gains_from_score",

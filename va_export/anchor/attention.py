@@ -14,6 +14,8 @@ from torch import Tensor
 from va_export.errors import VaExportError
 
 _WHERE = "anchored_attention"
+# Logits held at once, in number; a few arrays of their size are alive at a time. 2²⁶ of them are 256 MB in float32.
+_MOST_LOGITS = 1 << 26
 
 
 def anchored_attention(
@@ -80,6 +82,22 @@ def attend_where_visible(
     batch, query_heads, q_len, head_dim = query.shape
     kv_heads, kv_len, value_dim = key.shape[1], key.shape[2], value.shape[3]
     group = query_heads // kv_heads
+    compiling = torch.compiler.is_compiling()  # sizes may be symbols then, which a comparison would fix
+    if not compiling and kv_heads > 1 and batch * query_heads * q_len * kv_len > _MOST_LOGITS:
+        # Heads do not know of each other: one KV head's at a time gives the same numbers in a fraction of the memory.
+        heads = [
+            attend_where_visible(
+                query[:, head * group : (head + 1) * group],
+                key[:, head : head + 1],
+                value[:, head : head + 1],
+                key_log_gain,
+                value_gain,
+                visible if visible is None or visible.shape[1] == 1 else visible[:, head * group : (head + 1) * group],
+                scale=scale,
+            )
+            for head in range(kv_heads)
+        ]
+        return torch.cat(heads, dim=1)
     compute = torch.float64 if query.dtype == torch.float64 else torch.float32
     scale = head_dim**-0.5 if scale is None else scale
 

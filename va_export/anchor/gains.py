@@ -16,6 +16,7 @@ import array_api_compat
 import numpy as np
 
 from va_export.errors import VaExportError
+from va_export.settings import GainSettings
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     Array = TypeVar("Array", np.ndarray[Any, Any], Tensor)
 
 _WHERE = "gains_from_score"
+_MOST_ALPHA = 1e4  # as in GainSettings
 
 
 def gains_from_score(
@@ -75,6 +77,79 @@ def gains_from_score(
     with np.errstate(divide="ignore"):
         key_log_gain = xp.log(gains[0])
     return xp.astype(key_log_gain, xp.float32), xp.astype(gains[1], xp.float32)
+
+
+def alpha_k_for_target_share(
+    sharing_score: Array, plain_share: float | np.ndarray[Any, Any], target_share: float
+) -> float:
+    """The gain on keys that gives visual tokens a wanted share of attention. Ours, not the paper's.
+
+    Let p be the sum of one softmax row over the visual keys without gains. A gain γ_j multiplies key j's weight before
+    the row is normalised, so with gains the sum is p·m / (p·m + 1 − p), where m is the mean of γ over the visual keys,
+    weighted by attention. Taken here: within the visual keys, plain attention does not depend on the score, so that
+    m = 1 + α_k · mean(score). The α_k returned makes the mean of that share over all rows the target; it grows with
+    α_k, so bisection finds it. No forward pass is needed beyond the one that measured p.
+
+    Args:
+        sharing_score: [N], in [0, 1].
+        plain_share: p, in [0, 1], of one row or of any number (layers, heads, queries), from plain attention weights.
+        target_share: the mean share wanted, above 0 and below 1.
+
+    Returns:
+        α_k >= 0: 0 where plain attention has the target already (nothing is weakened), or where all scores are 0
+        and no gain could change anything.
+
+    Raises:
+        VaExportError: values out of range, or a target that no α_k up to 10000 reaches.
+    """
+    where = "alpha_k_for_target_share"
+    rows = np.asarray(plain_share, dtype=np.float64).reshape(-1)
+    if rows.size == 0 or not ((rows >= 0) & (rows <= 1)).all():
+        raise VaExportError(
+            "plain shares of attention must lie in [0, 1], and there must be one",
+            where=where,
+            fix="pass sums of softmax rows over the visual keys",
+        )
+    if not 0 < target_share < 1:
+        raise VaExportError(
+            f"target_share = {target_share} is no share", where=where, fix="set one above 0 and below 1"
+        )
+    xp = array_api_compat.array_namespace(sharing_score)
+    mean_score = float(xp.mean(xp.astype(sharing_score, xp.float64))) if sharing_score.shape[0] else 0.0
+    if not 0 <= mean_score <= 1:
+        raise VaExportError(
+            f"the scores' mean is {mean_score}, not in [0, 1]", where=where, fix="pass what subspace_score returned"
+        )
+
+    def share(alpha: float) -> float:
+        raised = rows * (1.0 + alpha * mean_score)
+        return float((raised / (raised + 1.0 - rows)).mean())
+
+    if mean_score == 0.0 or share(0.0) >= target_share:
+        return 0.0
+    if share(_MOST_ALPHA) < target_share:
+        raise VaExportError(
+            f"no alpha_k up to {_MOST_ALPHA:g} raises the visual share from {share(0.0):.3g} to {target_share:.3g}",
+            where=where,
+            fix=f"lower the target: {share(_MOST_ALPHA):.3g} is the most for these scores",
+        )
+    low, high = 0.0, _MOST_ALPHA
+    while (middle := (low + high) / 2) not in (low, high):  # until no number lies between
+        low, high = (middle, high) if share(middle) < target_share else (low, middle)
+    return high
+
+
+def alphas_of_prompt(settings: GainSettings, sharing_score: Array, length: int) -> tuple[float, float]:
+    """(alpha_k, alpha_v) for one prompt of `length` tokens with these scores [N]: the settings' own, or alpha_k from
+    their target share.
+
+    Raises:
+        VaExportError: a target that cannot be reached.
+    """
+    if settings.target_visual_share == 0.0 or sharing_score.shape[0] == 0:
+        return settings.alpha_k, settings.alpha_v
+    plain = settings.plain_visual_share or sharing_score.shape[0] / length
+    return alpha_k_for_target_share(sharing_score, plain, settings.target_visual_share), settings.alpha_v
 
 
 def _positions(visual: Any, count: int, length: int) -> np.ndarray[Any, np.dtype[np.int64]]:

@@ -1,8 +1,9 @@
-"""Anchored attention for any Hugging Face decoder: an attention implementation named "anchored".
+"""Anchored attention for any Hugging Face decoder: the attention implementations "anchored" and "anchored_cuda".
 
-Nothing of a model is copied or patched. `register` puts one attention function and one mask function into
-transformers' `AttentionInterface` and `AttentionMaskInterface`; `use_anchored_attention(model)` selects them for the
-text decoder alone, so a vision tower keeps its own attention. The gains then arrive in one of two ways:
+Nothing of a model is copied or patched. `register` puts an attention function and a mask function for each into
+transformers' `AttentionInterface` and `AttentionMaskInterface`; `use_anchored_attention(model)` selects one for the
+text decoder alone, so a vision tower keeps its own attention. "anchored" is the eager reference, for any device and
+any mask; "anchored_cuda" (`hugging_face_cuda.py`) is the library's CUDA kernel. The gains arrive in one of two ways:
 
 - ``model(..., key_log_gain=..., value_gain=...)``: transformers hands unknown keywords down to the attention;
 - ``with anchors(model, key_log_gain, value_gain): model.generate(...)``.
@@ -22,23 +23,50 @@ from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import causal_mask_function, sdpa_mask
 
-from va_export.anchor.attention import attend_where_visible, check_attention_shapes, key_visibility
+from va_export.anchor.attention import attend_where_visible, key_visibility
+from va_export.anchor.hugging_face_call import (
+    gains_of_call,
+    is_known_as,
+    refuse_moved_cache,
+    refuse_unsupported,
+    uncomputed,
+)
+from va_export.anchor.hugging_face_cuda import CUDA_ATTENTION_NAME, anchored_cuda_forward, anchored_cuda_mask
 from va_export.errors import VaExportError
+from va_export.native import plugin_library
 
 ATTENTION_NAME = "anchored"
+NAMES = (ATTENTION_NAME, CUDA_ATTENTION_NAME)
 
 
 def register() -> None:
-    """Make the name "anchored" known to transformers. Idempotent; importing this module does it."""
+    """Make both names known to transformers. Idempotent; importing this module does it."""
     AttentionInterface.register(ATTENTION_NAME, anchored_attention_forward)
     AttentionMaskInterface.register(ATTENTION_NAME, anchored_mask)
+    AttentionInterface.register(CUDA_ATTENTION_NAME, anchored_cuda_forward)
+    AttentionMaskInterface.register(CUDA_ATTENTION_NAME, anchored_cuda_mask)
 
 
-def use_anchored_attention(model: PreTrainedModel) -> PreTrainedModel:
-    """Select anchored attention in the model's text decoder only, in place; returns the model."""
+def use_anchored_attention(model: PreTrainedModel, implementation: str = ATTENTION_NAME) -> PreTrainedModel:
+    """Select anchored attention in the model's text decoder only, in place; returns the model.
+
+    Args:
+        implementation: "anchored", or "anchored_cuda" for a model in float16, bfloat16 or float32 on an NVIDIA GPU.
+
+    Raises:
+        VaExportError: another name, no plugin library for "anchored_cuda", or a model class with attention of its own.
+    """
+    if implementation not in NAMES:
+        raise VaExportError(
+            f"there is no anchored attention named {implementation!r}",
+            where="use_anchored_attention",
+            fix=f"choose one of {', '.join(NAMES)}",
+        )
+    if implementation == CUDA_ATTENTION_NAME:
+        plugin_library()  # says what to do where it is missing
     decoder = _text_decoder(model)
-    decoder.set_attn_implementation(ATTENTION_NAME)
-    if decoder.config._attn_implementation != ATTENTION_NAME:
+    decoder.set_attn_implementation(implementation)
+    if decoder.config._attn_implementation != implementation:
         raise VaExportError(
             f"{type(decoder).__name__} does not take its attention from transformers' AttentionInterface",
             where=type(model).__name__,
@@ -68,7 +96,7 @@ def anchors(model: PreTrainedModel, key_log_gain: Tensor, value_gain: Tensor) ->
             goes past S.
     """
     decoder = _text_decoder(model)
-    if decoder.config._attn_implementation != ATTENTION_NAME:
+    if decoder.config._attn_implementation not in NAMES:
         raise VaExportError(
             f"the decoder's attention is {decoder.config._attn_implementation!r}, which ignores gains",
             where=type(model).__name__,
@@ -151,13 +179,13 @@ def anchored_mask(
         besides; a dense [B, 1, Sq, Skv] bool only for what needs one: sliding windows, packed sequences,
         static caches.
     """
-    if q_length > 1 and not _equal(kv_offset, 0):
-        raise VaExportError(
-            f"the cache no longer starts at the prompt's first position (offset {kv_offset})",
-            where=ATTENTION_NAME,
-            fix="prefill in one step, or use a cache without a sliding window",
-        )
-    plain = mask_function is causal_mask_function and _equal(kv_offset, 0) and _equal(q_offset, kv_length - q_length)
+    if q_length > 1:
+        refuse_moved_cache(kv_offset, ATTENTION_NAME)
+    plain = (
+        mask_function is causal_mask_function
+        and is_known_as(kv_offset, 0)
+        and is_known_as(q_offset, kv_length - q_length)
+    )
     if not plain or (attention_mask is not None and attention_mask.shape[-1] != kv_length):
         kwargs = {**kwargs, "allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
         dense: Tensor = sdpa_mask(
@@ -174,11 +202,6 @@ def anchored_mask(
     if attention_mask is None or (not torch.compiler.is_compiling() and bool(attention_mask.all())):
         return None
     return attention_mask.to(torch.bool)
-
-
-def _equal(offset: int | Tensor, expected: int) -> bool:
-    """Whether an offset is known to have a value; reading a static cache's tensor synchronises."""
-    return not isinstance(offset, Tensor) and offset == expected
 
 
 def anchored_attention_forward(
@@ -205,15 +228,13 @@ def anchored_attention_forward(
     Returns:
         ([B, Sq, Hq, Dv], None): attention weights are not returned.
     """
-    _refuse_unsupported(module, attention_mask, dropout, kwargs)
-    is_causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
+    refuse_unsupported(module, dropout, kwargs)
+    if attention_mask is not None and attention_mask.dtype != torch.bool:
+        raise uncomputed(module, [f"a {attention_mask.dtype} mask"])
+    is_causal, key_log_gain, value_gain = gains_of_call(
+        module, query, key, value, is_causal, key_log_gain, value_gain, where=ATTENTION_NAME
+    )
     q_len, kv_len = query.shape[2], key.shape[2]
-    if not is_causal or q_len == 1:
-        key_log_gain = value_gain = None
-    key_log_gain = _cover_keys(key_log_gain, kv_len, "key_log_gain")
-    value_gain = _cover_keys(value_gain, kv_len, "value_gain")
-    check_attention_shapes(query, key, value, key_log_gain, value_gain)
-
     if attention_mask is not None and attention_mask.ndim == 4:
         visible: Tensor | None = attention_mask[..., :kv_len]
     else:
@@ -224,39 +245,6 @@ def anchored_attention_forward(
             key_log_gain = offset.masked_fill(~attention_mask, float("-inf"))
     output = attend_where_visible(query, key, value, key_log_gain, value_gain, visible, scale=scaling)
     return output.transpose(1, 2).contiguous(), None
-
-
-def _cover_keys(gain: Tensor | None, kv_len: int, name: str) -> Tensor | None:
-    if gain is None:
-        return None
-    if gain.ndim == 1:
-        gain = gain[None]
-    if gain.shape[1] < kv_len:
-        raise VaExportError(
-            f"{name} covers {gain.shape[1]} positions, the attention sees {kv_len} keys",
-            where=ATTENTION_NAME,
-            fix="give gains for every position from the prompt's first, those already in the cache included",
-        )
-    return gain[:, :kv_len]
-
-
-def _refuse_unsupported(
-    module: torch.nn.Module, attention_mask: Tensor | None, dropout: float, options: dict[str, Any]
-) -> None:
-    """What would change the result and is not computed here must not pass in silence."""
-    wanted = [name for name in ("softcap", "s_aux", "position_bias") if options.get(name) is not None]
-    if dropout:
-        wanted.append("dropout")
-    if options.get("output_attentions"):
-        wanted.append("output_attentions")
-    if attention_mask is not None and attention_mask.dtype != torch.bool:
-        wanted.append(f"a {attention_mask.dtype} mask")
-    if wanted:
-        raise VaExportError(
-            f"anchored attention does not compute {', '.join(wanted)}",
-            where=type(module).__name__,
-            fix="choose a model without it, call model.eval(), or pass a bool mask",
-        )
 
 
 register()

@@ -16,7 +16,9 @@ from va_export.anchor.projection import project_to_principal_components, scale_t
 from va_export.anchor.self_expression import AdmmOptions, SelfExpression, solve_self_expression
 from va_export.anchor.sharing import sharing_score
 from va_export.anchor.spectral import cluster_subspaces
+from va_export.anchor.warm_start import SolverState
 from va_export.errors import VaExportError
+from va_export.settings import ScoreSettings
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,7 +41,9 @@ class SubspaceScore:
         iterations: ADMM iterations taken; 0 where all tokens are equal and there was nothing to solve.
         lambda_e, lambda_z: weights of the error terms, for the tokens as given; NaN where nothing was solved.
         converged: whether the residual fell below eps within max_iter.
-        residual: max row sum of |A − C| at the end.
+        residual: max row sum of |A − C| at the end; after a warm start with more tokens, in such units that converged
+            still means below eps.
+        state: what a later call's `warm_start` needs; None unless `keep_state` asked for it.
     """
 
     sharing_score: Any
@@ -50,12 +54,13 @@ class SubspaceScore:
     lambda_z: float
     converged: bool
     residual: float
+    state: SolverState | None = None
 
 
 @overload
 def subspace_score(
     tokens: Tokens,
-    n_subspaces: int = ...,
+    n_subspaces: int | Literal["auto"] = ...,
     pca_rank: int = ...,
     rho: float = ...,
     alpha_e: float = ...,
@@ -64,13 +69,16 @@ def subspace_score(
     max_iter: int = ...,
     dtype: Literal["float32", "float64"] = ...,
     return_details: Literal[False] = ...,
+    *,
+    warm_start: SubspaceScore | None = ...,
+    keep_state: bool = ...,
 ) -> Tokens: ...
 
 
 @overload
 def subspace_score(
     tokens: Tokens,
-    n_subspaces: int = ...,
+    n_subspaces: int | Literal["auto"] = ...,
     pca_rank: int = ...,
     rho: float = ...,
     alpha_e: float = ...,
@@ -80,12 +88,14 @@ def subspace_score(
     dtype: Literal["float32", "float64"] = ...,
     *,
     return_details: Literal[True],
+    warm_start: SubspaceScore | None = ...,
+    keep_state: bool = ...,
 ) -> SubspaceScore: ...
 
 
 def subspace_score(
     tokens: Any,
-    n_subspaces: int = 24,
+    n_subspaces: int | Literal["auto"] = 24,
     pca_rank: int = 0,
     rho: float = 300.0,
     alpha_e: float = 800.0,
@@ -94,17 +104,22 @@ def subspace_score(
     max_iter: int = 10000,
     dtype: Literal["float32", "float64"] = "float32",
     return_details: bool = False,
+    *,
+    warm_start: SubspaceScore | None = None,
+    keep_state: bool = False,
 ) -> Any:
     """Score how much each visual token of a video recurs; the defaults are the paper's settings.
 
     Self-expression runs where the tokens are, PyTorch tensors on their device; only the spectral step (N × N
-    eigenvectors) runs on the host. PyTorch is not imported for NumPy arrays. The score does not depend on the
-    tokens' scale, nor on the order of their features.
+    eigenvectors) runs on the host. With VA_EXPORT_SCORE_KERNEL=cuda in the environment, CUDA tensors are scored on
+    the GPU from end to end, by the TensorRT plugin's kernels (not with "auto", warm_start or keep_state). PyTorch is
+    not imported for NumPy arrays. The score does not depend on the tokens' scale, nor on the order of their features.
 
     Args:
         tokens: [N, D] visual tokens as they enter the language model, NumPy array or torch tensor of any real
             type.
-        n_subspaces: K, the number of clusters.
+        n_subspaces: K, the number of clusters; "auto", which is not the paper's: as many as an eigengap of the
+            affinity shows (`spectral.count_subspaces`).
         pca_rank: project the centred tokens to this many principal components first; 0 does not.
         rho: the ADMM's penalty.
         alpha_e, alpha_z: numerators of λ_e and λ_z.
@@ -112,6 +127,18 @@ def subspace_score(
         max_iter: stop there in any case, with a warning.
         dtype: of the solver and the score: "float32" is within about 1e-5 of "float64".
         return_details: return a `SubspaceScore` instead of the score alone.
+        warm_start: details of an earlier call with `keep_state`. For the same tokens and settings but eps and
+            max_iter, the solver goes on where that call stopped, and ends where one call would have. For a clip
+            that grew, the earlier tokens first, see below.
+        keep_state: keep in the details what a `warm_start` needs, another N × N array.
+
+    A longer clip, warm, aims at the optimum and no longer at the paper's iterates on the way to it, for no other
+    start can give those (`warm_start.py` says why). On the clips of tests/anchor/test_warm_start.py, from 8 to 12
+    to 16 frames, it takes 66 to 143 iterations for 315 to 397 from zeros (with PCA 308 to 354 for 792 to 1034), and
+    ends nearer to the optimum: 0.03 to 0.12 in C for 0.11 to 0.21 (0.66 to 0.68 for 0.79 to 0.80). At the paper's eps
+    the two answers differ by as much as that, and so scores do not compare between warm and cold runs. At eps = 1e-7
+    C is one, and on the clip of noise 0.1 so is the score, to 2e-3 (1057 iterations for 1971); where tokens lie
+    between subspaces (noise 0.2), some change theirs, and their score with it.
 
     Returns:
         sharing score [N], in [0, 1], of the tokens' kind and on their device. Tokens that are all equal score
@@ -119,15 +146,17 @@ def subspace_score(
 
     Raises:
         VaExportError: if the tokens are not a finite real [N, D] with N >= max(2, n_subspaces), a setting is
-            out of range, or a token (after PCA) is zero or orthogonal to every other, for which the paper's λ
-            is infinite.
+            out of range, a token (after PCA) is zero or orthogonal to every other, for which the paper's λ is
+            infinite, or `warm_start` has no state, more tokens, or arrays of another kind.
 
     Warns:
         RuntimeWarning: if max_iter came before convergence; the score is that of the last iterate.
     """
     options = AdmmOptions(rho, alpha_e, alpha_z, eps, max_iter)
-    _check_settings(options, n_subspaces, pca_rank, dtype)
-    _check_tokens(tokens, n_subspaces, pca_rank)
+    count = None if isinstance(n_subspaces, str) and n_subspaces == "auto" else n_subspaces
+    _check_settings(options, count, pca_rank, dtype)
+    _check_tokens(tokens, count or 1, pca_rank)
+    start = _state_of(warm_start)
     with ExitStack() as stack:
         if array_api_compat.is_torch_array(tokens):
             import torch
@@ -137,7 +166,7 @@ def subspace_score(
             stack.enter_context(torch.no_grad())
         if tokens.shape[0] <= _SMALL:
             stack.enter_context(threadpool_limits(limits=1, user_api="blas"))
-        details = _score(tokens, options, n_subspaces, pca_rank, dtype)
+        details = _score(tokens, options, count, pca_rank, dtype, start, keep_state)
     if not details.converged:
         warnings.warn(
             f"subspace_score stopped after {details.iterations} iterations with residual {details.residual:.3g},"
@@ -148,7 +177,23 @@ def subspace_score(
     return details if return_details else details.sharing_score
 
 
-def _score(tokens: Any, options: AdmmOptions, n_subspaces: int, pca_rank: int, dtype: str) -> SubspaceScore:
+def _score(
+    tokens: Any,
+    options: AdmmOptions,
+    n_subspaces: int | None,
+    pca_rank: int,
+    dtype: str,
+    start: SolverState | None,
+    keep_state: bool,
+) -> SubspaceScore:
+    is_plain = n_subspaces is not None and start is None and not keep_state  # what the kernels compute
+    if is_plain and array_api_compat.is_torch_array(tokens) and tokens.device.type == "cuda":
+        from va_export.anchor.cuda_scoring import score_on_cuda
+
+        assert n_subspaces is not None
+        by_kernels = score_on_cuda(tokens, ScoreSettings(n_subspaces, pca_rank, **vars(options)), dtype)
+        if by_kernels is not None:
+            return by_kernels
     xp = array_api_compat.array_namespace(tokens)
     solver_dtype = getattr(xp, dtype)
     exact = xp.astype(tokens, xp.float64)
@@ -157,8 +202,9 @@ def _score(tokens: Any, options: AdmmOptions, n_subspaces: int, pca_rank: int, d
     scaled, scale = scale_to_unit(exact)
     if pca_rank:
         scaled = project_to_principal_components(scaled, pca_rank)
-    solution: SelfExpression = solve_self_expression(xp.astype(scaled, solver_dtype), options)
-
+    solution: SelfExpression = solve_self_expression(
+        xp.astype(scaled, solver_dtype), options, start=start, keep_state=keep_state
+    )
     expression = solution.matrix
     on_host = np.asarray(expression if isinstance(expression, np.ndarray) else expression.cpu())
     labels = cluster_subspaces(on_host, n_subspaces)
@@ -173,6 +219,7 @@ def _score(tokens: Any, options: AdmmOptions, n_subspaces: int, pca_rank: int, d
         lambda_z=solution.lambda_z / scale / scale,
         converged=solution.converged,
         residual=solution.residual,
+        state=solution.state,
     )
 
 
@@ -192,7 +239,20 @@ def _score_of_equal_tokens(tokens: Any, dtype: Any) -> SubspaceScore:
     )
 
 
-def _check_settings(options: AdmmOptions, n_subspaces: int, pca_rank: int, dtype: str) -> None:
+def _state_of(warm_start: SubspaceScore | None) -> SolverState | None:
+    """None also for tokens that were all equal, where nothing was solved."""
+    if warm_start is None:
+        return None
+    if not isinstance(warm_start, SubspaceScore) or (warm_start.state is None and warm_start.iterations > 0):
+        raise VaExportError(
+            "warm_start holds no state of the solver",
+            where=_WHERE,
+            fix="pass what subspace_score(..., return_details=True, keep_state=True) returned",
+        )
+    return warm_start.state
+
+
+def _check_settings(options: AdmmOptions, n_subspaces: int | None, pca_rank: int, dtype: str) -> None:
     for name in ("rho", "alpha_e", "alpha_z"):
         setting = getattr(options, name)
         if not 1e-20 <= setting <= 1e20:  # beyond, float32 overflows
@@ -205,10 +265,10 @@ def _check_settings(options: AdmmOptions, n_subspaces: int, pca_rank: int, dtype
         raise VaExportError(f"eps = {options.eps} is not a positive number", where=_WHERE, fix="set eps > 0")
     for name, count, least in (
         ("max_iter", options.max_iter, 1),
-        ("n_subspaces", n_subspaces, 1),
+        ("n_subspaces", 1 if n_subspaces is None else n_subspaces, 1),
         ("pca_rank", pca_rank, 0),
     ):
-        if not isinstance(count, int | np.integer) or count < least:
+        if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < least:
             raise VaExportError(
                 f"{name} = {count} is not an integer of at least {least}", where=_WHERE, fix=f"set {name} >= {least}"
             )

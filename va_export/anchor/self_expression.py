@@ -22,13 +22,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import array_api_compat
 import numpy as np
 
+from va_export.anchor.warm_start import SolverState, Start, start_of_run
 from va_export.errors import VaExportError
 from va_export.native.solver import SolverArrays, finish_state, native_iteration, solver_library
 
@@ -57,8 +58,10 @@ class SelfExpression:
         matrix: C [N, N]: column j writes token j as a combination of the others; zero diagonal.
         iterations: ADMM iterations taken.
         lambda_e, lambda_z: weights of the error terms.
-        residual: max row sum of |A − C| at the end; converged means below eps.
+        residual: max row sum of |A − C| at the end, divided by the factor on eps of a start from another clip's state;
+            converged means below eps.
         converged: whether that was reached within max_iter.
+        state: for a later start, if it was asked for.
     """
 
     matrix: Array
@@ -67,67 +70,87 @@ class SelfExpression:
     lambda_z: float
     residual: float
     converged: bool
+    state: SolverState | None = None
 
 
-def solve_self_expression(tokens: Array, options: AdmmOptions) -> SelfExpression:
+def solve_self_expression(
+    tokens: Array, options: AdmmOptions, *, start: SolverState | None = None, keep_state: bool = False
+) -> SelfExpression:
     """Solve for C.
 
     Args:
         tokens: [N, D], float32 or float64, finite, N >= 2; the result has its dtype and device.
         options: see `AdmmOptions`.
+        start: state of an earlier run, over these tokens or over the first of them (`warm_start.py`); None: zeros.
+        keep_state: return the state, another N × N array.
 
     Raises:
-        VaExportError: if λ_e or λ_z would be infinite, or the iteration overflows.
+        VaExportError: if λ_e or λ_z would be infinite, the iteration overflows, or the state does not fit.
     """
     lambda_e, lambda_z = penalty_weights(tokens, options.alpha_e, options.alpha_z)
-    factors = factor_system(tokens.T, lambda_e, lambda_z, options.rho)
+    begin = start_of_run(tokens, options.rho, (lambda_e, lambda_z), start)
+    factors = factor_system(tokens.T, lambda_e, lambda_z, begin.rho)
     library = solver_library() if is_on_host(tokens) else None
+    stop = replace(options, eps=options.eps * begin.eps_factor)
     if library is None:
-        matrix, iterations, residual = _iterate(factors, options)
+        matrix, state, iterations, residual = _iterate(factors, begin, stop, keep_state)
     else:
-        matrix, iterations, residual = _iterate_natively(library, factors, options)
+        matrix, state, iterations, residual = _iterate_natively(library, factors, begin, stop, keep_state)
     if not math.isfinite(residual):
         raise VaExportError(
             f"the self-expression solver overflowed in {tokens.dtype} at iteration {iterations}",
             where="subspace_score",
             fix='use dtype="float64", or settings nearer to the paper\'s',
         )
-    return SelfExpression(matrix, iterations, lambda_e, lambda_z, residual, residual < options.eps)
+    kept = SolverState(*state, begin.rho, lambda_e, lambda_z) if state else None
+    scaled = residual / begin.eps_factor
+    return SelfExpression(matrix, iterations, lambda_e, lambda_z, scaled, residual < stop.eps, kept)
 
 
-def _iterate(factors: SystemFactors, options: AdmmOptions) -> tuple[Array, int, float]:
-    """(C, iterations, residual) by array operations, on any device."""
-    xp = array_api_compat.array_namespace(factors.f)
-    n = factors.f.shape[1]
-    state = xp.zeros((n, n), dtype=factors.f.dtype, device=array_api_compat.device(factors.f))
-    iteration = AdmmIteration(factors)
+Iterated = tuple[Array, tuple[Array, Array] | None, int, float]  # C, (X, E') if asked for, iterations, residual
+
+
+def _iterate(factors: SystemFactors, begin: Start, stop: AdmmOptions, keep_state: bool) -> Iterated:
+    """By array operations, on any device."""
+    xp, device = array_api_compat.array_namespace(factors.f), array_api_compat.device(factors.f)
+    (m, _), n = factors.basis.shape, factors.f.shape[1]
+    state = xp.zeros((n, n), dtype=factors.f.dtype, device=device) if begin.x is None else begin.x
+    error = xp.zeros((m, n), dtype=factors.f.dtype, device=device) if begin.error is None else begin.error
+    iteration = AdmmIteration(factors, state, error)
     iterations, residual = 0, math.inf
-    while residual >= options.eps and iterations < options.max_iter:
+    while residual >= stop.eps and iterations < stop.max_iter:
         residual = iteration.advance(state)
         iterations += 1
-    state -= dual_of(state, 0, 1.0 / options.rho)
-    return state, iterations, residual
+    dual = dual_of(state, 0, 1.0 / factors.rho)
+    if keep_state:
+        return state - dual, (state, error), iterations, residual
+    state -= dual
+    return state, None, iterations, residual
 
 
-def _iterate_natively(library: Path, factors: SystemFactors, options: AdmmOptions) -> tuple[Array, int, float]:
-    """(C, iterations, residual) by the compiled solver, for arrays on the host."""
+def _iterate_natively(
+    library: Path, factors: SystemFactors, begin: Start, stop: AdmmOptions, keep_state: bool
+) -> Iterated:
+    """By the compiled solver, for arrays on the host."""
     given = factors.f
+    asarray = array_api_compat.array_namespace(given).asarray
     basis, f_t, gain, spectrum = (
         np.ascontiguousarray(np.asarray(array))
         for array in (factors.basis, given.T, factors.gain[:, 0], factors.spectrum[:, 0])
     )
-    n = f_t.shape[0]
-    state = np.zeros((n, n), dtype=f_t.dtype)
-    error = np.zeros((n, basis.shape[0]), dtype=f_t.dtype)
+    n, m = f_t.shape[0], basis.shape[0]
+    state = np.zeros((n, n), f_t.dtype) if begin.x is None else np.ascontiguousarray(np.asarray(begin.x).T)
+    error = np.zeros((n, m), f_t.dtype) if begin.error is None else np.ascontiguousarray(np.asarray(begin.error).T)
     arrays = SolverArrays(basis, f_t, gain, spectrum, state, error)
     iterations, residual = 0, math.inf
-    with native_iteration(library, arrays, options.rho, factors.error_threshold) as iteration:
-        while residual >= options.eps and iterations < options.max_iter:
-            most = min(options.max_iter - iterations, _iterations_a_call(n))
-            taken, residual = iteration.advance(most, options.eps)
+    with native_iteration(library, arrays, factors.rho, factors.error_threshold) as iteration:
+        while residual >= stop.eps and iterations < stop.max_iter:
+            most = min(stop.max_iter - iterations, _iterations_a_call(n))
+            taken, residual = iteration.advance(most, stop.eps)
             iterations += taken
-    finish_state(library, state, options.rho)
-    return array_api_compat.array_namespace(given).asarray(state), iterations, residual
+    kept = (asarray(state.T.copy()), asarray(error.T.copy())) if keep_state else None
+    finish_state(library, state, factors.rho)
+    return asarray(state), kept, iterations, residual
 
 
 def _iterations_a_call(n: int) -> int:
@@ -201,16 +224,21 @@ def factor_system(y: Array, lambda_e: float, lambda_z: float, rho: float) -> Sys
 
 
 class AdmmIteration:
-    """One iteration of the solver over a given state; the module's text has the algebra and the names."""
+    """One iteration of the solver over a given state X [N, N]; the module's text has the algebra and the names.
 
-    def __init__(self, factors: SystemFactors) -> None:
-        xp, device = array_api_compat.array_namespace(factors.f), array_api_compat.device(factors.f)
+    E' [D+1, N], `error`, is updated in place.
+    """
+
+    def __init__(self, factors: SystemFactors, state: Array, error: Array) -> None:
+        xp = array_api_compat.array_namespace(factors.f)
         self._basis, self._f, self._gain = factors.basis, factors.f, factors.gain
-        shape = (factors.basis.shape[0], factors.f.shape[1])
-        self._error = xp.zeros(shape, dtype=self._f.dtype, device=device)  # E' [D+1, N]
+        self._error = error
         self._fz = xp.zeros_like(self._f)
         self._rho, self._theta = factors.rho, 1.0 / factors.rho
         self._error_threshold = factors.error_threshold
+        for start, stop in row_blocks(state, state.shape[0]):
+            rows = state[start:stop, :]
+            self._fz += self._f[:, start:stop] @ (rows - 2.0 * dual_of(rows, start, self._theta))
 
     def advance(self, state: Array) -> float:
         """Take X to X⁺ in place; returns max row sum |A − C|, the stopping value."""

@@ -26,15 +26,18 @@ _DENSE_TOKENS = 384  # up to here a dense eigensolver is as fast, and indifferen
 _LANCZOS_RESTARTS = 300
 _MOST_DENSE_TOKENS = 8192  # beyond, a dense eigensolver does not fit a small machine
 _MOST_ROTATIONS = 20  # scikit-learn's
+_MOST_SUBSPACES = 64  # that an eigengap is looked for: beyond, Lanczos costs more than the solver before it
+_SMALLEST_GAP = 1e-6  # far above the rounding of eigenvalues, which lie in [-1, 1]
 _ROWS = 512  # of C at a time, when its entries are counted
 
 
-def cluster_subspaces(self_expression: np.ndarray[Any, Any], n_subspaces: int) -> Labels:
+def cluster_subspaces(self_expression: np.ndarray[Any, Any], n_subspaces: int | None) -> Labels:
     """Label tokens by subspace, on the host, in float64, deterministically.
 
     Args:
         self_expression: C [N, N], N >= n_subspaces.
-        n_subspaces: K; fewer labels may occur, for example when there are fewer distinct tokens.
+        n_subspaces: K; fewer labels may occur, for example when there are fewer distinct tokens. None: as many as
+            `count_subspaces` finds.
 
     Returns:
         labels [N], in 0..K-1. Their numbering means nothing. Where C is zero everywhere, all are 0. Where the
@@ -52,13 +55,35 @@ def cluster_subspaces(self_expression: np.ndarray[Any, Any], n_subspaces: int) -
     try:
         random = np.random.RandomState(_SEED)
         start = random.uniform(-1.0, 1.0, n)
-        return discretise(spectral_embedding(affinity, n_subspaces, start), first_row=random.randint(n))
+        spectrum, embedding = spectral_embedding(affinity, n_subspaces or min(_MOST_SUBSPACES + 1, n), start)
+        count = n_subspaces or count_subspaces(spectrum)
+        return discretise(embedding[:, :count], first_row=random.randint(n))
     except (np.linalg.LinAlgError, ArpackNoConvergence) as error:
         raise VaExportError(
-            f"{n} tokens could not be clustered into {n_subspaces} subspaces: {error}",
+            f"{n} tokens could not be clustered into {n_subspaces or 'automatically many'} subspaces: {error}",
             where="subspace_score",
             fix="use fewer subspaces, or leave duplicate tokens out",
         ) from error
+
+
+def count_subspaces(spectrum: Matrix) -> int:
+    """The number of subspaces by eigengap: the K >= 2 after which the affinity's eigenvalues fall the most.
+
+    Ours, not the paper's, which has K = 24 for every video. K groups of tokens that express only each other have the
+    eigenvalue 1 K times, and links between them move those a little (von Luxburg, "A tutorial on spectral
+    clustering", 2007, section 8.3). One subspace is never the answer: its size would weight all tokens alike.
+
+    Args:
+        spectrum: [M], the largest eigenvalues of the normalised affinity, descending.
+
+    Returns:
+        K, from 2 to M - 1, the smallest of equals; M - 1 where there is no gap at all, as for more groups than M that
+        do not touch; 1 where M < 3, for two tokens.
+    """
+    gaps = spectrum[1:-1] - spectrum[2:]  # after 2, 3, …, M - 1
+    if gaps.size == 0:
+        return 1
+    return int(gaps.argmax()) + 2 if gaps.max() > _SMALLEST_GAP else spectrum.shape[0] - 1
 
 
 def affinity_of(self_expression: np.ndarray[Any, Any]) -> csr_array:
@@ -76,8 +101,8 @@ def affinity_of(self_expression: np.ndarray[Any, Any]) -> csr_array:
     return csr_array(size + size.T)
 
 
-def spectral_embedding(affinity: csr_array, n_subspaces: int, start: Matrix) -> Matrix:
-    """D^-½ times the eigenvectors of D^-½ A D^-½ with the K largest eigenvalues, largest first: [N, K].
+def spectral_embedding(affinity: csr_array, n_subspaces: int, start: Matrix) -> tuple[Matrix, Matrix]:
+    """The K largest eigenvalues of D^-½ A D^-½, largest first [K], and D^-½ times their eigenvectors [N, K].
 
     `start` [N] is where the iteration for them starts.
     """
@@ -86,21 +111,27 @@ def spectral_embedding(affinity: csr_array, n_subspaces: int, start: Matrix) -> 
     degree[degree == 0.0] = 1.0  # a token that expresses none and that none expresses
     normalised = affinity.copy()
     normalised.data /= degree[np.repeat(np.arange(n), np.diff(affinity.indptr))] * degree[affinity.indices]
-    return np.asarray(_leading_eigenvectors(normalised, n_subspaces, start) / degree[:, None])
+    spectrum, vectors = _leading_eigenpairs(normalised, n_subspaces, start)
+    return spectrum, vectors / degree[:, None]
 
 
-def _leading_eigenvectors(matrix: csr_array, count: int, start: Matrix) -> Matrix:
+def _leading_eigenpairs(matrix: csr_array, count: int, start: Matrix) -> tuple[Matrix, Matrix]:
     n = matrix.shape[0]
     if n > max(_DENSE_TOKENS, 3 * count):
         subspace = min(n, max(3 * count, count + 40))
         try:
             eigenvalues, vectors = eigsh(matrix, count, which="LA", v0=start, ncv=subspace, maxiter=_LANCZOS_RESTARTS)
-            return np.asarray(vectors[:, np.argsort(-eigenvalues, kind="stable")])
+            order = np.argsort(-eigenvalues, kind="stable")
+            return eigenvalues[order], vectors[:, order]
         except ArpackNoConvergence:
             if n > _MOST_DENSE_TOKENS:
                 raise
-    vectors = eigh(matrix.toarray(), subset_by_index=[n - count, n - 1], driver="evr", check_finite=False)[1]
-    return np.asarray(vectors[:, ::-1])
+    dense = matrix.toarray()
+    chosen = (n - count, n - 1)
+    eigenvalues, vectors = eigh(dense, subset_by_index=chosen, driver="evr", check_finite=False)
+    if vectors.shape[1] < count:  # LAPACK's evr loses some where an eigenvalue repeats often, and calls that success
+        eigenvalues, vectors = (part[..., n - count :] for part in eigh(dense, driver="evd", check_finite=False))
+    return eigenvalues[::-1], vectors[:, ::-1]
 
 
 def discretise(embedding: Matrix, first_row: int) -> Labels:

@@ -12,7 +12,9 @@ from typing import Any
 from va_export.errors import VaExportError
 
 MANIFEST_NAME = "manifest.json"
-MANIFEST_VERSION = 1
+# 1: the decoder is one component. 2: it may be several, each with its `layers`. A bundle is written with the lowest
+# version that it needs, so that whoever reads 1 reads every bundle in which nothing is new.
+MANIFEST_VERSIONS = (1, 2)
 UNFINISHED = "unfinished"
 _CHUNK = 1 << 22
 _REQUIRED = ("tool", "model", "precision", "attention", "components", "limits", "gains", "score", "files")
@@ -49,6 +51,11 @@ class Manifest:
         """Relative name → {bytes, sha256}."""
         files: Mapping[str, Mapping[str, Any]] = self.data["files"]
         return files
+
+
+def needed_version(data: Mapping[str, Any]) -> int:
+    """The lowest manifest version that can say what `data` says."""
+    return 2 if any("layers" in entry for entry in data.get("components", {}).values()) else 1
 
 
 def read_manifest(directory: Path, *, unfinished_too: bool = False) -> Manifest:
@@ -92,9 +99,10 @@ def read_manifest(directory: Path, *, unfinished_too: bool = False) -> Manifest:
 
 def _check_form(data: Any, path: Path) -> None:
     version = data.get("manifest_version") if isinstance(data, dict) else None
-    if version != MANIFEST_VERSION:
+    if type(version) is not int or version not in MANIFEST_VERSIONS:
         raise VaExportError(
-            f"manifest version {version!r} is unknown; this va-export reads version {MANIFEST_VERSION}",
+            f"manifest version {version!r} is unknown; this va-export reads {MANIFEST_VERSIONS[0]} to"
+            f" {MANIFEST_VERSIONS[-1]}",
             where=path,
             fix="open the bundle with the va-export that made it, or export it again",
         )

@@ -19,7 +19,7 @@ from typing import Any
 
 from va_export._version import __version__
 from va_export.bundle.journal import Journal, sync_file, sync_folder
-from va_export.bundle.manifest import MANIFEST_NAME, MANIFEST_VERSION, UNFINISHED, bundle_files, sha256
+from va_export.bundle.manifest import MANIFEST_NAME, UNFINISHED, bundle_files, needed_version, sha256
 from va_export.errors import VaExportError
 
 _SUFFIX = ".partial"
@@ -132,7 +132,7 @@ class BundleWriter:
         the manifest says that the bundle is not, and nobody but this run opens it."""
         files = {name: self._entry(name, path) for name, path in bundle_files(self.directory)}
         document = {
-            "manifest_version": MANIFEST_VERSION,
+            "manifest_version": needed_version(data),
             "tool": {"name": "va-export", "version": __version__},
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             **({} if finished else {UNFINISHED: True}),
@@ -149,6 +149,16 @@ class BundleWriter:
         if key not in self._digests:
             self._digests[key] = sha256(path)
         return {"bytes": stat.st_size, "sha256": self._digests[key]}
+
+    def digest(self, relative: str) -> str:
+        """SHA-256 of a file of the bundle, which is read once for this and the manifest together."""
+        digest: str = self._entry(relative, self.directory / relative)["sha256"]
+        return digest
+
+    def record_digest(self, relative: str, digest: str) -> None:
+        """Note the SHA-256 of a file that its writer has hashed, so that it is not read again."""
+        stat = (self.directory / relative).stat()
+        self._digests[relative, stat.st_size, stat.st_mtime_ns] = digest
 
     def commit(self, passed: bool) -> Path:
         """Move the bundle to its place; returns that.

@@ -15,6 +15,7 @@ from va_export.cli.console import EXIT_FAILED_PARITY, run, set_up_logging, show_
 def check_command(
     bundle: Annotated[Path, Argument(help="The bundle's directory.")],
     backend: Annotated[str, Option(help="onnxruntime, tensorrt-rtx, tensorrt or torch.")] = "onnxruntime",
+    devices: Annotated[str, Option(help="GPUs for the decoder's shards, as 0,1. [default: one GPU, or the CPU]")] = "",
     atol: Annotated[float | None, Option(help="Absolute tolerance, instead of the precision's.")] = None,
     rtol: Annotated[float | None, Option(help="Relative tolerance, instead of the precision's.")] = None,
     latency_iterations: Annotated[int, Option(help="Timed repeats; 0: no latency.")] = 10,
@@ -35,9 +36,17 @@ def check_command(
         set_up_logging(log_level)
         from va_export.progress import StageDisplay
         from va_export.proof import check_bundle
+        from va_export.runtime.decoder_parts import parse_devices
 
         document = check_bundle(
-            bundle, backend, StageDisplay(), atol=atol, rtol=rtol, iterations=latency_iterations, output=output
+            bundle,
+            backend,
+            StageDisplay(),
+            atol=atol,
+            rtol=rtol,
+            iterations=latency_iterations,
+            output=output,
+            devices=parse_devices(devices),
         )
         passed = document["parity"]["passed"]
         print(json.dumps({"bundle": str(bundle), "backend": backend, "passed": passed}))

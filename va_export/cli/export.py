@@ -28,8 +28,11 @@ def export_command(
     fp16: Annotated[bool, Option("--fp16", help="The same as --precision fp16.")] = False,
     fp32: Annotated[bool, Option("--fp32", help="The same as --precision fp32.")] = False,
     revision: Annotated[str | None, Option(help="Revision of a hub id.")] = None,
-    components: Annotated[str, Option(help="Which parts to export, by comma.")] = "vision,embedding,decoder",
+    components: Annotated[str, Option(help="Which parts to export, by comma.")] = "vision,embedding,decoder,score",
     num_decoder_layers: Annotated[int | None, Option(help="Export only the first layers of the decoder.")] = None,
+    decoder_shards: Annotated[
+        str, Option(help="Ranges of layers, each a file and an engine: a number, or auto (as free memory asks).")
+    ] = "auto",
     image_token_id: Annotated[
         int | None, Option(help="Id of the image placeholder, where the checkpoint does not tell.")
     ] = None,
@@ -45,6 +48,9 @@ def export_command(
     target: Annotated[
         str, Option(help="GPUs to build for, as sm80,sm86,sm89,sm120. [default: all of these on RTX]")
     ] = "",
+    engine_cache: Annotated[
+        str, Option(help="Where built engines are kept, or off. [default: engines/ in $VA_EXPORT_CACHE or ~/.cache]")
+    ] = "",
     onnx_only: Annotated[bool, Option("--onnx-only", help="Build no engines.")] = False,
     max_batch_size: Annotated[int | None, Option(help="Largest batch of the engines.")] = None,
     max_input_len: Annotated[int | None, Option(help="Longest prompt, visual tokens included.")] = None,
@@ -52,7 +58,9 @@ def export_command(
     max_frames: Annotated[int | None, Option(help="Most frames of a video.")] = None,
     alpha_k: Annotated[float | None, Option(help="Default gain on keys.")] = None,
     alpha_v: Annotated[float | None, Option(help="Default gain on values.")] = None,
-    subspaces: Annotated[int | None, Option(help="Number of subspaces K.")] = None,
+    subspaces: Annotated[
+        str | None, Option(help="Number of subspaces K, or auto: as many as an eigengap shows.")
+    ] = None,
     pca_rank: Annotated[
         int | None, Option(help="Project tokens to this rank before scoring; 0: no projection.")
     ] = None,
@@ -66,7 +74,7 @@ def export_command(
     rtol: Annotated[float | None, Option(help="Relative tolerance of parity, instead of the precision's.")] = None,
     latency_iterations: Annotated[int, Option(help="Timed repeats; 0: no latency.")] = 10,
     no_parity: Annotated[
-        bool, Option("--no-parity", help="Leave the proof out, which needs the model in float32 in memory.")
+        bool, Option("--no-parity", help="Leave the proof out: faster, and the bundle says that it is not proved.")
     ] = False,
     clip_overflow: Annotated[
         bool, Option("--clip-overflow", help="Write weights beyond the precision's range as its largest number.")
@@ -91,7 +99,9 @@ def export_command(
     """
     with user_errors():
         set_up_logging(log_level)
-        from va_export.recipe import ExportOptions, resolve_model, with_overrides
+        from va_export.engine.engine_cache import resolve_engine_cache
+        from va_export.recipe import SCORE, ExportOptions, resolve_model, with_overrides
+        from va_export.shard_plan import parse_shards
 
         recipe = with_overrides(
             resolve_model(model),
@@ -100,7 +110,7 @@ def export_command(
             frames=frames,
             revision=revision,
             gains={"alpha_k": alpha_k, "alpha_v": alpha_v},
-            score={"n_subspaces": subspaces, "pca_rank": pca_rank},
+            score={"n_subspaces": _subspaces(subspaces), "pca_rank": pca_rank},
             limits={
                 "max_batch_size": max_batch_size,
                 "max_input_len": max_input_len,
@@ -109,6 +119,7 @@ def export_command(
             },
         )
         chosen = _precision(precision, fp16, fp32)
+        listed = tuple(dict.fromkeys(part.strip() for part in components.split(",") if part.strip()))
         options = ExportOptions(
             recipe=recipe,
             output=output or Path(f"{recipe.name}-{chosen}"),
@@ -117,8 +128,10 @@ def export_command(
             flavor=tensorrt,
             targets=_targets(target),
             onnx_only=onnx_only,
-            components=tuple(dict.fromkeys(part.strip() for part in components.split(",") if part.strip())),
+            components=tuple(part for part in listed if part != SCORE),
+            score_component=SCORE in listed,
             num_decoder_layers=num_decoder_layers,
+            decoder_shards=parse_shards(decoder_shards),
             overwrite=overwrite,
             video=video,
             question=question,
@@ -128,6 +141,7 @@ def export_command(
             image_token_id=image_token_id,
             latency_iterations=latency_iterations,
             parity=not no_parity,
+            engine_cache=resolve_engine_cache(engine_cache),
             clip_overflow=clip_overflow,
             resume=not no_resume,
         )
@@ -164,6 +178,18 @@ def _precision(precision: str | None, fp16: bool, fp32: bool) -> str:
             "several precisions were given", where="--precision", fix="give one of --fp16, --fp32, --precision"
         )
     return flags[0] if flags else precision or "fp16"
+
+
+def _subspaces(text: str | None) -> int | None:
+    from va_export.settings import ScoreSettings
+
+    if text is None or text == "auto":
+        return None if text is None else ScoreSettings.AUTOMATIC
+    if not text.isdecimal() or int(text) < 1:
+        raise VaExportError(
+            f"n_subspaces must be above 0, or auto, not {text!r}", where="--subspaces", fix="the paper has 24"
+        )
+    return int(text)
 
 
 def _check_export_extra() -> None:

@@ -23,6 +23,10 @@ def run_command(
     alpha_v: Annotated[float | None, Option(help="Gain on values, instead of the bundle's.")] = None,
     max_new_tokens: Annotated[int, Option(help="Length of the answer at the most.")] = 128,
     backend: Annotated[str, Option(help="onnxruntime, tensorrt-rtx, tensorrt or torch.")] = "onnxruntime",
+    devices: Annotated[str, Option(help="GPUs for the decoder's shards, as 0,1. [default: one GPU, or the CPU]")] = "",
+    score: Annotated[
+        str | None, Option(help="host, or graph: the bundle's own. [default: graph on TensorRT, else host]")
+    ] = None,
     timings: Annotated[bool, Option("--timings", help="Print milliseconds by stage to standard error.")] = False,
     log_level: Annotated[str, Option(help="debug, info, warning or error.")] = "warning",
     version: Annotated[
@@ -33,11 +37,12 @@ def run_command(
     with user_errors():
         set_up_logging(log_level)
         from va_export.runtime.bundle import Bundle
+        from va_export.runtime.decoder_parts import parse_devices
         from va_export.runtime.video import read_frames
 
         if frames is not None and frames < 1:
             raise VaExportError(f"--frames must be at least 1, not {frames}", where="--frames", fix="raise it")
-        with Bundle.open(bundle, backend) as opened:
+        with Bundle.open(bundle, backend, devices=parse_devices(devices), score=score) as opened:
             n_frames = opened.default_frames if frames is None else frames
             input_ids = opened.prompt(prompt, n_frames)
             clip = read_frames(video, n_frames, opened.processing.frame_sampling)

@@ -6,11 +6,11 @@ import os
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from va_export.engine.build_log import BuildLog, OnProgress, create_build_log, create_progress_monitor
+from va_export.engine.engine_info import EngineInfo
 from va_export.engine.inspect_engine import find_plugin_records
 from va_export.engine.prepare_onnx import PLUGIN_VERSION, Attention, PluginNode, PreparedModel, prepare_onnx
 from va_export.engine.profiles import DimensionRange, Profile, shape_profiles
@@ -19,36 +19,6 @@ from va_export.engine.tensorrt_api import Flavor, TensorRT, load_tensorrt
 from va_export.engine.tensorrt_types import Builder, BuilderConfig, Network, OnnxParser
 from va_export.errors import VaExportError
 from va_export.ops.declaration import DOMAIN
-
-
-@dataclass(frozen=True)
-class EngineInfo:
-    """What was built, for the manifest and the report.
-
-    Attributes:
-        path: the engine file.
-        size_bytes: its size.
-        seconds: wall time of parsing and building.
-        layer_counts: number of layers of the parsed network by TensorRT's layer type, before fusion.
-        plugin_nodes: the nodes that a plugin computes.
-        plugin_records: how often such a plugin stands in the engine file (nodes × profiles in RTX 1.7).
-        flavor, version: which TensorRT built it; an engine runs with that version only.
-        targets: GPUs that it runs on.
-        profiles: the shapes that it takes; empty for a model of static shapes.
-        input_shapes: per input its dimensions, symbolic ones by name.
-    """
-
-    path: Path
-    size_bytes: int
-    seconds: float
-    layer_counts: Mapping[str, int]
-    plugin_nodes: tuple[PluginNode, ...]
-    plugin_records: int
-    flavor: Flavor
-    version: str
-    targets: tuple[str, ...]
-    profiles: tuple[Profile, ...]
-    input_shapes: Mapping[str, tuple[int | str, ...]]
 
 
 def build_engine(
@@ -184,10 +154,15 @@ def _save_timing_cache(config: BuilderConfig, path: Path | None) -> None:
         _write_atomically(path, cache.serialize())
 
 
+def partial_file(path: Path, process: int) -> Path:
+    """Where a process writes what is to become `path`."""
+    return path.with_name(f".{path.name}.{process}.partial")
+
+
 def _write_atomically(path: Path, content: Any) -> None:
     """Write a buffer beside `path` and rename: readers see the old file or the whole new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = partial_file(path, os.getpid())
     try:
         with partial.open("wb") as file:
             file.write(memoryview(content))

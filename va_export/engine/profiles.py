@@ -71,12 +71,15 @@ def dimension_ranges(component: str, limits: Limits, tokens_per_frame: int) -> d
                 limits.max_frames * tokens_per_frame * limits.max_batch_size,
             )
             return {"tokens": {"batch": batch, "sequence": sequence, "visual_count": visual}}
+        case "score":  # of one video
+            tokens = [frames * tokens_per_frame for frames in (1, limits.opt_frames, limits.max_frames)]
+            return {"tokens": {"visual_count": DimensionRange(*tokens)}}
         case "decoder":
             return {
                 "prefill": {"batch": batch, "sequence": sequence},
                 "decode": {"batch": batch, "sequence": decode},
             }
-    raise VaExportError(f"no profiles are known for {component!r}", fix="use vision, embedding or decoder")
+    raise VaExportError(f"no profiles are known for {component!r}", fix="use vision, embedding, score or decoder")
 
 
 def check_limits(limits: Limits, tokens_per_frame: int) -> None:

@@ -40,7 +40,10 @@ _TARGET = {"name", "measured", "relation", "bound", "unit", "passed"}
 _OPTIONAL = {
     "document": {"targets"},
     "check": {"message", "variant"},  # variant: which of several kernels or settings
-    "timing": {"variant", "peers_range_us", "notes", "ours_tflops", "ours_tb_per_s", "repeats"},
+    "timing": {
+        *("variant", "peers_range_us", "notes", "ours_tflops", "ours_tb_per_s", "repeats"),
+        *("ours_peak_bytes", "peers_peak_bytes"),  # device memory, weights included
+    },
     "target": {"message"},
 }
 _RELATIONS = {">=": lambda measured, bound: measured >= bound, "<=": lambda measured, bound: measured <= bound}
@@ -111,9 +114,21 @@ def write_evidence(document: Document, folder: Path, topic: str) -> Path:
         )
     folder.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(".json.part")
-    unfinished.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    unfinished.write_text(_as_text(document), encoding="utf-8")
     unfinished.replace(path)
     return path
+
+
+def _as_text(document: Document) -> str:
+    """JSON with a line a row, so that thousands of rows stay readable and differences between files do too."""
+    lines = []
+    for key, value in document.items():
+        if isinstance(value, list) and value:
+            rows = ",\n  ".join(json.dumps(row, allow_nan=False, ensure_ascii=False) for row in value)
+            lines.append(f"{json.dumps(key)}: [\n  {rows}\n ]")
+        else:
+            lines.append(f"{json.dumps(key)}: {json.dumps(value, allow_nan=False, ensure_ascii=False)}")
+    return "{\n " + ",\n ".join(lines) + "\n}\n"
 
 
 def read_evidence(path: Path) -> Document:
@@ -231,9 +246,14 @@ def _check_timing(row: Any, where: str) -> None:
         _refuse(where, f"speaks of {sorted(strangers)}", "peers that peers_us has")
     for name, note in notes.items():
         _text(note, f"{where}.notes.{name}")
-    for key in ("ours_tflops", "ours_tb_per_s", "repeats"):
+    for key in ("ours_tflops", "ours_tb_per_s", "repeats", "ours_peak_bytes"):
         if key in row:
             _number(row[key], f"{where}.{key}", least=0.0, nullable=True)
+    peaks = row.get("peers_peak_bytes", {})
+    if not isinstance(peaks, dict) or not set(peaks) <= set(peers):
+        _refuse(f"{where}.peers_peak_bytes", f"is {peaks!r}", "bytes of peers that peers_us has")
+    for name, peak in peaks.items():
+        _number(peak, f"{where}.peers_peak_bytes.{name}", least=0.0)
 
 
 def _check_target(row: Any, where: str) -> None:

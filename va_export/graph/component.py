@@ -1,8 +1,8 @@
 """A component: one part of the model that becomes one ONNX file.
 
-A bundle has three: `vision` (frames → visual tokens), `embedding` (ids and visual tokens → input embeddings) and
-`decoder` (embeddings and a static KV cache → logits). The subspace score is the fourth stage; until it has an engine
-of its own the host computes it between `vision` and `decoder`.
+Three have weights and are traced: `vision` (frames → visual tokens), `embedding` (ids and visual tokens → input
+embeddings) and `decoder` (embeddings and a static KV cache → logits). The fourth, the score between `vision` and
+`decoder`, is one custom op, and written as that (`score.py`).
 """
 
 from __future__ import annotations

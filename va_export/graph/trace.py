@@ -9,8 +9,9 @@ from __future__ import annotations
 import logging
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import onnx_ir as ir
 import torch
@@ -34,26 +35,38 @@ TORCH_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bflo
 
 def trace_component(name: str, family: ModelFamily, spec: ModelSpec, precision: str) -> ir.Model:
     """Trace one of `COMPONENTS` at the given precision (`fp32`, `fp16`, `bf16`) to an ONNX model without weights."""
-    with _quiet_exporter(), FakeTensorMode(), torch.no_grad():
-        with _default_dtype(TORCH_DTYPES[precision]):
-            hf = family.build_model(spec).eval()
-        component = _BUILDERS[name](hf, spec)
-        program = torch.export.export(
-            component.module,
-            tuple(component.inputs.values()),
-            dynamic_shapes=_dynamic_shapes(component),
-            strict=False,
-        )
-        onnx_program = torch.onnx.export(
-            program,
-            dynamo=True,
-            opset_version=OPSET,
-            optimize=False,  # folding would read the weights, and there are none; passes/ does what is needed
-            verbose=False,
-            custom_translation_table={**anchored_attention.onnx_translation(), **kv_cache.onnx_translation()},
-        )
-    assert onnx_program is not None  # only None when it writes a file itself
-    return _named(onnx_program.model, component)
+    model = FakeModel(family, spec, precision)
+    return model.trace(lambda hf: _BUILDERS[name](hf, spec))
+
+
+class FakeModel:
+    """A Hugging Face model without weights, to trace components from."""
+
+    def __init__(self, family: ModelFamily, spec: ModelSpec, precision: str) -> None:
+        self._mode = FakeTensorMode()
+        with _quiet_exporter(), self._mode, torch.no_grad(), _default_dtype(TORCH_DTYPES[precision]):
+            self.hf: Any = family.build_model(spec).eval()
+
+    def trace(self, build: Callable[[Any], Component]) -> ir.Model:
+        """Trace the component that `build` makes of the Hugging Face model to an ONNX model without weights."""
+        with _quiet_exporter(), self._mode, torch.no_grad():
+            component = build(self.hf)
+            program = torch.export.export(
+                component.module,
+                tuple(component.inputs.values()),
+                dynamic_shapes=_dynamic_shapes(component),
+                strict=False,
+            )
+            onnx_program = torch.onnx.export(
+                program,
+                dynamo=True,
+                opset_version=OPSET,
+                optimize=False,  # folding would read the weights, and there are none; passes/ does what is needed
+                verbose=False,
+                custom_translation_table={**anchored_attention.onnx_translation(), **kv_cache.onnx_translation()},
+            )
+        assert onnx_program is not None  # only None when it writes a file itself
+        return _named(onnx_program.model, component)
 
 
 def _dynamic_shapes(component: Component) -> tuple[object, ...]:

@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from va_export.errors import VaExportError
 from va_export.graph.weight_layout import WeightSlot
-from va_export.ops.anchored_attention import schema
+from va_export.ops import anchored_attention, subspace_score
 
 
 def data_path(path: Path) -> Path:
@@ -64,7 +64,7 @@ def check_onnx(path: Path) -> None:
     Raises:
         VaExportError: the checker's own words; this is a bug of the exporter, not of its input.
     """
-    schema()  # the checker needs the custom op's
+    anchored_attention.schema(), subspace_score.schema()  # the checker needs the custom ops'
     try:
         onnx.checker.check_model(str(path), full_check=True)
     except Exception as error:  # the checker and shape inference each have their own type

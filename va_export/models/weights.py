@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import nn
@@ -78,17 +78,33 @@ def load_parameters(
     parameters = dict(model.named_parameters())
     if parameters.keys() != weight_map.keys():
         raise RuntimeError(f"weight map and model differ in {sorted(parameters.keys() ^ weight_map.keys())[:4]}")
+    for name, value in read_parameters(weight_map, weight_map, checkpoint, dtype):
+        if value.shape != parameters[name].shape:
+            raise RuntimeError(f"{name} is {list(parameters[name].shape)}, its source {list(value.shape)}")
+        set_parameter(model, name, nn.Parameter(value, requires_grad=False))
+
+
+def read_parameters(
+    names: Iterable[str], weight_map: Mapping[str, WeightSource], checkpoint: Checkpoint, dtype: torch.dtype
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """(name, value as `dtype`) of some parameters, in any order: each tensor of the checkpoint is read once.
+
+    Raises:
+        VaExportError: a tensor cannot be read or is not finite.
+    """
     by_tensor: dict[str, list[str]] = {}
-    for name, source in weight_map.items():
-        by_tensor.setdefault(source.checkpoint_name, []).append(name)
-    for checkpoint_name, names in by_tensor.items():
+    for name in names:
+        by_tensor.setdefault(weight_map[name].checkpoint_name, []).append(name)
+    for checkpoint_name, sharing in by_tensor.items():
         tensor = checkpoint.tensor(checkpoint_name)
-        for name in names:
-            value = weight_map[name].view(tensor).to(dtype).contiguous()
-            if value.shape != parameters[name].shape:
-                raise RuntimeError(f"{name} is {list(parameters[name].shape)}, its source {list(value.shape)}")
-            module_name, _, leaf = name.rpartition(".")
-            setattr(model.get_submodule(module_name), leaf, nn.Parameter(value, requires_grad=False))
+        for name in sharing:
+            yield name, weight_map[name].view(tensor).to(dtype).contiguous()
+
+
+def set_parameter(model: nn.Module, name: str, value: nn.Parameter) -> None:
+    """Replace the parameter called `name`."""
+    module_name, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(module_name), leaf, value)
 
 
 def _listed(names: Iterable[str], separator: str = ", ") -> str:

@@ -1,6 +1,8 @@
 """AnchoredAttention on CUDA tensors: the kernel that the TensorRT plugin runs, called from PyTorch.
 
-Forward only. `va_export.anchor.attention.anchored_attention` is the same function in eager PyTorch, for any device.
+Forward only. `va_export.anchor.attention.anchored_attention` is the same function in eager PyTorch, for any device. The
+launch is the operator `va_export::anchored_attention_cuda`, whose shapes PyTorch knows without running it: it can be
+compiled by `torch.compile` and captured in CUDA graphs. Importing this module loads and builds nothing.
 """
 
 from __future__ import annotations
@@ -37,10 +39,11 @@ def anchored_attention_cuda(
     scale: float | None = None,
     is_causal: bool = True,
 ) -> Tensor:
-    """Anchored attention on the current CUDA stream; queues one kernel and does not synchronise.
+    """Anchored attention on the current CUDA stream; queues one or two kernels and does not synchronise.
 
     Key j is visible to query i iff ``j < kv_length`` and (not causal, or ``j <= i + kv_length - Sq``). Any strides
     whose last axis is contiguous are taken as they are, so [B, S, H, D] transposed to [B, H, S, D] is not copied.
+    Workspace comes from PyTorch's caching allocator.
 
     Args:
         query: [B, Hq, Sq, D], float16, bfloat16 or float32; D at most 256, Hq a multiple of Hkv.
@@ -61,19 +64,38 @@ def anchored_attention_cuda(
     """
     _check_devices(query, key, value)
     _check_tensors(query, key, value)
-    batch, query_heads, q_len, head_dim = query.shape
-    kv_heads, kv_len, value_head_dim = key.shape[1], key.shape[2], value.shape[3]
-    scale = 1.0 / math.sqrt(head_dim) if scale is None else float(scale)
+    batch, kv_len = key.shape[0], key.shape[2]
+    scale = 1.0 / math.sqrt(query.shape[3]) if scale is None else float(scale)
     if not (math.isfinite(scale) and scale > 0):
         raise VaExportError(f"scale is {scale}", where=_WHERE, fix="Pass a finite scale above 0.")
     gain_shape = (batch, kv_len)
-    key_log_gain = _vector("key_log_gain", key_log_gain, 0.0, gain_shape, torch.float32, query.device)
-    value_gain = _vector("value_gain", value_gain, 1.0, gain_shape, torch.float32, query.device)
-    if kv_length is not None:
-        fill = kv_length if isinstance(kv_length, int) else 0
-        given = None if isinstance(kv_length, int) else kv_length
-        kv_length = _vector("kv_length", given, fill, (batch,), torch.int64, query.device).contiguous()
-    out = query.new_empty((batch, q_len, query_heads, value_head_dim)).transpose(1, 2)
+    key_log_gain = _vector("key_log_gain", key_log_gain, gain_shape, torch.float32, query.device)
+    value_gain = _vector("value_gain", value_gain, gain_shape, torch.float32, query.device)
+    if isinstance(kv_length, int):
+        kv_length = torch.full((batch,), kv_length, dtype=torch.int64, device=query.device)
+    kv_length = _vector("kv_length", kv_length, (batch,), torch.int64, query.device)
+    out: Tensor = _attend(query, key, value, key_log_gain, value_gain, kv_length, scale, is_causal)
+    return out
+
+
+_SCHEMA = (
+    "(Tensor query, Tensor key, Tensor value, Tensor? key_log_gain, Tensor? value_gain, Tensor? kv_length,"
+    " float scale, bool is_causal) -> Tensor"
+)
+
+
+@torch.library.custom_op("va_export::anchored_attention_cuda", mutates_args=(), schema=_SCHEMA)
+def _attend(  # type: ignore[no-untyped-def]
+    query, key, value, key_log_gain, value_gain, kv_length, scale, is_causal
+):
+    """The launch; its arguments are what `anchored_attention_cuda` has checked."""
+    batch, query_heads, q_len, head_dim = query.shape
+    kv_heads, kv_len, value_head_dim = key.shape[1], key.shape[2], value.shape[3]
+    if key_log_gain is None:
+        key_log_gain = _neutral(0.0, kv_len, query.device).expand(batch, kv_len)
+    if value_gain is None:
+        value_gain = _neutral(1.0, kv_len, query.device).expand(batch, kv_len)
+    out = _empty_output(query, value)
     params = AnchoredAttentionParams(
         query=query.data_ptr(),
         key=key.data_ptr(),
@@ -101,6 +123,36 @@ def anchored_attention_cuda(
     )
     _launch(params, query.device)
     return out
+
+
+@_attend.register_fake
+def _(query, key, value, key_log_gain, value_gain, kv_length, scale, is_causal):  # type: ignore[no-untyped-def]
+    return _empty_output(query, value)
+
+
+def _empty_output(query: Tensor, value: Tensor) -> Tensor:
+    batch, query_heads, q_len, _ = query.shape
+    return query.new_empty((batch, q_len, query_heads, value.shape[3])).transpose(1, 2)
+
+
+_NEUTRAL: dict[tuple[float, int, torch.device], Tensor] = {}
+
+
+def _neutral(gain: float, kv_len: int, device: torch.device) -> Tensor:
+    """At least kv_len gains of no effect, which every launch without gains shares.
+
+    They are made for powers of two and never freed, for CUDA graphs keep their addresses. The first of a length is
+    waited for, once, since other streams may use it; a graph that is captured before there is one gets its own.
+    """
+    key = (gain, 1 << (kv_len - 1).bit_length(), device)
+    if key not in _NEUTRAL:
+        made = torch.full((key[1],), gain, dtype=torch.float32, device=device)
+        if device.type == "cuda":
+            if torch.cuda.is_current_stream_capturing():
+                return made[:kv_len]
+            torch.cuda.current_stream(device).synchronize()
+        _NEUTRAL[key] = made
+    return _NEUTRAL[key][:kv_len]
 
 
 def _launch(params: AnchoredAttentionParams, device: torch.device) -> None:
@@ -166,11 +218,11 @@ def _check_tensors(query: Tensor, key: Tensor, value: Tensor) -> None:
 
 
 def _vector(
-    name: str, given: Tensor | None, fill: float, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
-) -> Tensor:
-    """`given` after checking it, with a contiguous last axis; or a tensor of `fill`."""
+    name: str, given: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
+) -> Tensor | None:
+    """`given` after checking it, with a contiguous last axis."""
     if given is None:
-        return torch.full(shape, fill, dtype=dtype, device=device)
+        return None
     if given.shape != shape or given.dtype != dtype or given.device != device:
         raise VaExportError(
             f"{name} has shape {tuple(given.shape)}, {_name(given.dtype)}, on {given.device}",

@@ -7,7 +7,7 @@ Colours and the hatching of plain bars are the page's CSS; every text is escaped
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -45,8 +45,17 @@ class Timing:
 
     @property
     def label(self) -> str:
-        """The stage's name on the page."""
+        """The stage's name on the page; of a shard's part in it, as `Prefill, decoder_0`."""
+        if self.is_part:
+            stage, _, shard = self.stage.partition("/")
+            return f"{STAGES[stage]}, {shard}"
         return STAGES.get(self.stage, self.stage.replace("_", " "))
+
+    @property
+    def is_part(self) -> bool:
+        """Whether it is a shard's part in a stage, which the stage's own time includes."""
+        stage, slash, _ = self.stage.partition("/")
+        return bool(slash) and stage in STAGES
 
 
 @dataclass(frozen=True)
@@ -60,6 +69,8 @@ class LatencyRun:
     timings: tuple[Timing, ...]
     host_bytes: int | None
     device_bytes: int | None
+    gpu_medians_ms: Mapping[str, float] = field(default_factory=dict)
+    """By stage, what the GPU's own events count; empty where none did."""
 
     def median_ms(self, stage: str) -> float | None:
         """The median of a stage, None where it was not measured."""
@@ -101,9 +112,11 @@ class LatencyGroup:
 
 
 def in_order(stages: Iterable[str]) -> list[str]:
-    """The stages, once each, in the order of work; those that this page does not know come last."""
+    """The stages, once each, in the order of work, each with its shards' parts behind it; those that this page does not
+    know come last."""
     found = list(dict.fromkeys(stages))
-    return [*(name for name in STAGES if name in found), *(name for name in found if name not in STAGES)]
+    known = [name for stage in STAGES for name in found if name.partition("/")[0] == stage]
+    return [*known, *(name for name in found if name not in known)]
 
 
 def read_latency(data: Mapping[str, Any]) -> tuple[LatencyGroup, ...]:
@@ -137,6 +150,7 @@ def _read_run(run: Mapping[str, Any]) -> LatencyRun:
         ),
         host_bytes=peak.get("host"),
         device_bytes=peak.get("device"),
+        gpu_medians_ms={stage: values["median_ms"] for stage, values in (run.get("gpu_stages") or {}).items()},
     )
 
 
@@ -154,7 +168,8 @@ def longest_ms(groups: Iterable[LatencyGroup]) -> float:
 
 
 def latency_chart(group: LatencyGroup, scale_ms: float) -> Markup:
-    """Bars of the medians, a pair for each stage (anchors off, on), with a whisker up to the 95th percentile.
+    """Bars of the medians, a pair for each stage (anchors off, on), with a whisker up to the 95th percentile. What
+    shards have of a stage is left to the table.
 
     Args:
         scale_ms: the time that the longest bar stands for.
@@ -163,7 +178,7 @@ def latency_chart(group: LatencyGroup, scale_ms: float) -> Markup:
     top = 0
     previous = None
     for run, timing in group.by_stage:
-        if timing.median_ms is None:
+        if timing.median_ms is None or timing.is_part:
             continue
         if timing.stage != previous:
             top += _STAGE_GAP if previous else 0

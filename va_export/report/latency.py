@@ -55,20 +55,28 @@ def measure_latency(
         warmup: untimed repeats before; no more than one when that alone takes a tenth of the budget.
 
     Stages: preprocess (resize and normalise frames that already have the model's size), vision, score (with
-    anchors), prefill (embedding included), decode_per_token, end_to_end. Peak memory is the process's, from its start.
+    anchors), prefill (embedding included), decode_per_token, end_to_end. Where the decoder is in shards, prefill and
+    decode_per_token are over all of them, and each also has its own, as `prefill/decoder_0`. `stages` is the host's
+    time, `gpu_stages` the GPU's own by events (None without them). Peak memory: the process's from its start, and the
+    most that was in use on the GPU after a round, engines and caches included.
     """
     samples: dict[str, list[float]] = {}
+    gpu_samples: dict[str, list[float]] = {}
+    device_bytes: int | None = None
     start = time.perf_counter()
     warmed, measured = 0, 0
     while measured < iterations:
-        times = _once(bundle, reference, anchors, new_tokens)
+        times, gpu_times = _once(bundle, reference, anchors, new_tokens)
+        in_use = bundle.backend.device_memory_bytes()
+        device_bytes = in_use if device_bytes is None else max(device_bytes, in_use or 0)
         elapsed = time.perf_counter() - start
         if warmed < warmup and not (warmed and elapsed > budget_seconds / 10):
             warmed += 1
         else:
             measured += 1
-            for stage, milliseconds in times.items():
-                samples.setdefault(stage, []).append(milliseconds)
+            for collected, new in ((samples, times), (gpu_samples, gpu_times)):
+                for stage, milliseconds in new.items():
+                    collected.setdefault(stage, []).append(milliseconds)
         if on_step is not None:
             on_step(warmed + measured, warmup + iterations)
         if measured and elapsed > budget_seconds:
@@ -82,13 +90,15 @@ def measure_latency(
         "iterations": measured,
         "new_tokens": new_tokens,
         "stages": {stage: summarize(values) for stage, values in samples.items()},
-        "peak_memory_bytes": {"host": _peak_host_bytes(), "device": None},
+        "gpu_stages": {stage: summarize(values) for stage, values in gpu_samples.items()} or None,
+        "peak_memory_bytes": {"host": _peak_host_bytes(), "device": device_bytes},
     }
 
 
 def _once(
     bundle: Bundle, reference: Mapping[str, npt.NDArray[Any]], anchors: bool, new_tokens: int
-) -> dict[str, float]:
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Milliseconds by stage, the host's and the GPU's."""
     start = time.perf_counter()
     pixels = bundle.processing.pixel_values(reference["frames"])
     preprocess = 1e3 * (time.perf_counter() - start)
@@ -102,10 +112,16 @@ def _once(
     end_to_end = 1e3 * (time.perf_counter() - start)
     times = {"preprocess": preprocess}
     times.update({stage: result.timings[stage] for stage in ("vision", "score", "prefill") if stage in result.timings})
+    times.update({stage: spent for stage, spent in result.timings.items() if stage.startswith("prefill/")})
     if new_tokens > 1:
-        times["decode_per_token"] = result.timings["decode"] / (new_tokens - 1)
+        for stage, spent in result.timings.items():
+            if stage == "decode" or stage.startswith("decode/"):
+                times[stage.replace("decode", "decode_per_token", 1)] = spent / (new_tokens - 1)
     times["end_to_end"] = end_to_end
-    return times
+    gpu_times = {stage: spent for stage, spent in result.gpu_timings.items() if stage != "decode"}
+    if new_tokens > 1 and "decode" in result.gpu_timings:
+        gpu_times["decode_per_token"] = result.gpu_timings["decode"] / (new_tokens - 1)
+    return times, gpu_times
 
 
 def summarize(milliseconds: list[float]) -> dict[str, float | int]:

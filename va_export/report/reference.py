@@ -1,5 +1,8 @@
 """The reference: the checkpoint in PyTorch, float32, through Hugging Face's own classes, stage by stage on real frames.
 
+Where the model does not fit into memory in float32, its weights are streamed from the checkpoint, module by module, and
+the numbers are the same (`report.streamed_reference`); which way is taken is decided here from the memory that is free.
+
 It is written into the bundle (`reference.npz`), so that parity can be repeated where neither PyTorch nor the
 checkpoint is.
 """
@@ -19,8 +22,6 @@ import numpy.typing as npt
 from va_export.errors import VaExportError
 
 if TYPE_CHECKING:
-    import torch
-
     from va_export.checkpoint import Checkpoint
     from va_export.models.family import ModelFamily, ModelSpec
     from va_export.recipe import Recipe
@@ -58,21 +59,32 @@ def compute_reference(
     sample: Sample,
     new_tokens: int,
     on_step: Callable[[int, int], None] | None = None,
+    *,
+    streamed: bool | None = None,
 ) -> dict[str, Array]:
     """Run the reference; returns the arrays of `reference.npz`.
 
     `{anchored,plain}_tokens` are the greedy tokens, `{…}_logits` (new_tokens, vocab) the logits that each was chosen
     from, so that teacher-forced steps of a bundle compare row by row.
+
+    Args:
+        on_step: called with (steps done, steps in all).
+        streamed: whether the weights are streamed; None: when the model in float32 does not fit into the memory that is
+            available now.
     """
     import torch
 
+    from va_export.report.reference_memory import must_stream
+    from va_export.report.streamed_reference import StreamedReference
+    from va_export.report.whole_reference import WholeReference
     from va_export.runtime.scoring import score_visual_tokens
 
-    model: Any = family.load_reference(spec, checkpoint)
+    if streamed is None:
+        streamed = must_stream(spec, family.weight_map(spec), sample.input_ids.shape[1], new_tokens)
+    model = (StreamedReference if streamed else WholeReference)(family, spec, checkpoint)
     with torch.no_grad():
-        features = model.model.get_image_features(torch.from_numpy(sample.pixel_values), return_dict=True)
-        visual = features.pooler_output.flatten(0, 1).float()
-        embeds = model.get_input_embeddings()(torch.from_numpy(sample.input_ids))
+        visual = model.visual_tokens(torch.from_numpy(sample.pixel_values))
+        embeds = model.embed(torch.from_numpy(sample.input_ids))
         embeds[torch.from_numpy(sample.is_visual)] = visual
     # float64: the score that the fast solver and every precision are held against
     scored = score_visual_tokens(visual.numpy(), recipe.score, dtype="float64")
@@ -85,49 +97,23 @@ def compute_reference(
         "sharing_score": scored.sharing_score,
         "labels": scored.labels,
     }
-    from va_export.anchor.gains import gains_from_score
+    from va_export.anchor.gains import alphas_of_prompt, gains_from_score
 
+    length = sample.input_ids.shape[1]
+    alpha_k, alpha_v = alphas_of_prompt(recipe.gains, scored.sharing_score, length)
     arrays["key_log_gain"], arrays["value_gain"] = gains_from_score(
         scored.sharing_score,
         sample.is_visual[0],
-        sample.input_ids.shape[1],
-        alpha_k=recipe.gains.alpha_k,
-        alpha_v=recipe.gains.alpha_v,
+        length,
+        alpha_k=alpha_k,
+        alpha_v=alpha_v,
     )
-    for number, (anchored, side) in enumerate(SIDES):
-        gains = (arrays["key_log_gain"], arrays["value_gain"]) if anchored else None
-        tokens, logits = _greedy(model, embeds, gains, new_tokens)
-        if on_step is not None:
-            on_step(number + 1, len(SIDES))
+    gains = (torch.from_numpy(arrays["key_log_gain"])[None], torch.from_numpy(arrays["value_gain"])[None])
+    with torch.no_grad():
+        sides = model.greedy(embeds, [gains if anchored else None for anchored, _ in SIDES], new_tokens, on_step)
+    for (_, side), (tokens, logits) in zip(SIDES, sides, strict=True):
         arrays[f"{side}_tokens"], arrays[f"{side}_logits"] = tokens, logits
     return arrays
-
-
-def _greedy(
-    model: Any,
-    embeds: torch.Tensor,
-    gains: tuple[Array, Array] | None,
-    new_tokens: int,
-) -> tuple[Array, Array]:
-    """Prefill and greedy steps over Hugging Face's own cache."""
-    import torch
-    from transformers import DynamicCache
-
-    cache = DynamicCache(config=model.config.text_config)
-    kwargs = {}
-    if gains is not None:
-        kwargs = {"key_log_gain": torch.from_numpy(gains[0])[None], "value_gain": torch.from_numpy(gains[1])[None]}
-    tokens, rows = [], []
-    with torch.no_grad():
-        for _ in range(new_tokens):
-            hidden = model.model.language_model(
-                inputs_embeds=embeds, past_key_values=cache, use_cache=True, **kwargs
-            ).last_hidden_state
-            rows.append(model.lm_head(hidden[:, -1])[0].float().numpy())
-            tokens.append(int(rows[-1].argmax()))
-            embeds = model.get_input_embeddings()(torch.tensor([[tokens[-1]]]))
-            kwargs = {}
-    return np.array(tokens, dtype=np.int64), np.stack(rows)
 
 
 def write_reference(path: Path, arrays: dict[str, Array]) -> None:

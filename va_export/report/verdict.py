@@ -12,8 +12,10 @@ from va_export.report import figures
 STAGES: Mapping[str, str] = {
     "visual_tokens": "vision tower and projector",
     "sharing_score": "Subspace-to-Scaler unit",
+    "score_graph": "the same as the bundle's component",
     "prefill_logits": "the first new token's logits",
     "decode_logits": "the later tokens' logits",
+    "greedy_loop": "tokens of the decode loop on the device, against those chosen on the host",
 }
 """What a stage of the checks compares."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from va_export.errors import VaExportError
@@ -13,28 +14,39 @@ if TYPE_CHECKING:
 BACKENDS = ("onnxruntime", "tensorrt", "tensorrt-rtx", "torch")
 
 
-def open_backend(name: str, manifest: Manifest, attention: str | None = None) -> Backend:
+def open_backend(
+    name: str, manifest: Manifest, attention: str | None = None, devices: Sequence[int] | None = None
+) -> Backend:
     """Open a bundle's components.
 
     Args:
         name: one of `BACKENDS`.
         attention: `plugin` or `native`, where both forms of the decoder are there; None: the form that the bundle
         was made with.
+        devices: GPUs that the decoder's shards are spread over, the other components on the first; None: one GPU, or
+            the CPU.
 
     Raises:
-        VaExportError: an unknown name, a library that is not installed, or a component that the bundle lacks.
+        VaExportError: an unknown name, a library that is not installed, a component that the bundle lacks, or devices
+            for a backend that runs on the CPU.
     """
     form = attention or manifest.data["attention"]
     if name == "onnxruntime":
         from va_export.runtime.onnxruntime_backend import OnnxRuntimeBackend
 
-        return OnnxRuntimeBackend(manifest, form)
+        return OnnxRuntimeBackend(manifest, form, devices)
     if name in ("tensorrt", "tensorrt-rtx"):
         from va_export.runtime.tensorrt_backend import TensorRTBackend
 
-        return TensorRTBackend(manifest, name)
+        return TensorRTBackend(manifest, name, devices)
     if name == "torch":
         from va_export.runtime.torch_backend import TorchBackend
 
+        if devices is not None:
+            raise VaExportError(
+                "the torch backend runs on the CPU",
+                where="--devices",
+                fix="leave --devices out, or use another backend",
+            )
         return TorchBackend(manifest)
     raise VaExportError(f"unknown backend {name!r}", where="backend", fix=f"use one of: {', '.join(BACKENDS)}")

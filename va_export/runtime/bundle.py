@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -14,15 +12,16 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
-from va_export.anchor.gains import gains_from_score
+from va_export.anchor.gains import alphas_of_prompt, gains_from_score
 from va_export.bundle.manifest import Manifest, read_manifest, verify_hashes
 from va_export.errors import VaExportError
 from va_export.runtime import arguments
-from va_export.runtime.backend import Backend, Bool, Float32, Int64
+from va_export.runtime.backend import Backend, Bool, Float32, Int64, has_score_graph
 from va_export.runtime.backends import open_backend
 from va_export.runtime.processing import Processing
 from va_export.runtime.score_cache import ScoreCache
-from va_export.runtime.scoring import Scored, score_visual_tokens
+from va_export.runtime.scoring import SCORERS, Scored, Scorer, score_visual_tokens
+from va_export.runtime.stage_clock import StageClock
 from va_export.runtime.tokenizer import Tokenizer, load_tokenizer
 from va_export.settings import GainSettings, Limits, ScoreSettings
 
@@ -39,7 +38,8 @@ class Generation:
         visual_tokens: (N, hidden_size) as they entered the decoder; None without frames.
         sharing_score: (N,) in [0, 1]; None without frames or with anchors off.
         labels: (N,) subspace of each visual token, with the score.
-        timings: milliseconds by stage: vision, score, prefill, decode (all steps), total.
+        timings: milliseconds by stage: vision, score, prefill, decode (all steps), total; where the decoder is in
+            shards also what each of them had of prefill and decode, as `prefill/decoder_0`.
     """
 
     tokens: Int64
@@ -48,6 +48,7 @@ class Generation:
     sharing_score: Float32 | None
     labels: npt.NDArray[np.int64] | None
     timings: dict[str, float] = field(default_factory=dict)
+    gpu_timings: dict[str, float] = field(default_factory=dict)
 
 
 class Bundle:
@@ -59,12 +60,14 @@ class Bundle:
         backend: Backend,
         attention: str | None = None,
         score_cache: ScoreCache | None = None,
+        score: str | None = None,
     ) -> None:
         self.manifest = manifest
         self.backend = backend
         self.attention: str = attention or manifest.data["attention"]
         self.limits = Limits.from_mapping(manifest.data["limits"], "manifest.json: limits")
         self.score_cache = score_cache
+        self.scorer: str = score or default_scorer(manifest, backend.name)
         self.gains = GainSettings.from_mapping(manifest.data["gains"], "manifest.json: gains")
         self.score_settings = ScoreSettings.from_mapping(manifest.data["score"], "manifest.json: score")
         self.processing = Processing.from_json(manifest.path("processing.json").read_text(encoding="utf-8"))
@@ -85,7 +88,9 @@ class Bundle:
         attention: str | None = None,
         check_hashes: bool = False,
         score_cache: str | Path | None = None,
+        devices: Sequence[int] | None = None,
         unfinished_too: bool = False,
+        score: str | None = None,
     ) -> Self:
         """Open a bundle directory.
 
@@ -95,17 +100,29 @@ class Bundle:
             check_hashes: also compare the SHA-256 of every file; sizes are always compared.
             score_cache: a directory in which scores are kept, so that further questions about a video need not score
                 it again; None keeps none.
+            devices: GPUs that the decoder's shards are spread over, in order; the other components go to the first.
+                None: one GPU, or the CPU.
             unfinished_too: for the export that is making the bundle, to prove it.
+            score: `host`, the solver of this package, or `graph`, the bundle's own `score` component in the backend;
+                None: the engine where TensorRT has one, else the host, which is much faster on a CPU.
 
         Raises:
             VaExportError: not a bundle, an unfinished one, damaged, of an unknown version, or the backend is not
                 available.
         """
+        if score is not None and score not in SCORERS:
+            raise VaExportError(f"unknown scorer {score!r}", where="score", fix=f"use one of: {', '.join(SCORERS)}")
         manifest = read_manifest(Path(path), unfinished_too=unfinished_too)
+        if score == "graph" and not has_score_graph(manifest, backend):
+            raise VaExportError(
+                f"this bundle has no graph of the score for {backend}",
+                where=manifest.directory,
+                fix="score on the host, or export the bundle with the component score",
+            )
         if check_hashes:
             verify_hashes(manifest)
         cache = None if score_cache is None else ScoreCache(Path(score_cache))
-        return cls(manifest, open_backend(backend, manifest, attention), attention, cache)
+        return cls(manifest, open_backend(backend, manifest, attention, devices), attention, cache, score)
 
     def close(self) -> None:
         """Free the backend."""
@@ -177,7 +194,7 @@ class Bundle:
         pixels = None
         if pixel_values is not None:
             pixels = arguments.pixels(pixel_values, self.processing.image_size, self.limits.max_frames)
-        clock = _Clock()
+        clock = StageClock(self.backend)
         with clock("total"):
             visual = None
             if pixels is not None:
@@ -188,10 +205,14 @@ class Bundle:
             scored = None
             if anchors and visual is not None and not explicit:
                 with clock("score"):
-                    scored = score_visual_tokens(visual, self.score_settings, cache=self.score_cache)
+                    grapher = self.backend if self.scorer == "graph" else None
+                    scored = score_visual_tokens(visual, self.score_settings, cache=self.score_cache, backend=grapher)
             gains = self._gains(ids.shape[1], is_visual, scored, (alpha_k, alpha_v), (key_log_gain, value_gain))
             stops = () if ignore_stop or forced is not None else self.processing.stop_token_ids
-            tokens, logits = self._decode(ids, is_visual, visual, gains, n_new, forced, stops, on_token, clock)
+            chooses_here = return_logits or forced is not None
+            tokens, logits = self._decode(
+                ids, is_visual, visual, gains, n_new, forced, stops, on_token, clock, chooses_here
+            )
         return Generation(
             tokens=tokens,
             logits=logits if return_logits else None,
@@ -199,6 +220,7 @@ class Bundle:
             sharing_score=None if scored is None else scored.sharing_score,
             labels=None if scored is None else scored.labels,
             timings=clock.milliseconds,
+            gpu_timings=clock.gpu_milliseconds,
         )
 
     def _checked_ids(self, input_ids: npt.ArrayLike | None, vocab: int, n_new: int) -> Int64:
@@ -271,10 +293,13 @@ class Bundle:
         """key_log_gain and value_gain of the prompt, (S,) each."""
         log_gain, gain = np.zeros(length, np.float32), np.ones(length, np.float32)
         if scored is not None:
-            alpha_k = self.gains.alpha_k if alphas[0] is None else alphas[0]
-            alpha_v = self.gains.alpha_v if alphas[1] is None else alphas[1]
+            given_k, given_v = alphas
+            if given_k is None or given_v is None:
+                alpha_k, alpha_v = alphas_of_prompt(self.gains, scored.sharing_score, length)
+                given_k = alpha_k if given_k is None else given_k
+                given_v = alpha_v if given_v is None else given_v
             log_gain, gain = gains_from_score(
-                scored.sharing_score, is_visual[0], length, alpha_k=alpha_k, alpha_v=alpha_v
+                scored.sharing_score, is_visual[0], length, alpha_k=given_k, alpha_v=given_v
             )
         return (
             log_gain if overrides[0] is None else arguments.gain("key_log_gain", overrides[0], length),
@@ -283,14 +308,18 @@ class Bundle:
 
     def _likeliest(self, logits: Float32) -> int:
         """Greedy choice. NaN would win every argmax, and the answer would be noise without a word."""
-        if not np.isfinite(logits).all():
+        return self._finite(int(logits.argmax()) if np.isfinite(logits).all() else -1)
+
+    def _finite(self, token: int) -> int:
+        """The token, unless it is the −1 of logits that are not finite."""
+        if token < 0:
             precision = self.manifest.data["precision"]
             raise VaExportError(
                 f"the decoder's logits are not finite: its activations do not fit {precision}",
                 where=self.manifest.directory,
                 fix="export with --precision bf16 or --precision fp32",
             )
-        return int(logits.argmax())
+        return token
 
     def _decode(
         self,
@@ -302,8 +331,10 @@ class Bundle:
         forced: Int64 | None,
         stops: tuple[int, ...],
         on_token: Callable[[int], None] | None,
-        clock: _Clock,
+        clock: StageClock,
+        chooses_here: bool,
     ) -> tuple[Int64, Float32]:
+        """Tokens, and the logits that came to the host: all of them where tokens are chosen here, else prefill's."""
         backend, length = self.backend, ids.shape[1]
         no_visual = np.zeros((1, self.manifest.data["model"]["text"]["hidden_size"]), np.float32)
         capacity = backend.cache_capacity(length + n_new, self.limits.max_kv_cache_capacity)
@@ -315,30 +346,32 @@ class Bundle:
         with clock("prefill"):
             embeds = backend.embed(ids, is_visual, no_visual if visual is None else visual)
             logits = [backend.decode(embeds, *padded, np.zeros(1, np.int64), cache)[0]]
+            clock.add_parts("prefill", backend.part_milliseconds)
         tokens: list[int] = []
         is_text = np.zeros((1, 1), np.bool_)
+        steps: Iterator[int] | None = None
+        token = self._likeliest(logits[-1]) if forced is None else int(forced[0])
         with clock("decode"):
             while True:
-                token = self._likeliest(logits[-1]) if forced is None else int(forced[len(tokens)])
                 tokens.append(token)
                 if on_token is not None:
                     on_token(token)
                 if len(tokens) == n_new or token in stops:
                     break
+                past = length + len(tokens) - 1
+                if len(tokens) == 1 and backend.has_greedy_loop and not chooses_here:
+                    steps = backend.greedy_steps(token, past, cache)
+                if steps is not None:
+                    token = self._finite(next(steps))
+                    continue
                 embeds = backend.embed(np.array([[token]], np.int64), is_text, no_visual)
-                past = np.array([length + len(tokens) - 1], np.int64)
-                logits.append(backend.decode(embeds, *plain, past, cache)[0])
+                logits.append(backend.decode(embeds, *plain, np.array([past], np.int64), cache)[0])
+                clock.add_parts("decode", backend.part_milliseconds)
+                token = self._likeliest(logits[-1]) if forced is None else int(forced[len(tokens)])
         return np.array(tokens, np.int64), np.stack(logits)
 
 
-class _Clock:
-    """Milliseconds by stage."""
-
-    def __init__(self) -> None:
-        self.milliseconds: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self.milliseconds[stage] = self.milliseconds.get(stage, 0.0) + 1e3 * (time.perf_counter() - start)
+def default_scorer(manifest: Manifest, backend: str) -> Scorer:
+    """The engine on a GPU; on a CPU the host's solver, which is compiled for it."""
+    on_gpu = backend in ("tensorrt", "tensorrt-rtx")
+    return "graph" if on_gpu and has_score_graph(manifest, backend) else "host"

@@ -55,6 +55,19 @@ def check_external_data(path: Path) -> None:
             )
 
 
+def external_files(path: Path) -> tuple[Path, ...]:
+    """The files with the external data of an ONNX file, by name; the data are not read."""
+    model = onnx.load(path, load_external_data=False)
+    locations = {
+        entry.value
+        for tensor in _tensors(model.graph)
+        if uses_external_data(tensor)
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
+    return tuple(path.parent / location for location in sorted(locations))
+
+
 def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
     """Every tensor of a graph: weights, sparse weights, and constants in its nodes and their subgraphs."""
     yield from graph.initializer

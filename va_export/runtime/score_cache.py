@@ -29,7 +29,8 @@ _ABANDONED_SECONDS = 3600.0
 
 @dataclass(frozen=True)
 class Scored:
-    """Sharing score in [0, 1] and subspace of each visual token, (N,) each; iterations that the solver took."""
+    """Sharing score in [0, 1] and subspace of each visual token, (N,) each; iterations that the solver took,
+    0 where a graph does not tell."""
 
     sharing_score: npt.NDArray[np.float32]
     labels: npt.NDArray[np.int64]

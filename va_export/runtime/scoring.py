@@ -1,21 +1,26 @@
-"""The subspace score when a bundle runs: between `vision` and `decoder`, on the host.
+"""The subspace score when a bundle runs: between `vision` and `decoder`, by the host's solver or the bundle's graph.
 
-This is where a `SubspaceScore` engine will take over; everything else asks for a score through this one function.
+Everything that runs a bundle asks for a score through this one function.
 """
 
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from va_export.anchor import subspace_score
+from va_export.errors import VaExportError
+from va_export.runtime.backend import Backend
 from va_export.runtime.score_cache import ScoreCache, Scored
 from va_export.settings import ScoreSettings
 
-__all__ = ["Scored", "score_visual_tokens"]
+__all__ = ["SCORERS", "Scored", "Scorer", "score_visual_tokens"]
+
+Scorer = Literal["host", "graph"]
+SCORERS: tuple[Scorer, ...] = get_args(Scorer)
 
 
 def score_visual_tokens(
@@ -23,23 +28,53 @@ def score_visual_tokens(
     settings: ScoreSettings,
     dtype: Any = "float32",
     cache: ScoreCache | None = None,
+    backend: Backend | None = None,
 ) -> Scored:
-    """Score (N, hidden_size) visual tokens with the host solver, or find their score in the cache.
+    """Score (N, hidden_size) visual tokens, or find their score in the cache.
+
+    Args:
+        dtype: of the host's solver.
+        backend: whose `score` component is to do it, with the settings that it was exported with; None: the host's
+            solver.
 
     Raises:
         VaExportError: fewer tokens than subspaces, or tokens that are not finite.
     """
     if cache is not None:
-        key = cache.key(visual_tokens, {**asdict(settings), "solver_dtype": dtype})
+        solver = {"solver_dtype": dtype} if backend is None else {"solver_graph": backend.name}
+        key = cache.key(visual_tokens, {**asdict(settings), **solver})
         known = cache.load(key, visual_tokens.shape[0])
         if known is not None:
             return known
-    details = subspace_score(visual_tokens, **asdict(settings), dtype=dtype, return_details=True)
-    scored = Scored(
-        sharing_score=np.asarray(details.sharing_score, dtype=np.float32),
-        labels=np.asarray(details.labels, dtype=np.int64),
-        iterations=int(details.iterations),
+    scored = (
+        _score_on_host(visual_tokens, settings, dtype)
+        if backend is None
+        else _score_in_graph(visual_tokens, settings, backend)
     )
     if cache is not None:
         cache.store(key, scored)
     return scored
+
+
+def _score_on_host(visual_tokens: npt.NDArray[np.float32], settings: ScoreSettings, dtype: Any) -> Scored:
+    arguments = {**asdict(settings), "n_subspaces": settings.n_subspaces or "auto"}
+    details = subspace_score(visual_tokens, **arguments, dtype=dtype, return_details=True)
+    return Scored(
+        sharing_score=np.asarray(details.sharing_score, dtype=np.float32),
+        labels=np.asarray(details.labels, dtype=np.int64),
+        iterations=int(details.iterations),
+    )
+
+
+def _score_in_graph(visual_tokens: npt.NDArray[np.float32], settings: ScoreSettings, backend: Backend) -> Scored:
+    # A graph raises nothing: it would give zeros, and the answer would be that of the plain model without a word.
+    if len(visual_tokens) < settings.n_subspaces:
+        raise VaExportError(
+            f"{len(visual_tokens)} tokens cannot form {settings.n_subspaces} subspaces",
+            where="score",
+            fix="use more frames, or export with fewer --subspaces",
+        )
+    if not np.isfinite(visual_tokens).all():
+        raise VaExportError("visual tokens hold NaN or infinity", where="score", fix="check the vision component")
+    score, labels = backend.score(visual_tokens)
+    return Scored(score, labels, iterations=0)

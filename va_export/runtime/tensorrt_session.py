@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from va_export.engine.tensorrt_types import Context, Engine, Runtime
 from va_export.errors import VaExportError
 
 Array = npt.NDArray[Any]
+GRAPHS_VARIABLE = "VA_EXPORT_CUDA_GRAPHS"
 
 
 @dataclass(frozen=True)
@@ -61,13 +63,14 @@ class TensorRTSession:
         api = load_tensorrt(flavor)
         self._owns_device = device is None
         self._device = CudaDevice(flavor) if device is None else device
+        self._device.activate()
         if plugin_library is not None:
             api.load_plugin_library(plugin_library)
         self._log = create_build_log(api)
         # TensorRT objects must outlive what they made: runtime, engine, context are held in this order.
         self._runtime: Runtime = api.module.Runtime(self._log.logger)
         self._engine = _deserialize(api, self._runtime, engine_path, self._log.cause)
-        context = self._engine.create_execution_context()
+        context = _create_context(api, self._engine)
         if context is None:
             raise VaExportError(f"{api.label} cannot run the engine here: {self._log.cause()}", where=engine_path)
         self._context: Context = context
@@ -105,6 +108,22 @@ class TensorRTSession:
         Raises:
             VaExportError: inputs that the engine does not take, or a failure on the GPU.
         """
+        outputs = self.bind(inputs, cache)
+        with self._device.timed():
+            self.enqueue()
+        self._device.synchronize()
+        return {
+            name: buffer if name in keep_on_device else self._device.download(buffer)
+            for name, buffer in outputs.items()
+        }
+
+    def bind(self, inputs: Mapping[str, Array | DeviceBuffer], cache: KvCache | None = None) -> dict[str, DeviceBuffer]:
+        """Give every tensor its shape and memory; arguments and errors as in `run`.
+
+        Returns:
+            the outputs by name, without the cache: memory of the session, which `enqueue` writes.
+        """
+        self._device.activate()
         caches = {} if cache is None else cache.buffers
         given: dict[str, Array | DeviceBuffer] = {**inputs, **caches}
         self.shapes.check_inputs(given)
@@ -114,17 +133,29 @@ class TensorRTSession:
         if unspecified := self._context.infer_shapes():
             raise VaExportError(f"the shapes of {', '.join(unspecified)} are not known", where=self._path)
         outputs = {name: self._bind_output(name, caches) for name in self.shapes.outputs}
+        return {name: buffer for name, buffer in outputs.items() if buffer is not None}
+
+    def enqueue(self) -> None:
+        """Queue what was bound on the device's stream: no allocation, no copy, no waiting. Bindings stay, so it may be
+        called again for new contents of the same memory.
+
+        Raises:
+            VaExportError: the engine refused.
+        """
         if not self._context.execute_async_v3(self._device.stream):
             raise VaExportError(f"the engine did not run: {self._log.cause()}", where=self._path)
-        self._device.synchronize()
-        return {
-            name: buffer if name in keep_on_device else self._device.download(buffer)
-            for name, buffer in outputs.items()
-            if buffer is not None
-        }
+
+    def receive(self, name: str, buffer: DeviceBuffer, source: CudaDevice) -> DeviceBuffer:
+        """An array of another device as the input `name` of this session, to be given to its next run."""
+        if source is self._device:
+            return buffer
+        here = self._stage(name, buffer.shape, buffer.dtype)
+        self._device.copy_from(source, buffer, here.address)
+        return here
 
     def close(self) -> None:
         """Free the session's memory, and the device if the session opened it."""
+        self._device.activate()
         for buffer in self._staging.values():
             self._device.free(buffer.address)
         self._staging.clear()
@@ -175,6 +206,21 @@ class TensorRTSession:
             needed.address = self._staging[name].address
         self._staging[name] = needed
         return needed
+
+
+def _create_context(api: TensorRT, engine: Engine) -> Context | None:
+    """An execution context. TensorRT-RTX then captures CUDA graphs by itself: it alone knows when its kernels for a
+    shape are compiled (`IRuntimeConfig.cuda_graph_strategy`, TensorRT-RTX 1.2). Full TensorRT has no such thing."""
+    if api.flavor != "tensorrt-rtx" or not cuda_graphs_wanted():
+        return engine.create_execution_context()
+    config = engine.create_runtime_config()
+    config.cuda_graph_strategy = api.module.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+    return engine.create_execution_context(config)
+
+
+def cuda_graphs_wanted() -> bool:
+    """False with VA_EXPORT_CUDA_GRAPHS=0 in the environment: to find out whether graphs are to blame for something."""
+    return os.environ.get(GRAPHS_VARIABLE, "") != "0"
 
 
 def _deserialize(api: TensorRT, runtime: Runtime, path: Path, cause: Any) -> Engine:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from va_export.errors import VaExportError
-from va_export.runtime.backend import Bool, Float32, Int64, component_file
+from va_export.runtime.backend import Bool, Float32, HostBackend, Int64, component_file
+from va_export.runtime.decoder_parts import decoder_parts
 from va_export.runtime.external_data import check_external_data
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from va_export.bundle.manifest import Manifest
 
 
-class TorchBackend:
+class TorchBackend(HostBackend):
     """Runs on the CPU at the bundle's precision."""
 
     name = "torch"
@@ -38,6 +39,7 @@ class TorchBackend:
                 fix="pip install 'va-export[export]', or use --backend onnxruntime",
             ) from error
         self._torch = torch
+        self.part_milliseconds: dict[str, float] = {}  # the shards' weights are one model here
         self._model = _load_model(manifest)
 
     def vision(self, pixel_values: Float32) -> Float32:
@@ -51,6 +53,9 @@ class TorchBackend:
             embeds: Float32 = self._model.get_input_embeddings()(self._torch.from_numpy(input_ids)).float().numpy()
         embeds[is_visual] = visual_tokens[: int(is_visual.sum())]
         return embeds
+
+    def score(self, visual_tokens: Float32) -> tuple[Float32, Int64]:
+        raise VaExportError("PyTorch runs no graph of the score", where="backend torch", fix="score on the host")
 
     def cache_capacity(self, needed: int, limit: int) -> int:
         return needed
@@ -94,7 +99,7 @@ def _load_model(manifest: Manifest) -> Any:
     with torch.device("meta"):
         model: Any = family.build_model(spec)
     state: dict[str, torch.Tensor] = {}
-    for component in ("vision", "embedding", "decoder"):
+    for component in ("vision", "embedding", *(part.name for part in decoder_parts(manifest))):
         state.update(_weights(manifest, component, set(family.weight_map(spec))))
     model.load_state_dict({name: tensor.to(dtype) for name, tensor in state.items()}, assign=True, strict=True)
     return use_anchored_attention(model.eval())

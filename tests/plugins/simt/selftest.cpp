@@ -1,7 +1,9 @@
 // Kernels with faults, which the emulation must notice.
 #include "simt.h"
 
+#include "common/grid_memory.cuh"
 #include "common/ptx.cuh"
+#include "cooperative.h"
 
 namespace {
 
@@ -78,7 +80,42 @@ void warp_operations(WarpArguments p) {
   std::memcpy(p.c + 4 * lane, c, sizeof(c));
 }
 
+// Block i publishes i + 1 through its last thread, meets the others, and reads its neighbour's number: right only with
+// a barrier of the grid in between, which hangs where one block stays away.
+enum class Meeting { kAll, kNobody, kOneIsMissing };
+
+template <Meeting kMeeting>
+void neighbour_block(Arguments a) {
+  unsigned* arrived = reinterpret_cast<unsigned*>(a.out + 63);
+  int* mine = static_cast<int*>(va_export::block_memory());
+  if (threadIdx.x == 0) mine[0] = static_cast<int>(blockIdx.x) + 1;
+  __syncthreads();
+  if (threadIdx.x == blockDim.x - 1) a.out[blockIdx.x] = mine[0];
+  __syncthreads();
+  const bool comes = kMeeting == Meeting::kAll || (kMeeting == Meeting::kOneIsMissing && blockIdx.x != 1);
+  if (comes && threadIdx.x == 0) {
+    atomicAdd(arrived, 1u);
+    va_export::wait_until_reached(arrived, gridDim.x);
+  }
+  __syncthreads();
+  if (threadIdx.x == 0) a.out[32 + blockIdx.x] = a.out[(blockIdx.x + 1) % gridDim.x];
+}
+
+void block_memory_overflow(Arguments) {
+  static_cast<char*>(va_export::block_memory())[256 + threadIdx.x] = 0;
+}
+
 }  // namespace
+
+// Launches one cooperative kernel with 4 blocks of 64 threads and 256 bytes of shared memory; `out` has 64 integers.
+extern "C" __attribute__((visibility("default"))) int run_cooperative_selftest(int which, int schedule, int* out) {
+  simt::set_schedule(schedule);
+  Arguments arguments{out};
+  void* pointers[] = {&arguments};
+  void (*const kernels[])(Arguments) = {neighbour_block<Meeting::kAll>, neighbour_block<Meeting::kNobody>,
+                                        neighbour_block<Meeting::kOneIsMissing>, block_memory_overflow};
+  return cudaLaunchCooperativeKernel(kernels[which], dim3(4), dim3(64), pointers, 256, nullptr);
+}
 
 extern "C" __attribute__((visibility("default"))) int run_warp_operations(int is_bfloat16, const uint16_t* shared,
                                                                           const uint32_t* a, const uint32_t* b,

@@ -51,14 +51,23 @@ inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) {
   return {x, y, z, w};
 }
 
-enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorLaunchFailure = 719 };
+enum cudaError_t {
+  cudaSuccess = 0,
+  cudaErrorInvalidValue = 1,
+  cudaErrorLaunchFailure = 719,
+  cudaErrorNotSupported = 801
+};
 using cudaStream_t = void*;
 using cudaEvent_t = void*;  // TensorRT's headers name it
 inline const char* cudaGetErrorString(cudaError_t error) {
   return error == cudaErrorInvalidValue ? "invalid argument" : error == cudaSuccess ? "no error" : "launch failure";
 }
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
-enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount = 16, cudaDevAttrL2CacheSize = 38 };
+enum cudaDeviceAttr {
+  cudaDevAttrMultiProcessorCount = 16,
+  cudaDevAttrL2CacheSize = 38,
+  cudaDevAttrCooperativeLaunch = 95
+};
 struct cudaFuncAttributes {
   int ptxVersion;
 };
@@ -72,7 +81,7 @@ constexpr size_t kDefaultSharedBytes = 48 * 1024;
 constexpr size_t kMostSharedBytes = 99 * 1024;  // of sm_86, sm_89 and sm_120, the smallest that we support
 constexpr unsigned kWarpSize = 32;
 
-enum class State { kReady, kAtBlockBarrier, kAtWarpBarrier, kDone };
+enum class State { kReady, kSpinning, kAtBlockBarrier, kAtWarpBarrier, kDone };
 
 constexpr size_t kSlotBytes = 64;
 
@@ -82,8 +91,27 @@ struct Copy {
   int group;
 };
 
+// Where a fiber stopped. swapcontext asks the kernel for the signal mask each time, ten times the cost of the switch
+// itself; on x86-64 what a call must keep is kept by hand. The sanitizers know swapcontext, so they get that.
+#if defined(__x86_64__) && !defined(__SANITIZE_ADDRESS__)
+#define SIMT_SWITCHES_BY_HAND 1
+struct Context {
+  void* stack;
+};
+__attribute__((naked, noinline)) inline void switch_to(Context*, Context*) {
+  asm("push %rbp\n push %rbx\n push %r12\n push %r13\n push %r14\n push %r15\n"
+      "mov %rsp, (%rdi)\n mov (%rsi), %rsp\n"
+      "pop %r15\n pop %r14\n pop %r13\n pop %r12\n pop %rbx\n pop %rbp\n ret");
+}
+#else
+using Context = ucontext_t;
+inline void switch_to(Context* from, Context* to) {
+  swapcontext(from, to);
+}
+#endif
+
 struct Fiber {
-  ucontext_t context;
+  Context context;
   std::unique_ptr<char[]> stack{new char[kStackBytes]};
   State state = State::kReady;
   int operation = 0;                      // of the warp that it waits in; 0: __syncwarp
@@ -95,12 +123,12 @@ struct Fiber {
 
 // The GPU that host code sees; architecture as in cudaFuncAttributes::ptxVersion.
 struct Gpu {
-  int architecture = 80, sm_count = 4, cache_bytes = 1 << 20;
+  int architecture = 80, sm_count = 4, cache_bytes = 1 << 20, is_cooperative = 1;
 };
 inline Gpu gpu;
 
 inline std::vector<Fiber> fibers;
-inline ucontext_t scheduler;
+inline Context scheduler;
 inline unsigned running;
 inline std::function<void()> body;
 inline int schedule = 0;
@@ -116,7 +144,7 @@ inline void set_schedule(int value) {
 
 inline void wait(State state) {
   fibers[running].state = state;
-  swapcontext(&fibers[running].context, &scheduler);
+  switch_to(&fibers[running].context, &scheduler);
 }
 
 inline void run_thread() {
@@ -129,12 +157,12 @@ inline bool fail(const char* reason) {
   return false;
 }
 
-// Frees the threads whose barrier is complete. False where nobody can go on, or a barrier is used wrongly. Of the warps
-// that wait for none but their own threads, schedule 0 frees all; 1 the last, and others one by chance: so one warp
-// runs far ahead of the rest, up to the next __syncthreads.
-inline bool release_barriers(std::mt19937& random) {
+// Frees the threads of one block whose barrier is complete. False where nobody can go on, or a barrier is used wrongly.
+// Of the warps that wait for none but their own threads, schedule 0 frees all; 1 the last, and others one by chance: so
+// one warp runs far ahead of the rest, up to the next __syncthreads.
+inline bool release_barriers(std::mt19937& random, unsigned begin, unsigned count) {
   std::vector<unsigned> warps;
-  for (unsigned first = 0; first < fibers.size(); first += kWarpSize) {
+  for (unsigned first = begin; first < begin + count; first += kWarpSize) {
     const State state = fibers[first].state;
     const int operation = fibers[first].operation;
     bool same_state = true, same_operation = true;
@@ -153,10 +181,12 @@ inline bool release_barriers(std::mt19937& random) {
     for (unsigned i = first; i < first + kWarpSize; ++i) fibers[i].state = State::kReady;
   }
   if (!warps.empty()) return true;
-  for (const Fiber& fiber : fibers) {
-    if (fiber.state != fibers[0].state) return fail("some threads wait at __syncthreads that others have passed by");
+  for (unsigned i = begin; i < begin + count; ++i) {
+    if (fibers[i].state != fibers[begin].state) {
+      return fail("some threads wait at __syncthreads that others have passed by");
+    }
   }
-  for (Fiber& fiber : fibers) fiber.state = State::kReady;
+  for (unsigned i = begin; i < begin + count; ++i) fibers[i].state = State::kReady;
   return true;
 }
 
@@ -203,10 +233,18 @@ inline void prepare(Fiber& fiber) {
   fiber.state = State::kReady;
   fiber.operation = 0;
   fiber.copies.clear();
+#ifdef SIMT_SWITCHES_BY_HAND
+  // Six registers, then run_thread as the address to return to, at which the stack is as after a call.
+  const uintptr_t top = reinterpret_cast<uintptr_t>(fiber.stack.get() + kStackBytes) / 16 * 16 - 16;
+  void** place = reinterpret_cast<void**>(top);
+  *place = reinterpret_cast<void*>(run_thread);
+  fiber.context.stack = place - 6;
+#else
   getcontext(&fiber.context);
   fiber.context.uc_stack = {fiber.stack.get(), 0, kStackBytes};
   fiber.context.uc_link = nullptr;
   makecontext(&fiber.context, run_thread, 0);
+#endif
 }
 
 inline bool run_block(std::mt19937& random) {
@@ -220,11 +258,11 @@ inline bool run_block(std::mt19937& random) {
       if (fibers[i].state != State::kReady) continue;
       running = i;
       threadIdx = dim3(i, 0, 0);
-      swapcontext(&scheduler, &fibers[i].context);
+      switch_to(&scheduler, &fibers[i].context);
     }
     if (has_fault) return false;
     if (all_done()) return true;
-    if (!release_barriers(random)) return false;
+    if (!release_barriers(random, 0, count)) return false;
   }
 }
 
@@ -285,7 +323,9 @@ inline cudaError_t cudaGetDevice(int* device) {
 }
 
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
-  *value = attribute == cudaDevAttrMultiProcessorCount ? simt::gpu.sm_count : simt::gpu.cache_bytes;
+  *value = attribute == cudaDevAttrMultiProcessorCount ? simt::gpu.sm_count
+           : attribute == cudaDevAttrCooperativeLaunch ? simt::gpu.is_cooperative
+                                                       : simt::gpu.cache_bytes;
   return cudaSuccess;
 }
 

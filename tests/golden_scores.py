@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from sklearn.decomposition import PCA
 
-GOLDEN = Path(__file__).parents[1] / "data" / "golden"
+GOLDEN = Path(__file__).parent / "data" / "golden"
 SSC_CASES = sorted(path.stem for path in (GOLDEN / "ssc").glob("*.npz"))
 TINY = "internvl2_tiny"
 

@@ -1,0 +1,86 @@
+"""Who computes the score when a bundle runs: the host's solver, or the bundle's own graph."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from va_export.bundle.manifest import read_manifest
+from va_export.errors import VaExportError
+from va_export.report.parity import check_parity, label_agreement
+from va_export.report.reference import read_reference
+from va_export.runtime.backend import has_score_graph
+from va_export.runtime.bundle import Bundle, default_scorer
+
+Arrays = dict[str, np.ndarray[Any, Any]]
+
+
+@pytest.fixture(scope="module")
+def question(tiny_bundle: Path) -> Arrays:
+    reference = read_reference(tiny_bundle)
+    return {"pixel_values": reference["pixel_values"], "input_ids": reference["input_ids"]}
+
+
+def test_the_bundles_graph_scores_as_the_host(tiny_bundle: Path, question: Arrays, tmp_path: Path) -> None:
+    results = {}
+    for scorer in ("host", "graph"):
+        with Bundle.open(tiny_bundle, score=scorer, score_cache=tmp_path) as bundle:
+            assert bundle.scorer == scorer
+            results[scorer] = bundle.generate(**question, max_new_tokens=2, ignore_stop=True)
+    host, graph = results["host"], results["graph"]
+    assert host.sharing_score is not None and graph.sharing_score is not None
+    assert host.labels is not None and graph.labels is not None
+    assert label_agreement(graph.labels, host.labels) == 1.0
+    np.testing.assert_allclose(graph.sharing_score, host.sharing_score, rtol=0, atol=2e-2)  # as the op promises
+    assert graph.sharing_score.dtype == np.float32 and graph.labels.dtype == np.int64
+    # Two entries: a cached score is found only by who would compute it.
+    assert len(list(tmp_path.glob("*.npz"))) == 2
+    assert (graph.sharing_score != host.sharing_score).any()
+
+
+def test_the_graph_gets_no_tokens_that_it_cannot_refuse(tiny_bundle: Path, question: Arrays) -> None:
+    with Bundle.open(tiny_bundle, score="graph") as bundle:
+        bundle.score_settings = dataclasses.replace(bundle.score_settings, n_subspaces=1000)
+        with pytest.raises(VaExportError, match="128 tokens cannot form 1000 subspaces"):
+            bundle.generate(**question, max_new_tokens=1)
+
+
+def test_the_engine_scores_on_a_gpu_and_the_host_on_a_cpu(copied_bundle: Path) -> None:
+    path = copied_bundle / "manifest.json"
+    data = json.loads(path.read_text())
+    data["components"]["score"]["engines"] = {"tensorrt-rtx": {"file": "engines/tensorrt-rtx/score.engine"}}
+    path.write_text(json.dumps(data))
+    manifest = read_manifest(copied_bundle)
+    scorers = {name: default_scorer(manifest, name) for name in ("onnxruntime", "torch", "tensorrt", "tensorrt-rtx")}
+    assert scorers == {"onnxruntime": "host", "torch": "host", "tensorrt": "host", "tensorrt-rtx": "graph"}
+    with Bundle.open(copied_bundle) as bundle:
+        assert bundle.scorer == "host"
+
+
+def test_a_bundle_without_the_component_opens_and_is_checked(copied_bundle: Path, question: Arrays) -> None:
+    path = copied_bundle / "manifest.json"
+    data = json.loads(path.read_text())
+    del data["components"]["score"]
+    path.write_text(json.dumps(data))
+    assert not has_score_graph(read_manifest(copied_bundle), "onnxruntime")
+    with Bundle.open(copied_bundle) as bundle:
+        assert bundle.generate(**question, max_new_tokens=1).sharing_score is not None
+        stages = [check["stage"] for check in check_parity(bundle, read_reference(copied_bundle))["checks"]]
+    assert "sharing_score" in stages and "score_graph" not in stages
+    with pytest.raises(VaExportError, match="no graph of the score for onnxruntime"):
+        Bundle.open(copied_bundle, score="graph")
+
+
+@pytest.mark.parametrize(("score", "backend", "message"), [
+    ("gpu", "onnxruntime", "unknown scorer 'gpu'"),
+    ("graph", "torch", "no graph of the score for torch"),
+])  # fmt: skip
+def test_scorers_that_are_not_there(tiny_bundle: Path, score: str, backend: str, message: str) -> None:
+    with pytest.raises(VaExportError, match=message) as error:
+        Bundle.open(tiny_bundle, backend, score=score)
+    assert error.value.fix

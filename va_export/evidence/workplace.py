@@ -1,0 +1,18 @@
+"""The environment of what is measured."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def without_variable(name: str) -> Iterator[None]:
+    """An environment variable is not there, and comes back."""
+    kept = os.environ.pop(name, None)
+    try:
+        yield
+    finally:
+        if kept is not None:
+            os.environ[name] = kept
