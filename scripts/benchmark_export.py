@@ -1,11 +1,12 @@
 #!/usr/bin/env python
 """Memory and time of va-export beside the usual way: load the checkpoint in transformers, call torch.onnx.export.
 
-    .venv/bin/python scripts/benchmark_export.py --layers 2 4
+    .venv/bin/python scripts/benchmark_export.py HUB_ID --layers 2 4
 
-Both start from one checkpoint of InternVL2-8B's width with random weights, written once for each number of decoder
-layers (vision tower cut to two), and write the decoder in float16 to one ONNX file with external data. Each
-runs in a process of its own; memory is the kernel's count of its peak. The other way needs some 10 GB for two layers.
+HUB_ID is a published model whose sizes are known here (`va_export.models.published_config`). Both ways start from one
+checkpoint of its width with random weights, written once for each number of decoder layers (vision tower cut to two),
+and write the decoder in float16 to one ONNX file with external data. Each runs in a process of its own; memory is the
+kernel's count of its peak. The other way needs some 10 GB for two layers.
 """
 
 from __future__ import annotations
@@ -23,7 +24,6 @@ from va_export.evidence.device import current_commit
 from va_export.evidence.processes import watch
 
 REPOSITORY = Path(__file__).parents[1]
-MODEL = "OpenGVLab/InternVL2-8B"
 # Ours may take at most this part of the other way's memory.
 BOUND = 1 / 3
 
@@ -31,20 +31,24 @@ BOUND = 1 / 3
 def main() -> int:
     """Entry point; 0 if all exports ended well and ours kept to the bound."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model", help="hub id of a published model")
     parser.add_argument("--layers", type=int, nargs="+", default=[2, 4])
     parser.add_argument("--work", type=Path, default=Path(), help="folder on the disk to use")
     parser.add_argument("--evidence", type=Path, default=Path("benchmark-export.json"), help="the JSON to write")
     parser.add_argument("--role", choices=("checkpoint", "peer"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.role:
-        {"checkpoint": write_checkpoint, "peer": peer_export}[arguments.role](arguments.work, arguments.layers[0])
+        if arguments.role == "peer":
+            peer_export(arguments.work)
+        else:
+            write_checkpoint(arguments.work, arguments.model, arguments.layers[0])
         return 0
     place = arguments.work.absolute() / f"benchmark-export-{os.getpid()}"
     place.mkdir(parents=True)
     rows = []
     try:
         for layers in arguments.layers:
-            rows.append(compare(place, layers))
+            rows.append(compare(place, arguments.model, layers))
             print(row_text(rows[-1]), flush=True)
     finally:
         shutil.rmtree(place, ignore_errors=True)
@@ -53,7 +57,7 @@ def main() -> int:
         "date": datetime.now(UTC).date().isoformat(),
         "cores": len(os.sched_getaffinity(0)),
         "load": os.getloadavg()[0],
-        "model": f"{MODEL}'s width, 2 vision layers, random weights, float16",
+        "model": f"{arguments.model}'s width, 2 vision layers, random weights, float16",
         "rows": rows,
     }
     arguments.evidence.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
@@ -61,9 +65,9 @@ def main() -> int:
     return 0 if all(row["passed"] for row in rows) else 1
 
 
-def compare(place: Path, layers: int) -> dict[str, Any]:
+def compare(place: Path, model: str, layers: int) -> dict[str, Any]:
     """One line of the table."""
-    me = [sys.executable, __file__, "--layers", str(layers), "--work"]
+    me = [sys.executable, __file__, model, "--layers", str(layers), "--work"]
     checkpoint = place / f"checkpoint-{layers}"
     made = watch([*me, str(checkpoint), "--role", "checkpoint"])
     assert made.code == 0, "the checkpoint could not be written"
@@ -95,17 +99,17 @@ def row_text(row: dict[str, Any]) -> str:
     return f"{row['layers']:2} layers   {'   '.join(parts)}   memory ratio {row['memory_ratio']:.2f}"
 
 
-def cut_config(layers: int) -> dict[str, Any]:
+def cut_config(model: str, layers: int) -> dict[str, Any]:
     """The published configuration with fewer layers."""
     from va_export.models import published_config
 
-    config = json.loads(json.dumps(published_config(MODEL)))
+    config = json.loads(json.dumps(published_config(model)))
     config["llm_config"]["num_hidden_layers"] = layers
     config["vision_config"]["num_hidden_layers"] = 2
     return dict(config)
 
 
-def write_checkpoint(directory: Path, layers: int) -> None:
+def write_checkpoint(directory: Path, model: str, layers: int) -> None:
     """A checkpoint in the original layout, a shard for every gigabyte or so."""
     import torch
     from safetensors.torch import save_file
@@ -113,7 +117,7 @@ def write_checkpoint(directory: Path, layers: int) -> None:
     from va_export.models import family_for
     from va_export.random_checkpoint import RandomCheckpoint
 
-    config = cut_config(layers)
+    config = cut_config(model, layers)
     family = family_for(config)
     weights = RandomCheckpoint(directory, config, family.weight_map(family.spec_from_config(config)), 0)
     directory.mkdir(parents=True)
@@ -131,7 +135,7 @@ def write_checkpoint(directory: Path, layers: int) -> None:
     (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}), encoding="utf-8")
 
 
-def peer_export(directory: Path, layers: int) -> None:
+def peer_export(directory: Path) -> None:
     """The usual way: all weights in memory, then one call of torch.onnx.export.
 
     The checkpoint's own layout needs remote code in transformers, so the mapped model is loaded through this package's
@@ -161,7 +165,12 @@ def peer_export(directory: Path, layers: int) -> None:
     (directory / "peer").mkdir()
     with torch.no_grad():
         torch.onnx.export(
-            Decoder(), (example,), directory / "peer" / "decoder.onnx", dynamo=True, external_data=True, verbose=False
+            Decoder().eval(),
+            (example,),
+            directory / "peer" / "decoder.onnx",
+            dynamo=True,
+            external_data=True,
+            verbose=False,
         )
 
 

@@ -1,9 +1,9 @@
 #!/usr/bin/env python
 """A whole model at full size with random weights: exported once, its time, memory and disk written down.
 
-    .venv/bin/python scripts/full_size_export.py                          # InternVL2-8B, all layers, ONNX in float16
-    .venv/bin/python scripts/full_size_export.py --layers 4 --work /data  # fewer layers, on another disk
-    .venv/bin/python scripts/full_size_export.py -- --target sm89         # further options of va-export: engines too
+    .venv/bin/python scripts/full_size_export.py RECIPE                          # all layers, ONNX in float16
+    .venv/bin/python scripts/full_size_export.py RECIPE --layers 4 --work /data  # fewer layers, on another disk
+    .venv/bin/python scripts/full_size_export.py RECIPE -- --target sm89         # further options of va-export: engines
 
 Needs the bundle's size twice on the disk of --work: the bundle, and a plain copy of it, which is what the time is
 compared with. Both are removed at the end. Writes one JSON, to be committed under engines/evidence/.
@@ -28,7 +28,7 @@ from va_export.evidence.device import current_commit
 from va_export.evidence.processes import watch
 
 REPOSITORY = Path(__file__).parents[1]
-# An export may take this much memory (InternVL2-8B on a laptop-sized machine), and this much longer than a plain copy.
+# What an export may take: this much memory, and this much more time than a plain copy of the weights.
 MEMORY_BOUND, COPY_FACTOR, COPY_MARGIN = 3e9, 2.0, 60.0
 
 
@@ -73,12 +73,14 @@ def main() -> int:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="internvl2-8b")
+    parser.add_argument("model", help="recipe, hub id, or folder with a config.json")
     parser.add_argument("--layers", type=int, help="decoder layers; default all")
     parser.add_argument("--work", type=Path, default=Path(), help="folder on the disk to use")
     parser.add_argument("--evidence", type=Path, default=Path("full-size-export.json"), help="the JSON to write")
-    parser.add_argument("rest", nargs="*", help="further options of va-export, after --")
-    return parser.parse_args()
+    parser.epilog = "Further options of va-export follow after --."
+    given = sys.argv[1:]
+    end = given.index("--") if "--" in given else len(given)
+    return parser.parse_args(given[:end], argparse.Namespace(rest=given[end + 1 :]))
 
 
 def _machine(free: int) -> dict[str, Any]:

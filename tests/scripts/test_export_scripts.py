@@ -49,7 +49,7 @@ def run_full_size(
 
     monkeypatch.setattr(script, "watch", watch)
     monkeypatch.setattr(script, "current_commit", lambda _: "c" * 40)
-    arguments = ["--work", str(tmp_path), "--evidence", str(tmp_path / "e.json"), *more]
+    arguments = ["internvl2-8b", "--work", str(tmp_path), "--evidence", str(tmp_path / "e.json"), *more]
     monkeypatch.setattr(sys, "argv", ["full_size_export", *arguments])
     code = script.main()
     return code, json.loads((tmp_path / "e.json").read_text()), commands
@@ -102,12 +102,12 @@ def test_the_comparison_needs_both_and_a_third(
     script = load("benchmark_export")
     results = iter([Watched(0, 1, 1), *(Watched(code, 2.0, int(rss)) for code, rss in (ours, peer))])
     monkeypatch.setattr(script, "watch", lambda _: next(results))
-    row = script.compare(tmp_path / "place", 2) if (tmp_path / "place").mkdir() is None else {}
+    row = script.compare(tmp_path / "place", "owner/model", 2) if (tmp_path / "place").mkdir() is None else {}
     assert row["passed"] == passed and f"{peer[1] / 1e9:5.2f} GB" in script.row_text(row)
 
 
 def test_the_comparison_is_at_the_published_width() -> None:
-    config = load("benchmark_export").cut_config(4)
+    config = load("benchmark_export").cut_config("OpenGVLab/InternVL2-8B", 4)
     full = published_config("OpenGVLab/InternVL2-8B")
     assert full is not None and config["llm_config"] == {**full["llm_config"], "num_hidden_layers": 4}
     assert config["vision_config"]["num_hidden_layers"] == 2
