@@ -33,6 +33,7 @@ FILES = {
     "onnx/decoder_native.onnx",
     "onnx/embedding.onnx",
     "onnx/embedding.onnx.data",
+    "onnx/score.onnx",
     "onnx/vision.onnx",
     "onnx/vision.onnx.data",
     "parity.json",
@@ -46,6 +47,7 @@ ENGINE_FILES = {
     "plugins/libva_plugins.so",
     "engines/tensorrt-rtx/decoder.engine",
     "engines/tensorrt-rtx/embedding.engine",
+    "engines/tensorrt-rtx/score.engine",
     "engines/tensorrt-rtx/vision.engine",
 }
 

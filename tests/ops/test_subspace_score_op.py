@@ -92,6 +92,18 @@ def test_the_body_scores_planted_subspaces_as_the_reference(
     check(run(tokens, score, is_wide)[0], expected)
 
 
+def test_principal_components_of_small_variance_are_found() -> None:
+    """Down to 3e-4 of the first's, as a spectrum of real tokens falls: a stopping rule on the first's scale alone would
+    leave the last components to chance."""
+    tokens = planted_tokens(24, 5, 40, noise=0.02, seed=3)[0]
+    turned = tokens @ np.linalg.qr(np.random.default_rng(0).standard_normal((40, 40)))[0]
+    falling = (turned * np.logspace(0, -2.5, 40)).astype(np.float32)
+    variance = np.linalg.svd(falling - falling.mean(0), compute_uv=False) ** 2
+    assert variance[15] < 3e-4 * variance[0]
+    score = ScoreSettings(5, 16)
+    check(run(falling, score)[0], subspace_score(falling, **asdict(score), dtype="float64"))
+
+
 def test_the_two_forms_of_the_solver_agree() -> None:
     """On either side of as many features as tokens: Woodbury's identity holds everywhere."""
     for dim in (8, 31, 32, 70):

@@ -10,12 +10,16 @@ original's own data and on planted subspaces). A token's label, and with it a fa
 - where the token lies on the border of two subspaces: rounding decides, in either;
 - where eigenvalues K and K + 1 of the affinity are equal to float32, or the affinity falls apart into more than K
   groups (frames that repeat exactly): the basis of eigenvectors is arbitrary, in the reference too;
+- where two principal components up to pca_rank differ in variance by less than about 1e-5 of the first's: they mix;
 - where the discretisation leaves a subspace without a token: LAPACK chooses its direction there, the body keeps it;
 - above 16384 tokens, where the discretisation starts from another row.
 
 Where the reference refuses, a graph cannot: tokens that are not finite, fewer tokens than subspaces, and a token
 that is zero or orthogonal to every other give score 0 and label 0 throughout, which leaves attention plain; so do
-tokens that are all equal, as in the reference. pca_rank must not be above min(N, D): what is beyond counts as zero.
+tokens that are all equal, as in the reference. A solver that stops at max_iter says nothing. pca_rank must not be above min(N, D): what is beyond counts as zero.
+
+It is the portable form: 1024 tokens with pca_rank 64 and 2252 iterations took 13 s of one CPU core in ONNX Runtime 1.32
+(processor time, on a busy machine), where the host's solver is far faster.
 """
 
 from __future__ import annotations

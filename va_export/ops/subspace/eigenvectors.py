@@ -19,10 +19,11 @@ _MOST_DEGREE = 30
 # A filter magnifies the largest eigenvalue's direction by so much and no more: what of it is left in the other vectors
 # must not drown them in float32.
 _MOST_GROWTH = 1e3
-_MARGIN = 0.1
-_MOST_SWEEPS = 12  # of as many rounds as there are vectors, less one
-_OFF_DIAGONAL = 1e-6  # of the largest eigenvalue: what float32 products leave of a diagonal matrix
-_RESIDUAL = 3e-6  # likewise
+_MARGIN = 0.05
+_MOST_SWEEPS = 6  # of as many rounds as there are vectors, less one
+_OFF_DIAGONAL = 3e-7  # of the largest eigenvalue: what float32 products leave of a diagonal matrix
+_RESIDUAL = 3e-6  # of an eigenvector's own eigenvalue, but no less than float32 leaves beside the largest:
+_LEAST_RESIDUAL = 5e-7
 
 
 def block_size(count: Value, more: int) -> Value:
@@ -49,8 +50,8 @@ def leading_eigenvectors(
         lowest, highest: bounds of the spectrum.
 
     Returns:
-        ([block], [length, block]); the first `count` are eigenvectors to a residual of 3e-6 of the largest eigenvalue,
-        the others are nearly so. Vectors of one repeated eigenvalue are one basis of many.
+        ([block], [length, block]); the first `count` are eigenvectors to a residual of 3e-6 of their eigenvalue (but
+        5e-7 of the largest), the others are nearly so. Vectors of one repeated eigenvalue are one basis of many.
     """
     start = _start(tape, length, block)
     index = tape.op("Range", 0, block, 1)
@@ -65,8 +66,9 @@ def leading_eigenvectors(
         values, turn = small_eigenvectors(tape, basis.T @ moved, block)
         vectors, image = basis @ turn, moved @ turn
         remainder = image - vectors * values
-        residual = ((remainder * remainder).sum(0).sqrt() * is_wanted).max()
-        return residual > _RESIDUAL * values.max(), vectors, image, values
+        allowed = tape.op("Max", _RESIDUAL * values.abs(), _LEAST_RESIDUAL * values.max())
+        excess = ((remainder * remainder).sum(0).sqrt() - allowed) * is_wanted
+        return excess.max() > 0.0, vectors, image, values
 
     vectors, _, values = tape.loop(_MOST_FILTERS, [start, apply(start), guess], step)
     return values, vectors
@@ -85,7 +87,7 @@ def _filter(
     top, last = ritz.max(), ritz.min()
     width = top - lowest
     # Below the block's last value by a little, so that even where that is repeated it is raised above what it hides.
-    cut = tape.op("Max", last - tape.op("Max", _MARGIN * (top - last), 1e-3 * width), lowest + 0.05 * width)
+    cut = tape.op("Max", last - _MARGIN * (last - lowest), lowest + 1e-5 * width)
     stretch = 2.0 / tape.op("Max", cut - lowest, 1e-30)
     shift = (cut + lowest) / tape.op("Max", cut - lowest, 1e-30)
     at_top = stretch * top - shift

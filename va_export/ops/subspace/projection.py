@@ -12,7 +12,7 @@ def project_to_principal_components(tape: Tape, tokens: Value, rank: Value) -> V
     """Scores [N, rank] of tokens [N, D] on their principal components.
 
     The N-sized Gram matrix of the centred tokens is applied and never formed; dummy rows let the block be larger than
-    N. A component whose variance is below 1e-6 of the first's, the limit of float32, is not told from noise.
+    N. Components are told apart where their variances differ by more than about 1e-5 of the first's: float32's limit.
     """
     count = tokens.size(0).to_float()
     centred = tokens - tape.op("Unsqueeze", tokens.sum(0) / count, [0])
