@@ -19,7 +19,7 @@ SCHEDULES = range(5)
 
 @pytest.fixture
 def hopper(host_library: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> Iterator[ctypes.CDLL]:
-    """The kernels on an emulated sm_90 with two multiprocessors, so that blocks have several works; set back afterwards."""
+    """The kernels on an emulated sm_90 with two multiprocessors, so that blocks have several works; then set back."""
     host_library.simt_wgmma_products.restype = ctypes.c_int64
     monkeypatch.setenv(KERNEL_VARIABLE, "tensor_core")
     host_library.simt_set_gpu(HOPPER, 2, CACHE_BYTES)
@@ -117,7 +117,7 @@ RACES = [
 
 @pytest.mark.parametrize("case", RACES, ids=str)
 def test_result_depends_neither_on_order_nor_on_blocks(hopper: ctypes.CDLL, case: Case) -> None:
-    """Threads, copies and products in several orders; works on one multiprocessor, two, or as many as there are works."""
+    """Threads, copies and products in several orders; one multiprocessor, two, or as many as there are works."""
     inputs = random_inputs(case)
     first = assert_right(hopper, case, inputs)
     for schedule in SCHEDULES:

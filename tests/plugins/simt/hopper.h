@@ -77,7 +77,7 @@ class Hopper final : public Engine {
   const char* end_block() override {
     if (!copies.empty()) return "a copy is under way when the block ends";
     for (const auto& [offset, barrier] : barriers) {
-      if (barrier.bytes != 0) return "an mbarrier ends with bytes that do not come";
+      if (barrier.bytes != 0 || barrier.pending != barrier.expected) return "an mbarrier ends in the middle of a phase";
     }
     for (const auto& [id, barrier] : named_barriers) {
       if (barrier.arrived != 0) return "a named barrier ends with arrivals that nobody waits for";
