@@ -194,6 +194,23 @@ inline bool release_block_barrier() {
   return true;
 }
 
+// Leaves the candidates of one warp: the first in an order by chance, which changes now and then. So some warps run far
+// ahead, and others wait as long as they may.
+inline std::vector<unsigned> preference;
+inline void keep_preferred(std::vector<Candidate>& candidates, std::mt19937& random) {
+  const size_t warps = fibers.size() / kWarpSize;
+  if (preference.size() != warps || random() % 64 == 0) {
+    preference.resize(warps);
+    for (unsigned& place : preference) place = static_cast<unsigned>(random());
+  }
+  const auto place = [](const Candidate& c) { return preference[c.first / kWarpSize]; };
+  const auto best = std::min_element(candidates.begin(), candidates.end(),
+                                     [&](const Candidate& a, const Candidate& b) { return place(a) < place(b); });
+  const unsigned warp = best->first / kWarpSize;
+  const auto is_other = [&](const Candidate& c) { return c.first / kWarpSize != warp; };
+  candidates.erase(std::remove_if(candidates.begin(), candidates.end(), is_other), candidates.end());
+}
+
 // Frees threads that may go on: schedule 0 all; 1 the last warp (or thread), and others one by chance: so one warp runs
 // far ahead of the rest, up to the next barrier of the block. Engines work when no thread can, as late as possible;
 // with a schedule by chance also in between. False where nobody can go on, or a barrier is used wrongly.
@@ -210,7 +227,7 @@ inline bool release_barriers(std::mt19937& random) {
   if (candidates.empty() && release_block_barrier()) return true;
   if (candidates.empty()) return fail("threads wait for what never happens: others are elsewhere, or have ended");
   if (schedule == 1) candidates = {candidates.back()};
-  if (schedule > 1) candidates = {candidates[random() % candidates.size()]};
+  if (schedule > 1) keep_preferred(candidates, random);
   for (const Candidate& candidate : candidates) {
     for (unsigned i = candidate.first; i < candidate.first + candidate.count; ++i) fibers[i].state = State::kReady;
   }
@@ -277,6 +294,7 @@ inline bool run_block(std::mt19937& random) {
   const unsigned count = static_cast<unsigned>(fibers.size());
   for (Fiber& fiber : fibers) prepare(fiber);
   for (Engine* engine : engines) engine->start_block();
+  preference.clear();
   std::vector<unsigned> order(count);
   for (unsigned i = 0; i < count; ++i) order[i] = schedule == 1 ? count - 1 - i : i;
   while (true) {
