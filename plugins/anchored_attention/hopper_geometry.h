@@ -17,14 +17,15 @@ __host__ __device__ constexpr int swizzle_bytes(int head_dim) {
   return head_dim % 64 == 0 ? 128 : (head_dim % 32 == 0 ? 64 : 32);
 }
 
-// Byte of 16-byte chunk `chunk` of row `row` in a tile of `rows` rows: panels of `swizzle` bytes a row one after the
-// other, and in each the chunks of eight neighbouring rows permuted as the copy engine does and wgmma expects: bits 4
-// to 6 of the address (4 and 5, or 4, where the span is shorter) are exclusive-ored with the bits from 7 on. The tile
-// begins at a multiple of 1024.
-__host__ __device__ constexpr int swizzled_byte(int row, int chunk, int rows, int swizzle) {
-  const int chunks = swizzle / 16;
-  const int plain = chunk / chunks * rows * swizzle + row * swizzle + chunk % chunks * 16;
-  return plain ^ ((plain >> 7 & (chunks - 1)) << 4);
+// A tile of `rows` rows lies in panels of `swizzle` bytes a row, one panel after the other, each permuted as the copy
+// engine does and wgmma expects. First byte of columns 16 `step` to 16 `step` + 15, for the products along head_dim.
+__host__ __device__ constexpr int column_step_byte(int step, int rows, int swizzle) {
+  return step * 32 / swizzle * rows * swizzle + step * 32 % swizzle;
+}
+
+// First byte of rows 16 `step` to 16 `step` + 15, for the products along the keys.
+__host__ __device__ constexpr int row_step_byte(int step, int swizzle) {
+  return step * 16 * swizzle;
 }
 
 // Where a matrix lies in shared memory, as wgmma wants it (PTX ISA, "Matrix Descriptor Format"). The shared address and

@@ -117,9 +117,8 @@ __device__ inline void multiply_queries_keys(const char* queries, const char* ke
   const uint64_t key = matrix_descriptor(shared_address(keys), 16, 8 * Tile::kSwizzleBytes, Tile::kSwizzle);
 #pragma unroll
   for (int k = 0; k < Tile::kHeadDim / 16; ++k) {
-    const int panel = k * 16 / Tile::kPanelColumns, in_panel = k * 16 % Tile::kPanelColumns * 2;
-    wgmma_shared(scores, query + ((panel * Tile::kQueryPanelBytes + in_panel) >> 4),
-                 key + ((panel * Tile::kPanelBytes + in_panel) >> 4), k > 0, typename Tile::T{});
+    wgmma_shared(scores, query + (column_step_byte(k, Tile::kRows, Tile::kSwizzleBytes) >> 4),
+                 key + (column_step_byte(k, Tile::kKeys, Tile::kSwizzleBytes) >> 4), k > 0, typename Tile::T{});
   }
 }
 
@@ -134,7 +133,7 @@ __device__ inline void add_weighted_values(const HopperWeights<Tile>& weights, c
       matrix_descriptor(shared_address(values), Tile::kPanelBytes, 8 * Tile::kSwizzleBytes, Tile::kSwizzle);
 #pragma unroll
   for (int k = 0; k < Tile::kKeys / 16; ++k) {
-    wgmma_registers(acc, weights[k], value + ((k * 16 * Tile::kSwizzleBytes) >> 4), typename Tile::T{});
+    wgmma_registers(acc, weights[k], value + (row_step_byte(k, Tile::kSwizzleBytes) >> 4), typename Tile::T{});
   }
 }
 
