@@ -148,6 +148,7 @@ struct Consumer {
       make_weights(tile, scores, keep);
       wgmma_wait<0>();
       pin_registers(acc);
+      pin_registers(weights);  // they are in use up to here
       release_values();
 #pragma unroll
       for (int i = 0; i < Tile::kHeadDim / 2; ++i) acc[i] *= keep[i / 2 % 2];
@@ -156,6 +157,7 @@ struct Consumer {
     start_values(weights);
     wgmma_wait<0>();
     pin_registers(acc);
+    pin_registers(weights);
     release_values();
   }
 

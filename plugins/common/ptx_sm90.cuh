@@ -121,6 +121,12 @@ __device__ inline void pin_registers(float (&registers)[kCount]) {
   for (int i = 0; i < kCount; ++i) asm volatile("" : "+f"(registers[i])::"memory");
 }
 
+template <int kCount>
+__device__ inline void pin_registers(uint32_t (&registers)[kCount][4]) {
+#pragma unroll
+  for (int i = 0; i < kCount * 4; ++i) asm volatile("" : "+r"(registers[i / 4][i % 4])::"memory");
+}
+
 // The register lists of the instructions below: a lane holds N / 2 numbers of a 64 x N accumulator, laid out as
 // mma_m16n8k16 lays out c, for eight columns after eight; warp w of the group has the rows from 16 w on.
 #define VA_OUT_8(d, i)                                                                                        \

@@ -103,8 +103,8 @@ void wgmma_wait() {
   simt::wgmma.wait_for(kGroups);
 }
 
-template <int kCount>
-void pin_registers(float (&)[kCount]) {}
+template <typename Registers>
+void pin_registers(Registers&) {}
 
 template <typename T>
 float decode(uint16_t bits) {
