@@ -14,7 +14,7 @@ KERNEL_VARIABLE = "VA_EXPORT_ATTENTION_KERNEL"
 # As in test_anchored_attention_kernel.py: the weights' rounding and the result's.
 TOLERANCE = {"float16": 2 * 2.0**-11 + 4e-6, "bfloat16": 2 * 2.0**-8 + 4e-6}
 HOPPER, CACHE_BYTES = 90, 20_000  # a small cache, so that plans have sections
-SCHEDULES = range(5)
+SCHEDULES = range(6)
 
 
 @pytest.fixture

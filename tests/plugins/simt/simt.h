@@ -186,10 +186,12 @@ inline bool find_candidates(std::vector<Candidate>& candidates) {
   return true;
 }
 
+inline size_t count_in(State state) {
+  return std::count_if(fibers.begin(), fibers.end(), [=](const Fiber& fiber) { return fiber.state == state; });
+}
+
 inline bool release_block_barrier() {
-  for (const Fiber& fiber : fibers) {
-    if (fiber.state != State::kAtBlockBarrier) return false;
-  }
+  if (count_in(State::kAtBlockBarrier) != fibers.size()) return false;
   for (Fiber& fiber : fibers) fiber.state = State::kReady;
   return true;
 }
@@ -266,13 +268,6 @@ class Exchange {
   unsigned slot_;
 };
 
-inline bool all_done() {
-  for (const Fiber& fiber : fibers) {
-    if (fiber.state != State::kDone) return false;
-  }
-  return true;
-}
-
 inline void prepare(Fiber& fiber) {
   fiber.state = State::kReady;
   fiber.operation = 0;
@@ -290,6 +285,13 @@ inline bool end_block() {
   return true;
 }
 
+// Frees the threads whose conditions hold, in the midst of others, which need not come to a barrier first.
+inline void wake_waiting() {
+  for (Fiber& fiber : fibers) {
+    if (fiber.state == State::kWaiting && fiber.is_over()) fiber.state = State::kReady;
+  }
+}
+
 inline bool run_block(std::mt19937& random) {
   const unsigned count = static_cast<unsigned>(fibers.size());
   for (Fiber& fiber : fibers) prepare(fiber);
@@ -304,9 +306,11 @@ inline bool run_block(std::mt19937& random) {
       running = i;
       threadIdx = dim3(i, 0, 0);
       swapcontext(&scheduler, &fibers[i].context);
+      if (schedule > 1 && random() % 16 == 0) wake_waiting();
     }
     if (has_fault) return false;
-    if (all_done()) return end_block();
+    if (count_in(State::kReady) > 0) continue;
+    if (count_in(State::kDone) == count) return end_block();
     if (!release_barriers(random)) return false;
   }
 }
