@@ -15,6 +15,7 @@ namespace va_export {
 // Rows are not packed: in the plan, heads are query heads, and those of one group follow each other.
 template <typename Tile>
 TilePlan plan_hopper(const VaAnchoredAttentionParams& p, const Device& device) {
+  static_assert(Tile::kRows == kHopperRows, "hopper_serves counts these tiles");
   const int64_t group = p.query_heads / p.kv_heads;
   TilePlan plan;
   plan.group = 1;

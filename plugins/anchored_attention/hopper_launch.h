@@ -6,9 +6,13 @@
 
 namespace va_export {
 
-// Whether parameters that mma_serves accepts are ones for the Hopper kernel: more rows than decode takes.
+constexpr int64_t kHopperRows = 128;  // positions in a tile
+
+// Whether parameters that mma_serves accepts are ones for the Hopper kernel: more positions than decode takes, and
+// tiles that can be counted.
 inline bool hopper_serves(const VaAnchoredAttentionParams& p) {
-  return p.q_len > kMaxDecodeLen && p.batch * p.query_heads <= INT32_MAX;
+  const bool is_prefill = p.q_len > kMaxDecodeLen;
+  return is_prefill && p.batch * p.query_heads <= kMaxBlocks / ceil_div(p.q_len, kHopperRows);
 }
 
 // cudaErrorNotSupported, and nothing is queued: this GPU, its driver or the tensors' strides rule the kernel out.

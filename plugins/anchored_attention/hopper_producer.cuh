@@ -23,6 +23,7 @@ __device__ inline void copy_tile(char* tile, const CUtensorMap* map, uint64_t* f
 template <typename Tile>
 __device__ inline void produce_tiles(const HopperArguments& arguments, const HopperShared<Tile>& shared) {
   auto& barriers = shared.barriers();
+  for (const CUtensorMap* map : {&arguments.query, &arguments.key, &arguments.value}) prefetch_tensor_map(map);
   RingPosition<Tile::kStages> key, value;
   int query_parity = 0;
   const auto copy_keys = [&](int tile, int kv_head, int batch) {
