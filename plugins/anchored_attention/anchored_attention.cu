@@ -7,6 +7,7 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "hopper_launch.h"
 #include "kernel.cuh"
 #include "mma_launch.h"
 #include "mma_limits.h"
@@ -33,12 +34,36 @@ bool is_valid(const VaAnchoredAttentionParams& p) {
   return pointers && sizes && std::isfinite(p.scale) && p.scale > 0.0f;
 }
 
-// The tensor-core kernels have been run by the emulator of the tests and by no GPU yet, so they are asked for by name:
-// VA_EXPORT_ATTENTION_KERNEL=tensor_core. When engines/evidence shows them right and fast, they become the default.
-bool wants_tensor_cores() {
+enum class KernelChoice { kSimple, kMmaSync, kTensorCore };
+
+// The tensor-core kernels have been run by the emulator of the tests and by no GPU yet, so they are asked for by name.
+// VA_EXPORT_ATTENTION_KERNEL=tensor_core takes the best that there is for the GPU, mma_sync the one for all GPUs. When
+// engines/evidence shows them right and fast, they become the default.
+KernelChoice kernel_choice() {
   const char* kernel = std::getenv("VA_EXPORT_ATTENTION_KERNEL");
-  return kernel != nullptr && std::strcmp(kernel, "tensor_core") == 0;
+  if (kernel != nullptr && std::strcmp(kernel, "tensor_core") == 0) return KernelChoice::kTensorCore;
+  if (kernel != nullptr && std::strcmp(kernel, "mma_sync") == 0) return KernelChoice::kMmaSync;
+  return KernelChoice::kSimple;
 }
+
+using Launch = cudaError_t (*)(const VaAnchoredAttentionParams&, cudaStream_t);
+
+// One element type's kernels. `hopper` is nullptr in a library without code for sm_90a.
+cudaError_t launch_best(const VaAnchoredAttentionParams& p, cudaStream_t stream, Launch hopper, Launch mma,
+                        Launch simple) {
+  const KernelChoice choice = mma_serves(p) ? kernel_choice() : KernelChoice::kSimple;
+  if (choice == KernelChoice::kTensorCore && hopper != nullptr && hopper_serves(p)) {
+    const cudaError_t error = hopper(p, stream);
+    if (error != cudaErrorNotSupported) return error;
+  }
+  return choice == KernelChoice::kSimple ? simple(p, stream) : mma(p, stream);
+}
+
+#ifdef VA_EXPORT_HAS_HOPPER
+constexpr Launch kHopperFloat16 = launch_hopper_float16, kHopperBfloat16 = launch_hopper_bfloat16;
+#else
+constexpr Launch kHopperFloat16 = nullptr, kHopperBfloat16 = nullptr;
+#endif
 
 template <typename T, int kChannelGroups>
 cudaError_t launch(const VaAnchoredAttentionParams& p, cudaStream_t stream) {
@@ -77,16 +102,14 @@ extern "C" cudaError_t va_anchored_attention_launch(const VaAnchoredAttentionPar
   if (params == nullptr || params->struct_bytes != sizeof(*params) || !va_export::is_valid(*params)) {
     return cudaErrorInvalidValue;
   }
-  const bool has_tensor_core_kernel = va_export::wants_tensor_cores() && va_export::mma_serves(*params);
+  using namespace va_export;
   switch (params->dtype) {
     case VA_FLOAT16:
-      if (has_tensor_core_kernel) return va_export::launch_mma_float16(*params, stream);
-      return va_export::launch_for_channels<__half>(*params, stream);
+      return launch_best(*params, stream, kHopperFloat16, launch_mma_float16, launch_for_channels<__half>);
     case VA_BFLOAT16:
-      if (has_tensor_core_kernel) return va_export::launch_mma_bfloat16(*params, stream);
-      return va_export::launch_for_channels<__nv_bfloat16>(*params, stream);
+      return launch_best(*params, stream, kHopperBfloat16, launch_mma_bfloat16, launch_for_channels<__nv_bfloat16>);
     case VA_FLOAT32:
-      return va_export::launch_for_channels<float>(*params, stream);
+      return launch_for_channels<float>(*params, stream);
     default:
       return cudaErrorInvalidValue;
   }

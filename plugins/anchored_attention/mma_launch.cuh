@@ -4,23 +4,12 @@
 #include <cuda_runtime.h>
 
 #include "combine_kernel.cuh"
+#include "device.h"
 #include "mma_kernel.cuh"
 #include "mma_launch.h"
 #include "mma_limits.h"
 
 namespace va_export {
-
-struct Device {
-  int sm_count, cache_bytes;
-};
-
-inline cudaError_t read_device(Device& device) {
-  int index = 0;
-  cudaError_t error = cudaGetDevice(&index);
-  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&device.sm_count, cudaDevAttrMultiProcessorCount, index);
-  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&device.cache_bytes, cudaDevAttrL2CacheSize, index);
-  return error;
-}
 
 template <typename Tile>
 TilePlan plan_tiles(const VaAnchoredAttentionParams& p, const Device& device) {

@@ -21,6 +21,10 @@ constexpr float kLeastGain = 1.0f / 16;
 constexpr float kMostGain = 16384.0f;
 constexpr float kMostLog2ValueGain = 60.0f;
 
+__device__ inline bool is_foldable(float gain) {
+  return gain >= kLeastGain && gain <= kMostGain;  // false for NaN
+}
+
 // One tile's gains in shared memory. unfoldable[w]: warp w found a gain outside the limits.
 template <typename Tile>
 struct TileGains {
@@ -47,8 +51,7 @@ __device__ inline void store_gain(KeyGain gain, TileGains<Tile>& gains) {
   if (key >= Tile::kKeys) return;  // whole warps
   const float log2_gain = gain.key_log_gain * kLog2e;
   const float key_gain = exp2f(log2_gain), product = key_gain * gain.value_gain;
-  const bool foldable =
-      key_gain >= kLeastGain && key_gain <= kMostGain && product >= kLeastGain && product <= kMostGain;
+  const bool foldable = is_foldable(key_gain) && is_foldable(product);
   gains.folded[key] = make_float2(key_gain, product);
   gains.guarded[key] = make_float2(log2_gain, gain.value_gain);
   const unsigned bad_lanes = __ballot_sync(0xffffffffu, !foldable);

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -116,6 +117,18 @@ def nvcc() -> Path:
     if compiler is None:
         pytest.skip("no nvcc on this machine")
     return compiler
+
+
+@pytest.fixture(scope="session")
+def disassembler() -> Path:
+    """cuobjdump, with nvdisasm beside it: a CUDA toolkit's, or that of the wheels which the extra `test` installs."""
+    spec = importlib.util.find_spec("nvidia")
+    wheels = [Path(root, "cu13", "bin") for root in ((spec and spec.submodule_search_locations) or [])]
+    compiler = toolchain.find_nvcc()
+    for directory in (*wheels, *([compiler.parent] if compiler else []), Path("/usr/local/cuda/bin")):
+        if (directory / "cuobjdump").is_file() and (directory / "nvdisasm").is_file():
+            return directory / "cuobjdump"
+    pytest.skip("no cuobjdump and nvdisasm on this machine (wheels of theirs come with the extra `test`)")
 
 
 @pytest.fixture(scope="session")

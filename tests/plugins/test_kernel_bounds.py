@@ -42,6 +42,16 @@ def test_kernel_stays_in_bounds(program: Path) -> None:
     assert (done.returncode, done.stdout) == (0, "48 launches\n"), done.stderr
 
 
+def test_hopper_kernel_stays_in_bounds(program: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the emulated copy engine reads follows from the tensor maps, which the launcher makes."""
+    monkeypatch.setenv("VA_EXPORT_ATTENTION_KERNEL", "tensor_core")
+    done = run(program, "hopper")
+    assert (done.returncode, done.stdout) == (0, "3 launches\n"), done.stderr
+    done = run(program, "hopper", "with a key buffer that is one element short")
+    assert done.returncode != 0
+    assert "heap-buffer-overflow" in done.stderr
+
+
 def test_sanitizer_sees_a_short_buffer(program: Path) -> None:
     done = run(program, "with a key buffer that is one element short")
     assert done.returncode != 0

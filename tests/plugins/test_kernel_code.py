@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from va_export.native import plugin_contract
+
 PLUGINS = Path(__file__).parents[2] / "plugins"
 ARCHITECTURES = ["80", "86", "87", "89", "90", "120"]
+HOPPER_SOURCES = ("hopper_float16.cu", "hopper_bfloat16.cu")
 KERNELS = {"anchored_attention.cu": 9, "mma_float16.cu": 12, "mma_bfloat16.cu": 12}
+KERNELS |= dict.fromkeys(HOPPER_SOURCES, 4)
+HEAD_DIMS = (64, 80, 96, 128)
 BUILDS = [("anchored_attention.cu", "80"), ("anchored_attention.cu", "90")]
 BUILDS += [(source, architecture) for architecture in ARCHITECTURES for source in ("mma_float16.cu", "mma_bfloat16.cu")]
+BUILDS += [(source, "90a") for source in HOPPER_SOURCES]
+LOCAL_MEMORY = re.compile(r"\b(LDL|STL)\b")
 IDLE_TILES = 3  # prefill tiles of other architectures, one for each head_dim above 64: empty kernels
 
 # Shared memory that one block may use, in KB: CUDA C++ Programming Guide, "Technical Specifications per Compute
@@ -40,6 +47,8 @@ def test_kernels_spill_no_register(tmp_path: Path, nvcc: Path, source: str, arch
     usage = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", text)
     assert len(usage) == KERNELS[source]
     assert set(usage) == {("0", "0", "0")}
+    # Such as C7510, "wgmma.mma_async instructions are serialized", and C7508, "setmaxnreg ignored".
+    assert not re.search(r"warning|advisory|Potential Performance Loss", text), text
 
 
 def test_score_kernels_spill_no_register(tmp_path: Path, nvcc: Path) -> None:
@@ -75,20 +84,53 @@ def test_ptx_holds_tensor_core_instructions(tmp_path: Path, nvcc: Path, architec
         assert ".local" not in text  # no local memory: it would be traffic in the main loop
 
 
+@pytest.fixture(scope="module")
+def machine_code(installed_library: Path, disassembler: Path) -> Callable[[str, str], list[str]]:
+    """The instructions of the installed library's kernels for one architecture, by a part of the kernels' name."""
+    environment = {**os.environ, "PATH": f"{disassembler.parent}:{os.environ['PATH']}"}  # it runs nvdisasm
+
+    def read(architecture: str, name: str) -> list[str]:
+        if not any(re.fullmatch(f"{architecture}(-real)?", known) for known in plugin_contract()["cuda_archs"]):
+            pytest.skip(f"the installed library was built without code for sm_{architecture}")
+        command = [disassembler, "-sass", "-arch", f"sm_{architecture}", installed_library]
+        text = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
+        parts = text.split("Function : ")[1:]
+        return [part for part in parts if name in part.split("\n")[0]]
+
+    return read
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_machine_code_holds_tensor_core_instructions(tmp_path: Path, nvcc: Path, architecture: str) -> None:
-    disassembler = shutil.which("cuobjdump") or shutil.which(nvcc.parent / "cuobjdump")
-    if disassembler is None:
-        pytest.skip("no cuobjdump on this machine (the CUDA toolkit has it, its wheels do not)")
-    output = tmp_path / "kernel.o"
-    compile_kernel(nvcc, "mma_float16.cu", architecture, output)
-    environment = {**os.environ, "PATH": f"{nvcc.parent}:{os.environ['PATH']}"}
-    text = subprocess.run(
-        [disassembler, "-sass", output], capture_output=True, text=True, check=True, env=environment
-    ).stdout
-    kernels = [part for part in text.split("Function :")[1:] if "mma_attention_kernel" in part[:200]]
-    assert sum("HMMA.16816" in part for part in kernels) == len(kernels) - IDLE_TILES
-    assert not re.search(r"\b(LDL|STL)\b", text)
+def test_machine_code_holds_tensor_core_instructions(
+    machine_code: Callable[[str, str], list[str]], architecture: str
+) -> None:
+    kernels = machine_code(architecture, "mma_attention_kernel")
+    assert len(kernels) == 22  # 11 for each type
+    assert sum("HMMA.16816" in part for part in kernels) == len(kernels) - 2 * IDLE_TILES
+    assert not [part for part in kernels if LOCAL_MEMORY.search(part)]
+
+
+def test_machine_code_of_the_hopper_kernel_keeps_its_products_under_way(
+    machine_code: Callable[[str, str], list[str]],
+) -> None:
+    """Each step of both products stands there twice, in the loop and for the first or last tile.
+
+    Products are waited for in four places; serialised wgmma would wait after every step.
+    """
+    kernels = machine_code("90a", "hopper_attention_kernel")
+    assert len(kernels) == 2 * len(HEAD_DIMS)
+    for part in kernels:
+        (head_dim,) = (int(number) for number in re.findall(r"HopperTileI\w+?Li(\d+)E", part.split("\n")[0]))
+        scores, weighted = (
+            re.findall(r"HGMMA\.64x128x16\.F32(?:\.BF16)? \w+, gdesc", part),
+            re.findall(r"HGMMA.*tnspB", part),
+        )
+        assert len(scores) == 2 * head_dim // 16
+        assert len(weighted) == 2 * 128 // 16
+        assert len(re.findall(r"WARPGROUP\.DEPBAR", part)) == 4
+        assert "UTMALDG.4D" in part
+        assert len(re.findall("USETMAXREG", part)) == 2
+        assert not LOCAL_MEMORY.search(part)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -112,3 +154,21 @@ def test_shared_memory_is_within_the_architectures_limit(tmp_path: Path, cxx: st
     assert len(numbers) == 8
     assert max(numbers) <= SHARED_KB[architecture] * 1024
     assert max(numbers) <= 99 * 1024  # any of them runs anywhere
+
+
+def test_shared_memory_of_the_hopper_kernel_is_within_its_limit(tmp_path: Path, cxx: str) -> None:
+    program = tmp_path / "sizes.cpp"
+    program.write_text(
+        '#include "simt.h"\n#include "anchored_attention/hopper_tile.cuh"\n#include <cstdio>\n'
+        "template <int... kHeadDims> void print() {\n"
+        '  (std::printf("%d\\n", va_export::HopperTile<__half, kHeadDims>::kSharedBytes), ...);\n'
+        "}\n"
+        f"int main() {{ print<{', '.join(map(str, HEAD_DIMS))}>(); }}\n"
+    )
+    flags = ["-std=c++17", f"-I{Path(__file__).parent / 'simt'}", f"-I{PLUGINS}", "-Wno-unknown-pragmas"]
+    subprocess.run([cxx, *flags, program, "-o", tmp_path / "sizes"], check=True)
+    sizes = subprocess.run([tmp_path / "sizes"], capture_output=True, text=True, check=True).stdout
+    numbers = [int(word) for word in sizes.split()]
+    assert len(numbers) == len(HEAD_DIMS)
+    assert max(numbers) <= SHARED_KB["90"] * 1024
+    assert min(numbers) > 5 * 128 * 64 * 2  # a query tile, and two stages of key and value tiles

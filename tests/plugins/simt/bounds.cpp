@@ -53,10 +53,17 @@ bool run(const Shape& s, int32_t dtype, bool is_causal, bool has_lengths, bool p
   return va_anchored_attention_launch(&p, nullptr) == cudaSuccess;
 }
 
-}  // namespace
+// The Hopper kernel's emulation is slow under the sanitizer: a few launches, with keys that end within a tile.
+int launch_hopper_kernel() {
+  simt::gpu.architecture = 90;
+  const int64_t before = simt::wgmma.total;
+  bool ran = run<__half>({1, 4, 2, 17, 31, 80, 96}, VA_FLOAT16, true, false, false);
+  ran = ran && run<__nv_bfloat16>({2, 2, 1, 33, 65, 64, 64}, VA_BFLOAT16, true, true, true);
+  ran = ran && run<__half>({2, 1, 1, 20, 129, 64, 8}, VA_FLOAT16, false, true, true);
+  return ran && simt::wgmma.total > before ? 3 : 0;
+}
 
-int main(int argument_count, char**) {
-  missing_key_elements = argument_count - 1;  // any argument: one
+int launch_all_shapes() {
   const Shape shapes[] = {{2, 7, 1, 5, 33, 8, 24},    {1, 4, 2, 17, 31, 80, 96}, {3, 2, 2, 33, 65, 64, 64},
                           {1, 2, 1, 3, 40, 250, 130}, {1, 3, 1, 40, 7, 5, 256},  {1, 1, 1, 1, 1, 1, 1}};
   int launches = 0;
@@ -66,10 +73,20 @@ int main(int argument_count, char**) {
       const bool ran = options % 3 == 0   ? run<__half>(shape, VA_FLOAT16, is_causal, has_lengths, packed)
                        : options % 3 == 1 ? run<__nv_bfloat16>(shape, VA_BFLOAT16, is_causal, has_lengths, packed)
                                           : run<float>(shape, VA_FLOAT32, is_causal, has_lengths, packed);
-      if (!ran) return 1;
+      if (!ran) return 0;
       ++launches;
     }
   }
+  return launches;
+}
+
+}  // namespace
+
+// Arguments: "hopper" for that kernel; another one, or one more, for a key buffer that is one element short.
+int main(int argument_count, char** arguments) {
+  const bool is_hopper = argument_count > 1 && std::strcmp(arguments[1], "hopper") == 0;
+  missing_key_elements = argument_count - 1 - is_hopper;
+  const int launches = is_hopper ? launch_hopper_kernel() : launch_all_shapes();
   std::printf("%d launches\n", launches);
-  return 0;
+  return launches > 0 ? 0 : 1;
 }

@@ -70,7 +70,7 @@ inline bool release_blocks(std::mt19937& random, bool* fault) {
   if (!stopped.empty() && schedule > 1) stopped = {stopped[random() % stopped.size()]};
   for (const unsigned block : stopped) {
     blockIdx = dim3(block);
-    *fault |= !release_barriers(random, block * blockDim.x, blockDim.x);
+    *fault |= !release_barriers(random, {block * blockDim.x, blockDim.x});
   }
   return !stopped.empty();
 }

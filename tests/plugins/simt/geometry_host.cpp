@@ -1,7 +1,7 @@
 // The index arithmetic of the tensor-core kernels, for Python to compare with brute force.
 #include "simt.h"
 
-#include "anchored_attention/geometry.h"
+#include "anchored_attention/hopper_geometry.h"
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
@@ -64,4 +64,31 @@ EXPORT int choose_splits(int64_t tiles, int64_t kv_len, int tile_keys, int sm_co
 
 EXPORT int64_t most_slots(int64_t tiles, int64_t kv_len, int tile_keys) {
   return va_export::most_slots(tiles, kv_len, tile_keys);
+}
+
+EXPORT int64_t work_of_round(int64_t block, int64_t blocks, int64_t round) {
+  return va_export::work_of_round(block, blocks, round);
+}
+
+EXPORT int swizzle_bytes(int head_dim) {
+  return va_export::swizzle_bytes(head_dim);
+}
+
+EXPORT int column_step_byte(int step, int rows, int swizzle) {
+  return va_export::column_step_byte(step, rows, swizzle);
+}
+
+EXPORT int row_step_byte(int step, int swizzle) {
+  return va_export::row_step_byte(step, swizzle);
+}
+
+// As the kernel makes it for a tile whose panels have `swizzle` bytes a row.
+EXPORT uint64_t matrix_descriptor(uint32_t address, uint32_t leading_bytes, int swizzle) {
+  using namespace va_export;
+  const uint64_t mode = swizzle == 128 ? kSwizzle128 : (swizzle == 64 ? kSwizzle64 : kSwizzle32);
+  return va_export::matrix_descriptor(address, leading_bytes, static_cast<uint32_t>(8 * swizzle), mode);
+}
+
+EXPORT int has_foreign_values(int end_tile, int tile_keys, int valid_keys, int64_t kv_len) {
+  return va_export::has_foreign_values(end_tile, tile_keys, valid_keys, kv_len);
 }

@@ -1,10 +1,10 @@
 // Runs CUDA kernels on the CPU, one thread at a time, so that the very source of a kernel can be tested without a GPU.
 //
-// Every CUDA thread is a fiber. A fiber runs until it reaches a barrier (__syncthreads, __syncwarp) or an operation of
-// the whole warp (a shuffle, a vote, ldmatrix, mma), then the next one runs; the order is chosen by simt::set_schedule,
-// and a kernel whose result depends on it has a race. What the hardware would not forgive is an error here: a barrier
-// that some threads do not reach, operations that differ within a warp, misaligned vectors, more shared memory than was
-// asked for. Shared memory holds NaNs before each block.
+// Every CUDA thread is a fiber. A fiber runs until it reaches a barrier (__syncthreads, __syncwarp), an operation of
+// the whole warp (a shuffle, a vote, ldmatrix, mma) or something that it waits for, then the next one runs; the order
+// is chosen by simt::set_schedule, and a kernel whose result depends on it has a race. What the hardware would not
+// forgive is an error here: a barrier that some threads do not reach, operations that differ within a warp, misaligned
+// vectors, more shared memory than was asked for. Shared memory holds NaNs before each block.
 //
 // It is no performance model and knows only what our kernels use. cuda_*.h beside this file include it.
 #pragma once
@@ -27,6 +27,7 @@
 #define __host__
 #define __shared__
 #define __launch_bounds__(...)
+#define __grid_constant__
 
 struct dim3 {
   unsigned x = 1, y = 1, z = 1;
@@ -41,6 +42,9 @@ struct alignas(16) float4 {
 struct alignas(16) uint4 {
   unsigned x, y, z, w;
 };
+struct alignas(16) int4 {
+  int x, y, z, w;
+};
 inline float2 make_float2(float x, float y) {
   return {x, y};
 }
@@ -54,6 +58,7 @@ inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) {
 enum cudaError_t {
   cudaSuccess = 0,
   cudaErrorInvalidValue = 1,
+  cudaErrorSymbolNotFound = 500,
   cudaErrorLaunchFailure = 719,
   cudaErrorNotSupported = 801
 };
@@ -66,6 +71,8 @@ enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
 enum cudaDeviceAttr {
   cudaDevAttrMultiProcessorCount = 16,
   cudaDevAttrL2CacheSize = 38,
+  cudaDevAttrComputeCapabilityMajor = 75,
+  cudaDevAttrComputeCapabilityMinor = 76,
   cudaDevAttrCooperativeLaunch = 95
 };
 struct cudaFuncAttributes {
@@ -78,10 +85,11 @@ namespace simt {
 
 constexpr size_t kStackBytes = 256 * 1024;
 constexpr size_t kDefaultSharedBytes = 48 * 1024;
-constexpr size_t kMostSharedBytes = 99 * 1024;  // of sm_86, sm_89 and sm_120, the smallest that we support
+constexpr size_t kLeastSharedLimit = 99 * 1024;  // of sm_86, sm_89 and sm_120, the smallest that we support
+constexpr size_t kMostSharedBytes = 227 * 1024;  // of sm_90
 constexpr unsigned kWarpSize = 32;
 
-enum class State { kReady, kSpinning, kAtBlockBarrier, kAtWarpBarrier, kDone };
+enum class State { kReady, kSpinning, kAtBlockBarrier, kAtWarpBarrier, kWaiting, kDone };
 
 constexpr size_t kSlotBytes = 64;
 
@@ -119,13 +127,26 @@ struct Fiber {
   alignas(16) char slots[2][kSlotBytes];  // what it gave to the last two operations
   std::vector<Copy> copies;               // asynchronous ones that have not landed
   int group = 0;                          // of the asynchronous copies that start next
+  std::function<bool()> is_over;          // what it waits for, in State::kWaiting
 };
 
 // The GPU that host code sees; architecture as in cudaFuncAttributes::ptxVersion.
 struct Gpu {
   int architecture = 80, sm_count = 4, cache_bytes = 1 << 20, is_cooperative = 1;
+  size_t most_shared_bytes() const { return architecture == 90 ? kMostSharedBytes : kLeastSharedLimit; }
 };
 inline Gpu gpu;
+
+// What the hardware does beside the threads, such as copies of boxes: hopper.h.
+class Engine {
+ public:
+  virtual ~Engine() = default;
+  virtual void start_block() = 0;
+  virtual bool has_work() const = 0;
+  virtual void step(std::mt19937& random) = 0;  // does one piece of it
+  virtual const char* end_block() = 0;          // what is left over that should not be, or nullptr
+};
+inline std::vector<Engine*> engines;
 
 inline std::vector<Fiber> fibers;
 inline Context scheduler;
@@ -157,36 +178,88 @@ inline bool fail(const char* reason) {
   return false;
 }
 
-// Frees the threads of one block whose barrier is complete. False where nobody can go on, or a barrier is used wrongly.
-// Of the warps that wait for none but their own threads, schedule 0 frees all; 1 the last, and others one by chance: so
-// one warp runs far ahead of the rest, up to the next __syncthreads.
-inline bool release_barriers(std::mt19937& random, unsigned begin, unsigned count) {
-  std::vector<unsigned> warps;
-  for (unsigned first = begin; first < begin + count; first += kWarpSize) {
-    const State state = fibers[first].state;
-    const int operation = fibers[first].operation;
-    bool same_state = true, same_operation = true;
+// Waits until `is_over`, if it is not so already.
+inline void wait_until(std::function<bool()> is_over) {
+  while (!is_over()) {
+    fibers[running].is_over = is_over;
+    wait(State::kWaiting);
+  }
+}
+
+// Some threads that follow one another: those of a block where several blocks are alive (cooperative.h), or of a warp.
+struct Range {
+  unsigned first, count;
+};
+
+// A warp whose threads are all at the same warp barrier may go on, and a thread whose condition holds.
+inline bool find_candidates(Range block, std::vector<Range>& candidates) {
+  for (unsigned first = block.first; first < block.first + block.count; first += kWarpSize) {
+    unsigned at_barrier = 0, same_operation = 0;
     for (unsigned i = first; i < first + kWarpSize; ++i) {
-      same_state &= fibers[i].state == state;
-      same_operation &= fibers[i].operation == operation;
+      at_barrier += fibers[i].state == State::kAtWarpBarrier;
+      same_operation += fibers[i].operation == fibers[first].operation;
+      if (fibers[i].state == State::kWaiting && fibers[i].is_over()) candidates.push_back({i, 1});
     }
-    if (!same_state) return fail("the threads of a warp wait at different barriers");
-    if (state != State::kAtWarpBarrier) continue;
-    if (!same_operation) return fail("the threads of a warp are in different operations");
-    warps.push_back(first);
+    if (at_barrier != kWarpSize) continue;
+    if (same_operation != kWarpSize) return fail("the threads of a warp are in different operations");
+    candidates.push_back({first, kWarpSize});
   }
-  if (!warps.empty() && schedule == 1) warps = {warps.back()};
-  if (!warps.empty() && schedule > 1) warps = {warps[random() % warps.size()]};
-  for (const unsigned first : warps) {
-    for (unsigned i = first; i < first + kWarpSize; ++i) fibers[i].state = State::kReady;
+  return true;
+}
+
+inline bool all_done() {
+  return std::all_of(fibers.begin(), fibers.end(), [](const Fiber& fiber) { return fiber.state == State::kDone; });
+}
+
+inline size_t count_in(State state) {
+  return std::count_if(fibers.begin(), fibers.end(), [=](const Fiber& fiber) { return fiber.state == state; });
+}
+
+inline bool release_block_barrier(Range block) {
+  const auto begin = fibers.begin() + block.first, end = begin + block.count;
+  const auto waits = [](const Fiber& fiber) { return fiber.state == State::kAtBlockBarrier; };
+  if (!std::all_of(begin, end, waits)) return false;
+  for (auto fiber = begin; fiber != end; ++fiber) fiber->state = State::kReady;
+  return true;
+}
+
+// Leaves the candidates of one warp: the first in an order by chance, which changes now and then. So some warps run far
+// ahead, and others wait as long as they may.
+inline std::vector<unsigned> preference;
+inline void keep_preferred(std::vector<Range>& candidates, std::mt19937& random) {
+  const size_t warps = fibers.size() / kWarpSize;
+  if (preference.size() != warps || random() % 64 == 0) {
+    preference.resize(warps);
+    for (unsigned& place : preference) place = static_cast<unsigned>(random());
   }
-  if (!warps.empty()) return true;
-  for (unsigned i = begin; i < begin + count; ++i) {
-    if (fibers[i].state != fibers[begin].state) {
-      return fail("some threads wait at __syncthreads that others have passed by");
-    }
+  const auto place = [](const Range& c) { return preference[c.first / kWarpSize]; };
+  const auto best = std::min_element(candidates.begin(), candidates.end(),
+                                     [&](const Range& a, const Range& b) { return place(a) < place(b); });
+  const unsigned warp = best->first / kWarpSize;
+  const auto is_other = [&](const Range& c) { return c.first / kWarpSize != warp; };
+  candidates.erase(std::remove_if(candidates.begin(), candidates.end(), is_other), candidates.end());
+}
+
+// Frees threads of a block that may go on: schedule 0 all; 1 the last warp (or thread), and others one by chance: so one warp runs
+// far ahead of the rest, up to the next barrier of the block. Engines work when no thread can, as late as possible;
+// with a schedule by chance also in between. False where nobody can go on, or a barrier is used wrongly.
+inline bool release_barriers(std::mt19937& random, Range block) {
+  std::vector<Range> candidates;
+  if (!find_candidates(block, candidates)) return false;
+  const bool is_chance = schedule > 1 && random() % 4 == 0;
+  if (candidates.empty() && !is_chance && release_block_barrier(block)) return true;
+  for (Engine* engine : engines) {
+    if (!engine->has_work() || !(candidates.empty() || is_chance)) continue;
+    engine->step(random);
+    return !has_fault;
   }
-  for (unsigned i = begin; i < begin + count; ++i) fibers[i].state = State::kReady;
+  if (candidates.empty() && release_block_barrier(block)) return true;
+  if (candidates.empty()) return fail("threads wait for what never happens: others are elsewhere, or have ended");
+  if (schedule == 1) candidates = {candidates.back()};
+  if (schedule > 1) keep_preferred(candidates, random);
+  for (const Range& candidate : candidates) {
+    for (unsigned i = candidate.first; i < candidate.first + candidate.count; ++i) fibers[i].state = State::kReady;
+  }
   return true;
 }
 
@@ -222,13 +295,6 @@ class Exchange {
   unsigned slot_;
 };
 
-inline bool all_done() {
-  for (const Fiber& fiber : fibers) {
-    if (fiber.state != State::kDone) return false;
-  }
-  return true;
-}
-
 inline void prepare(Fiber& fiber) {
   fiber.state = State::kReady;
   fiber.operation = 0;
@@ -247,9 +313,25 @@ inline void prepare(Fiber& fiber) {
 #endif
 }
 
+inline bool end_block() {
+  for (Engine* engine : engines) {
+    if (const char* left_over = engine->end_block()) return fail(left_over);
+  }
+  return true;
+}
+
+// Frees the threads whose conditions hold, in the midst of others, which need not come to a barrier first.
+inline void wake_waiting() {
+  for (Fiber& fiber : fibers) {
+    if (fiber.state == State::kWaiting && fiber.is_over()) fiber.state = State::kReady;
+  }
+}
+
 inline bool run_block(std::mt19937& random) {
   const unsigned count = static_cast<unsigned>(fibers.size());
   for (Fiber& fiber : fibers) prepare(fiber);
+  for (Engine* engine : engines) engine->start_block();
+  preference.clear();
   std::vector<unsigned> order(count);
   for (unsigned i = 0; i < count; ++i) order[i] = schedule == 1 ? count - 1 - i : i;
   while (true) {
@@ -259,10 +341,12 @@ inline bool run_block(std::mt19937& random) {
       running = i;
       threadIdx = dim3(i, 0, 0);
       switch_to(&scheduler, &fibers[i].context);
+      if (schedule > 1 && random() % 16 == 0) wake_waiting();
     }
     if (has_fault) return false;
-    if (all_done()) return true;
-    if (!release_barriers(random, 0, count)) return false;
+    if (count_in(State::kReady) > 0) continue;
+    if (all_done()) return end_block();
+    if (!release_barriers(random, {0, count})) return false;
   }
 }
 
@@ -305,8 +389,9 @@ inline void __syncwarp() {
   simt::wait(simt::State::kAtWarpBarrier);
 }
 
-inline float __shfl_xor_sync(unsigned, float x, int mask) {
-  const simt::Exchange<float> warp(simt::kShuffle + mask, x);
+template <typename Value>
+Value __shfl_xor_sync(unsigned, Value x, int mask) {
+  const simt::Exchange<Value> warp(simt::kShuffle + mask, x);
   return warp[simt::lane() ^ static_cast<unsigned>(mask)];
 }
 
@@ -323,9 +408,11 @@ inline cudaError_t cudaGetDevice(int* device) {
 }
 
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
-  *value = attribute == cudaDevAttrMultiProcessorCount ? simt::gpu.sm_count
-           : attribute == cudaDevAttrCooperativeLaunch ? simt::gpu.is_cooperative
-                                                       : simt::gpu.cache_bytes;
+  *value = attribute == cudaDevAttrMultiProcessorCount      ? simt::gpu.sm_count
+           : attribute == cudaDevAttrL2CacheSize            ? simt::gpu.cache_bytes
+           : attribute == cudaDevAttrCooperativeLaunch      ? simt::gpu.is_cooperative
+           : attribute == cudaDevAttrComputeCapabilityMajor ? simt::gpu.architecture / 10
+                                                            : simt::gpu.architecture % 10;
   return cudaSuccess;
 }
 
@@ -337,7 +424,7 @@ cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, Kernel*) {
 
 template <typename Kernel>
 cudaError_t cudaFuncSetAttribute(Kernel*, cudaFuncAttribute, int bytes) {
-  if (bytes < 0 || static_cast<size_t>(bytes) > simt::kMostSharedBytes) return cudaErrorInvalidValue;
+  if (bytes < 0 || static_cast<size_t>(bytes) > simt::gpu.most_shared_bytes()) return cudaErrorInvalidValue;
   simt::shared_limit = static_cast<size_t>(bytes);
   return cudaSuccess;
 }
