@@ -16,11 +16,11 @@ original's own data and on planted subspaces). A token's label, and with it a fa
 
 Where the reference refuses, a graph cannot: tokens that are not finite, fewer tokens than subspaces, and a token
 that is zero or orthogonal to every other give score 0 and label 0 throughout, which leaves attention plain; so do
-tokens that are all equal, as in the reference. A solver that stops at max_iter says nothing. pca_rank must not be above
-min(N, D): what is beyond counts as zero.
+tokens that are all equal, as in the reference. A solver that stops at max_iter says nothing. pca_rank must not be
+above min(N, D): what is beyond counts as zero.
 
-It is the portable form: 1024 tokens with pca_rank 64 and 2252 iterations took 13 s of one CPU core in ONNX Runtime 1.32
-(processor time, on a busy machine), where the host's solver is far faster.
+The body is the portable form. 1024 tokens, pca_rank 64 and 2252 iterations took 13 to 15 s of one CPU core in ONNX
+Runtime 1.32 (processor time, on a busy machine).
 """
 
 from __future__ import annotations

@@ -104,7 +104,7 @@ class Bundle:
                 None: one GPU, or the CPU.
             unfinished_too: for the export that is making the bundle, to prove it.
             score: `host`, the solver of this package, or `graph`, the bundle's own `score` component in the backend;
-                None: the engine where TensorRT has one, else the host, which is much faster on a CPU.
+                None: the engine where TensorRT has one, else the host.
 
         Raises:
             VaExportError: not a bundle, an unfinished one, damaged, of an unknown version, or the backend is not
