@@ -9,8 +9,6 @@
 // It is no performance model and knows only what our kernels use. cuda_*.h beside this file include it.
 #pragma once
 
-#include <ucontext.h>
-
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
@@ -21,6 +19,8 @@
 #include <memory>
 #include <random>
 #include <vector>
+
+#include "context.h"
 
 #define __global__
 #define __device__
@@ -98,25 +98,6 @@ struct Copy {
   const void* from;  // nullptr: zeros
   int group;
 };
-
-// Where a fiber stopped. swapcontext asks the kernel for the signal mask each time, ten times the cost of the switch
-// itself; on x86-64 what a call must keep is kept by hand. The sanitizers know swapcontext, so they get that.
-#if defined(__x86_64__) && !defined(__SANITIZE_ADDRESS__)
-#define SIMT_SWITCHES_BY_HAND 1
-struct Context {
-  void* stack;
-};
-__attribute__((naked, noinline)) inline void switch_to(Context*, Context*) {
-  asm("push %rbp\n push %rbx\n push %r12\n push %r13\n push %r14\n push %r15\n"
-      "mov %rsp, (%rdi)\n mov (%rsi), %rsp\n"
-      "pop %r15\n pop %r14\n pop %r13\n pop %r12\n pop %rbx\n pop %rbp\n ret");
-}
-#else
-using Context = ucontext_t;
-inline void switch_to(Context* from, Context* to) {
-  swapcontext(from, to);
-}
-#endif
 
 struct Fiber {
   Context context;
@@ -299,18 +280,7 @@ inline void prepare(Fiber& fiber) {
   fiber.state = State::kReady;
   fiber.operation = 0;
   fiber.copies.clear();
-#ifdef SIMT_SWITCHES_BY_HAND
-  // Six registers, then run_thread as the address to return to, at which the stack is as after a call.
-  const uintptr_t top = reinterpret_cast<uintptr_t>(fiber.stack.get() + kStackBytes) / 16 * 16 - 16;
-  void** place = reinterpret_cast<void**>(top);
-  *place = reinterpret_cast<void*>(run_thread);
-  fiber.context.stack = place - 6;
-#else
-  getcontext(&fiber.context);
-  fiber.context.uc_stack = {fiber.stack.get(), 0, kStackBytes};
-  fiber.context.uc_link = nullptr;
-  makecontext(&fiber.context, run_thread, 0);
-#endif
+  start_at(run_thread, fiber.stack.get() + kStackBytes, kStackBytes, fiber.context);
 }
 
 inline bool end_block() {
