@@ -21,6 +21,7 @@
 #include <vector>
 
 #include "context.h"
+#include "vector_types.h"
 
 #define __global__
 #define __device__
@@ -28,32 +29,6 @@
 #define __shared__
 #define __launch_bounds__(...)
 #define __grid_constant__
-
-struct dim3 {
-  unsigned x = 1, y = 1, z = 1;
-  dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
-};
-struct alignas(8) float2 {
-  float x, y;
-};
-struct alignas(16) float4 {
-  float x, y, z, w;
-};
-struct alignas(16) uint4 {
-  unsigned x, y, z, w;
-};
-struct alignas(16) int4 {
-  int x, y, z, w;
-};
-inline float2 make_float2(float x, float y) {
-  return {x, y};
-}
-inline float4 make_float4(float x, float y, float z, float w) {
-  return {x, y, z, w};
-}
-inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) {
-  return {x, y, z, w};
-}
 
 enum cudaError_t {
   cudaSuccess = 0,
@@ -221,9 +196,9 @@ inline void keep_preferred(std::vector<Range>& candidates, std::mt19937& random)
   candidates.erase(std::remove_if(candidates.begin(), candidates.end(), is_other), candidates.end());
 }
 
-// Frees threads of a block that may go on: schedule 0 all; 1 the last warp (or thread), and others one by chance: so one warp runs
-// far ahead of the rest, up to the next barrier of the block. Engines work when no thread can, as late as possible;
-// with a schedule by chance also in between. False where nobody can go on, or a barrier is used wrongly.
+// Frees threads of a block that may go on: schedule 0 all; 1 the last warp (or thread), and others one by chance: so
+// one warp runs far ahead of the rest, up to the next barrier of the block. Engines work when no thread can, as late as
+// possible; with a schedule by chance also in between. False where nobody can go on, or a barrier is used wrongly.
 inline bool release_barriers(std::mt19937& random, Range block) {
   std::vector<Range> candidates;
   if (!find_candidates(block, candidates)) return false;
