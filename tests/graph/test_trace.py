@@ -10,12 +10,14 @@ import onnx
 import onnx_ir as ir
 import onnxruntime
 import pytest
+from written import write_onnx
 
 from va_export.checkpoint import Checkpoint
-from va_export.errors import VaExportError
 from va_export.graph.native import write_native_form
+from va_export.graph.stream_weights import stream_weights
 from va_export.graph.trace import COMPONENTS, trace_component
-from va_export.graph.write_onnx import check_onnx, write_onnx
+from va_export.graph.weight_layout import data_bytes, layout_weights
+from va_export.graph.write_onnx import check_onnx, reserve
 from va_export.models import family_for
 from va_export.ops.declaration import DOMAIN
 from va_export.passes import run_passes
@@ -167,17 +169,19 @@ def test_tracing_reads_no_weights(source):
     assert all(value.const_value is None for value in model.graph.initializers.values() if value.name in parameters)
 
 
-def test_a_weight_that_float16_cannot_hold_is_named(source, tmp_path, monkeypatch):
+def test_a_weight_that_float16_cannot_hold_is_told(source, tmp_path, monkeypatch):
     checkpoint, family, spec = source
-    read = Checkpoint.tensor
+    read = Checkpoint.rows
 
-    def tensor(self, name):
-        return read(self, name) * (1e6 if name == "language_model.output.weight" else 1)
+    def rows(self, name, start, stop):
+        return read(self, name, start, stop) * (1e6 if name == "language_model.output.weight" else 1)
 
-    monkeypatch.setattr(Checkpoint, "tensor", tensor)
+    monkeypatch.setattr(Checkpoint, "rows", rows)
     model = run_passes(trace_component("decoder", family, spec, "fp16"))
-    with pytest.raises(VaExportError, match=r"lm_head\.weight has values up to .* float16 cannot hold"):
-        write_onnx(model, tmp_path / "decoder.onnx", checkpoint, family.weight_map(spec))
+    slots = layout_weights(model)
+    reserve(tmp_path / "data", data_bytes(slots))
+    streamed = stream_weights(tmp_path / "data", slots, family.weight_map(spec), checkpoint)
+    assert set(streamed.unusable) == {"lm_head.weight"} and streamed.unusable["lm_head.weight"].overflow > 0
 
 
 def test_weights_carry_the_checkpoint_values(exported, source):
