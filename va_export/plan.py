@@ -34,6 +34,7 @@ _TRACE_SECONDS = 20  # to trace and check one component, imports included
 _SMALL_FILES = 16 << 20
 # Tokens of a prompt beside the visual ones: the line of a frame; the system message, the question and their frame.
 _TEXT_A_FRAME, _TEXT = 8, 128
+_BAND = 256 << 20  # of a weight that is turned, what is held at most (graph/stream_weights.py)
 _BLOCKS = 256 << 20  # what is read, converted and hashed at a time, several times over
 # Kernels for each target and no weights: 20 MB for the default targets of TensorRT-RTX 1.7, 25 MB with PCA (measured).
 _SCORE_ENGINE = 32 << 20
@@ -116,8 +117,8 @@ def plan_export(
         PlannedFile("graphs, plugin, tokenizer, reference, reports", _SMALL_FILES + _reference_bytes(options, spec))
     )
     free = psutil.virtual_memory().available if available is None else available
-    # A transposed weight is held once, in the target's precision; everything else passes in blocks.
-    candidates = {"writing the ONNX weights": _largest(weight_map) * ITEM_BYTES[options.precision] + _BLOCKS}
+    band = min(_largest(weight_map) * ITEM_BYTES[options.precision], _BAND)
+    candidates = {"writing the ONNX weights": band + _BLOCKS}
     if flavors:
         largest = max(weights, key=lambda name: weights[name], default=SCORE)
         candidates[f"building the engine of {largest}"] = build_memory(weights.get(largest, 0))

@@ -70,6 +70,7 @@ def checkpoint(request: pytest.FixtureRequest, tmp_path: Path) -> Checkpoint:
 @pytest.fixture(autouse=True)
 def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "BLOCK_ELEMENTS", 50)
+    monkeypatch.setattr(module, "BAND_BYTES", 150)
     monkeypatch.setattr(module, "MARK_BYTES", 300)
 
 

@@ -25,6 +25,8 @@ from va_export.narrowing import Loss, measure, narrow
 # Elements read, checked, converted and written at a time. Blocks of this size transpose fastest (2 GB/s against 0.1 for
 # whole matrices: both sides stay in the cache) and keep a tensor that is not transposed to some megabytes.
 BLOCK_ELEMENTS = 1 << 22
+# Of a weight that is turned, what is held at most: 8B's vocabulary matrix (758 MB in float16) takes three bands.
+BAND_BYTES = 256 << 20
 # Bytes between two marks: what a kill costs, against the price of flushing.
 MARK_BYTES = 256 << 20
 _READ_BYTES = 8 << 20
@@ -231,18 +233,27 @@ def _blocks(
 ) -> Iterator[tuple[torch.Tensor, Loss]]:
     """A weight's bytes in the order of the file, with what each part lost."""
     if not slot.transposed:
-        for rows in _source_blocks(source, reader):
-            yield narrow(rows, slot.torch_dtype, clip=clip)
+        for block in _source_blocks(source, reader):
+            yield narrow(block, slot.torch_dtype, clip=clip)
         return
-    turned = torch.empty(slot.shape, dtype=slot.torch_dtype)
-    loss, column = Loss(), 0
-    for rows in _source_blocks(source, reader):
-        part, lost = narrow(rows, slot.torch_dtype, clip=clip)
-        turned[:, column : column + len(part)] = part.T.contiguous()
-        loss, column = loss + lost, column + len(part)
-    height = max(1, BLOCK_ELEMENTS // slot.shape[1])
-    for start in range(0, slot.shape[0], height):
-        yield turned[start : start + height], loss if start == 0 else Loss()
+    # The file has the parameter's columns one after another. A band of them is held at a time; for the next one the
+    # source is read again, which costs less than memory for all of a vocabulary's matrix does.
+    columns, rows = slot.shape
+    band = max(1, BAND_BYTES // (rows * slot.torch_dtype.itemsize))
+    for first in range(0, columns, band):
+        turned = torch.empty((min(band, columns - first), rows), dtype=slot.torch_dtype)
+        loss, row = Loss(), 0
+        for block in _source_blocks(source, reader):
+            is_whole = len(turned) == columns
+            of_band = block if is_whole else block[:, first : first + len(turned)].contiguous()
+            part, lost = narrow(of_band, slot.torch_dtype, clip=clip)
+            if first == 0:  # what is lost is told once, of whole rows, before anything is written
+                loss += lost if is_whole else measure(block, slot.torch_dtype)
+            turned[:, row : row + len(part)] = part.T
+            row += len(part)
+        height = max(1, BLOCK_ELEMENTS // rows)
+        for start in range(0, len(turned), height):
+            yield turned[start : start + height], loss if start == 0 else Loss()
 
 
 def _source_blocks(source: WeightSource, reader: WeightReader) -> Iterator[torch.Tensor]:
