@@ -68,11 +68,11 @@ def test_an_8b_plan_is_of_the_right_size() -> None:
 
 
 def test_proving_8b_fits_24_gigabytes() -> None:
-    """Both halves of the proof stream their weights there, so that neither decides what the export needs."""
+    """Both halves of the proof stream their weights there: a layer or two in float32 and the vocabulary's matrix."""
     proved = plan_of("OpenGVLab/InternVL2-8B", 23e9, onnx_only=True)
-    assert proved.memory < 10e9
+    assert proved.memory < 8e9 and "streamed" in proved.memory_reason
     alone = plan_of("OpenGVLab/InternVL2-8B", 23e9, onnx_only=True, parity=False)
-    assert proved.memory <= alone.memory + 4e9
+    assert alone.memory < 2e9 and alone.memory_reason == "writing the ONNX weights"
 
 
 def test_the_proof_streams_only_where_it_must() -> None:
