@@ -26,7 +26,7 @@ def test_files_and_manifest(sharded_bundle: Path, tiny_bundle: Path) -> None:
     assert [data["components"][shard]["layers"] for shard in SHARDS] == [[0, 2], [2, 4]]
     # A decoder in one piece is said in the words of version 1, which earlier releases read.
     whole = json.loads((tiny_bundle / "manifest.json").read_text())
-    assert whole["manifest_version"] == 1 and set(whole["components"]) == {"vision", "embedding", "decoder"}
+    assert whole["manifest_version"] == 1 and set(whole["components"]) == {"vision", "embedding", "decoder", "score"}
 
 
 @pytest.mark.usefixtures("needs_engines")

@@ -24,7 +24,11 @@ from va_export.errors import VaExportError
 from va_export.graph import trace
 
 REPOSITORY = Path(__file__).parents[2]
-MAIN = "from va_export.cli.export import main; main()"
+# A shell gives background jobs SIGINT ignored, and so would this test hand it on.
+MAIN = (
+    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    "from va_export.cli.export import main; main()"
+)
 OPTIONS = ("--onnx-only", "--components", "embedding,decoder")
 
 

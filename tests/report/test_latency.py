@@ -31,7 +31,7 @@ class FakeBundle:
     """Says that every stage took as many milliseconds as there were questions before."""
 
     attention = "plugin"
-    backend = SimpleNamespace(name="fake", device="cpu")
+    backend = SimpleNamespace(name="fake", device="cuda", device_memory_bytes=lambda: 1 << 30)
     processing = SimpleNamespace(pixel_values=lambda frames: frames)
 
     def __init__(self) -> None:
@@ -43,7 +43,8 @@ class FakeBundle:
         timings = {"vision": number, "prefill": number, "decode": 10 * number, "total": 100.0}
         if arguments["anchors"]:
             timings["score"] = number
-        return SimpleNamespace(timings=timings)
+        gpu_timings = {"vision": number / 2, "decode": 5 * number}
+        return SimpleNamespace(timings=timings, gpu_timings=gpu_timings)
 
 
 REFERENCE = {"frames": np.zeros(3), "input_ids": np.zeros((1, 4), np.int64)}
@@ -62,6 +63,11 @@ def test_warm_up_is_not_counted_and_stages_are() -> None:
     assert result["stages"]["vision"]["min_ms"] == 3.0  # the third question is the first that counts
     assert result["stages"]["decode_per_token"]["min_ms"] == 10 * 3 / 5
     assert set(result["stages"]) == {"preprocess", "vision", "score", "prefill", "decode_per_token", "end_to_end"}
+    assert {stage: times["min_ms"] for stage, times in result["gpu_stages"].items()} == {
+        "vision": 3.0 / 2,
+        "decode_per_token": 5 * 3.0 / 5,
+    }
+    assert result["peak_memory_bytes"]["device"] == 1 << 30
     assert all(asked["ignore_stop"] and asked["max_new_tokens"] == 6 for asked in bundle.asked)
     assert result["peak_memory_bytes"]["host"] > 1 << 20
 

@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from va_export.report.parity import Tolerance, check_parity, compare, label_agreement, parity_document, tolerance_for
+from va_export.anchor import subspace_score
+from va_export.anchor.sharing import sharing_score
+from va_export.report.parity import (
+    Tolerance,
+    check_parity,
+    compare,
+    label_agreement,
+    normalized_cut,
+    parity_document,
+    tolerance_for,
+)
 from va_export.report.reference import read_reference
 from va_export.runtime.bundle import Bundle
 
@@ -153,3 +164,30 @@ def test_the_two_forms_of_the_decoder_were_compared_at_export(tiny_bundle: Path)
     ]
     assert parity["passed"] and parity["precision"] == "fp16"
     assert all(row["reason"] and row["command"] for row in parity["not_run"]) and parity["not_run"]
+
+
+@pytest.mark.parametrize("labels", ["worse", "renamed"])
+def test_a_graph_with_other_labels_is_judged_by_what_they_cut(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, labels: str
+) -> None:
+    """Labels of other tokens cut much more, though the score is right for them; other names cut the same."""
+    reference = read_reference(tiny_bundle)
+    with Bundle.open(tiny_bundle) as bundle:
+        tokens = reference["visual_tokens"]
+        details = subspace_score(tokens, **asdict(bundle.score_settings), return_details=True)
+        row_sum = np.asarray(details.self_expression, np.float64).sum(1)
+        given = np.roll(reference["labels"], 5) if labels == "worse" else 3 - reference["labels"]
+        score = sharing_score(row_sum, given).astype(np.float32)
+        monkeypatch.setattr(bundle.backend, "score", lambda _: (score, given))
+        rows = [check for check in check_parity(bundle, reference)["checks"] if check["stage"] == "score_graph"]
+    assert [check["passed"] for check in rows] == [labels == "renamed"]
+
+
+def test_the_cut_of_two_halves_counts_what_crosses() -> None:
+    expression = np.zeros((4, 4))
+    expression[0, 1] = expression[2, 3] = 3.0
+    expression[1, 2] = 1.0
+    # each half: inside 2 · 3, degree 2 · 3 + 1
+    assert normalized_cut(expression, np.array([0, 0, 1, 1])) == pytest.approx(2 * (1 - 6 / 7))
+    assert normalized_cut(expression, np.array([0, 1, 0, 1])) == pytest.approx(2.0)
+    assert normalized_cut(expression, np.array([5, 5, 5, 5])) == pytest.approx(0.0)

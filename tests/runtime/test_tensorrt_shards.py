@@ -17,6 +17,7 @@ from va_export.proof import check_bundle
 from va_export.runtime import tensorrt_backend
 from va_export.runtime.bundle import Bundle
 from va_export.runtime.tensorrt_backend import TensorRTBackend
+from va_export.runtime.tensorrt_session import KvCache
 
 LAYERS = {"decoder_0": [0, 1], "decoder_1": [1, 2], "decoder_2": [2, 3]}
 
@@ -40,8 +41,8 @@ class Session:
         self.runs: list[dict[str, Any]] = []
         self.cache: object = None
 
-    def new_cache(self, batch: int) -> object:
-        self.cache = object()
+    def new_cache(self, batch: int) -> KvCache:
+        self.cache = KvCache({})
         return self.cache
 
     def receive(self, name: str, buffer: DeviceBuffer, source: Device) -> DeviceBuffer:

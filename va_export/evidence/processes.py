@@ -23,7 +23,8 @@ class Watched:
     Attributes:
         code: exit code, negative for a signal.
         seconds: wall time.
-        peak_rss: bytes, of its largest process, as the kernel counted them (`getrusage`).
+        peak_rss: bytes, of its largest process, as the kernel counted them (`getrusage`); where this process itself has
+            held more, which that count cannot tell apart, the largest of `processes`.
         processes: every process: `pid`, `command` and `peak_rss` in bytes (the kernel's high-water mark, last read at
             most a quarter of a second before the process ended).
         peak_disk: bytes that the folder's files took at most.
@@ -83,7 +84,7 @@ def watch(command: Sequence[str], *, folder: Path | None = None, **options: Any)
         folder: whose disk usage is recorded meanwhile.
         options: for `subprocess.Popen`.
     """
-    start = time.perf_counter()
+    start, ours = time.perf_counter(), high_water_mark(os.getpid())
     process = subprocess.Popen(command, **options)
     sampler, ended = _Sampler(process.pid, folder), threading.Event()
     thread = threading.Thread(target=sampler.run, args=(ended,), daemon=True)
@@ -101,9 +102,10 @@ def watch(command: Sequence[str], *, folder: Path | None = None, **options: Any)
     seconds = time.perf_counter() - start
     if folder is not None:
         sampler.peak_disk = max(sampler.peak_disk, disk_usage(folder))
-    return Watched(
-        process.returncode, seconds, usage.ru_maxrss * 1024, tuple(sampler.peaks.values()), sampler.peak_disk
-    )
+    peak = usage.ru_maxrss * 1024
+    if peak <= ours:  # what the kernel counts begins with this process's own memory, which the fork shares until exec
+        peak = max((entry["peak_rss"] for entry in sampler.peaks.values()), default=peak)
+    return Watched(process.returncode, seconds, peak, tuple(sampler.peaks.values()), sampler.peak_disk)
 
 
 def high_water_mark(pid: int) -> int:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
@@ -34,8 +36,7 @@ class TensorRTBackend:
         self._capacity: int = manifest.data["limits"]["max_kv_cache_capacity"]
         plugin = manifest.data.get("plugin")
         library = manifest.path(plugin["library"]) if plugin and manifest.data["attention"] == "plugin" else None
-        self._hidden_size: int = manifest.data["model"]["text"]["hidden_size"]
-        self._greedy_library = None if library is None else bind_greedy_step(load_library(library))
+        self._library = library
         self._parts = decoder_parts(manifest)
         self._clock = PartClock(self._parts)
         given = tuple(devices) if devices else (0,)
@@ -96,10 +97,14 @@ class TensorRTBackend:
         self._cache_batch = batch
         return self._cache
 
+    @cached_property
+    def _greedy_library(self) -> ctypes.CDLL | None:
+        """The plugin library, which has the loop's own kernel; None without one, or with one that is older."""
+        return None if self._library is None else bind_greedy_step(load_library(self._library))
+
     @property
     def has_greedy_loop(self) -> bool:
-        # The loop's own kernel is in the plugin library, and a graph is of one device.
-        return self._greedy_library is not None and len(self._devices) == 1
+        return len(self._devices) == 1 and self._greedy_library is not None  # a graph is of one device
 
     def greedy_steps(self, token: int, past_length: int, cache: dict[str, KvCache]) -> Iterator[int]:
         assert self._greedy_library is not None
@@ -109,7 +114,7 @@ class TensorRTBackend:
                 device,
                 self._sessions["embedding"],
                 [(part, self._sessions[part.name], cache[part.name]) for part in self._parts],
-                self._hidden_size,
+                self._manifest.data["model"]["text"]["hidden_size"],
                 self._capacity,
                 self._greedy_library,
                 captures=self.name == "tensorrt" and cuda_graphs_wanted(),
