@@ -88,7 +88,7 @@ def test_exports_and_passes_parity(decoder: str, precision: str, checkpoints: di
     assert parity["passed"] and parity["precision"] == precision
     assert [run["attention"] for run in parity["runs"]] == ["plugin", "native"]
     stages = {check["stage"] for run in parity["runs"] for check in run["checks"]}
-    assert stages == {"visual_tokens", "sharing_score", "prefill_logits", "decode_logits"}
+    assert stages == {"visual_tokens", "sharing_score", "score_graph", "prefill_logits", "decode_logits"}
 
 
 @pytest.mark.parametrize(("llm", "reason"), [
