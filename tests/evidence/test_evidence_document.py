@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import json
+import re
 import subprocess
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -164,7 +167,16 @@ def test_ceilings_are_unknown_without_a_gpu() -> None:
 def test_committed_evidence_has_the_form() -> None:
     """Every file, whichever there are; the folder comes with the first."""
     for path in EVIDENCE.glob("*"):
-        if path.name == "README.md":
+        if path.name in ("README.md", "exports"):
             continue
         assert path.suffix == ".json", path.name
         assert read_evidence(path)["device"]["name"].lower() != "cpu", path.name
+
+
+def test_what_exports_took_says_when_and_of_what() -> None:
+    """Another form, that of the scripts that measure exports; no path of the machine that it was taken on."""
+    for path in (EVIDENCE / "exports").glob("*"):
+        text = path.read_text(encoding="utf-8")
+        document = json.loads(text)
+        assert re.fullmatch(r"[0-9a-f]{40}(-dirty)?", document["commit"]) and date.fromisoformat(document["date"])
+        assert not re.search(r"[\" =]/\w+/", text), path.name
