@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
+import os
 import statistics
 import subprocess
 import sys
@@ -36,6 +36,7 @@ from va_export.anchor.sharing import sharing_score
 from va_export.anchor.textbook import textbook_self_expression
 from va_export.evidence.device import current_commit, describe_cpu
 from va_export.evidence.document import begin_evidence, check_row, failures, target_row, write_evidence
+from va_export.evidence.processes import high_water_mark
 
 FRAMES, DIM, SUBSPACES, REPEATS = 8, 1024, 24, 3
 FEW = 6  # iterations of the textbook's that are timed; two more or fewer give its time before the first
@@ -144,12 +145,12 @@ def measure_memory(n: int, rank: int, dtype: str) -> dict[str, Any]:
     """Peak bytes of one call above what the process had before it, all of it, and the time."""
     tokens = video_tokens(n)
     subspace_score(tokens[:64], SUBSPACES, dtype=dtype)  # type: ignore[call-overload]
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = high_water_mark(os.getpid())  # getrusage's count begins with the memory of the process that started this
     took, details = seconds(scored, tokens, rank, dtype)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peak = high_water_mark(os.getpid())
     return {
-        "peak": 1024 * (peak - before),
-        "process_peak": 1024 * peak,
+        "peak": peak - before,
+        "process_peak": peak,
         "seconds": took,
         "iterations": details.iterations,
         "converged": details.converged,
