@@ -65,6 +65,17 @@ def load_library(path: Path) -> ctypes.CDLL:
     return library
 
 
+def launch_failure(library: ctypes.CDLL, path: Path, error: int) -> VaExportError:
+    """What to say of a launch that returned `error`, a cudaError_t, from the library that lies at `path`."""
+    words = library.va_plugins_error_string(error).decode()
+    return VaExportError(
+        f"the kernel launch failed: {words} (CUDA error {error})",
+        where=path,
+        fix="Check that the GPU is one of `va_export.native.plugin_contract()['cuda_archs']` and its driver new "
+        "enough for the library's `cuda_version`; rebuild with `pip install .` on this machine otherwise.",
+    )
+
+
 def plugin_contract() -> dict[str, Any]:
     """What the library says of itself.
 

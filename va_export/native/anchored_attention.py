@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from va_export.errors import VaExportError
-from va_export.native import load_library, plugin_library
+from va_export.native import launch_failure, load_library, plugin_library
 from va_export.native.anchored_attention_params import (
     DTYPE_CODES,
     MAX_GRID,
@@ -166,12 +166,7 @@ def _launch(params: AnchoredAttentionParams, device: torch.device) -> None:
         stream = torch.cuda.current_stream(device).cuda_stream
         error = library.va_anchored_attention_launch(ctypes.byref(params), stream)
     if error:
-        raise VaExportError(
-            f"the kernel launch failed: {library.va_plugins_error_string(error).decode()} (CUDA error {error})",
-            where=path,
-            fix="Check that the GPU is one of `va_export.native.plugin_contract()['cuda_archs']` and its driver new "
-            "enough for the library's `cuda_version`; rebuild with `pip install .` on this machine otherwise.",
-        )
+        raise launch_failure(library, path, error)
 
 
 def _check_devices(query: Tensor, key: Tensor, value: Tensor) -> None:
