@@ -34,7 +34,7 @@ _TRACE_SECONDS = 20  # to trace and check one component, imports included
 _SMALL_FILES = 16 << 20
 # Tokens of a prompt beside the visual ones: the line of a frame; the system message, the question and their frame.
 _TEXT_A_FRAME, _TEXT = 8, 128
-_BAND = 256 << 20  # of a weight that is turned, what is held at most (graph/stream_weights.py)
+_BAND = 128 << 20  # of a weight that is turned, what is held at most (graph/stream_weights.py)
 _BLOCKS = 256 << 20  # what is read, converted and hashed at a time, several times over
 # Kernels for each target and no weights: 20 MB for the default targets of TensorRT-RTX 1.7, 25 MB with PCA (measured).
 _SCORE_ENGINE = 32 << 20

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 from command_line import TINY, va_export
+from killing import kill_and_repeat
 
 from va_export.bundle.manifest import read_manifest
 from va_export.errors import VaExportError
@@ -93,24 +94,10 @@ def test_two_runs_at_once(tmp_path: Path) -> None:
     assert [path.name for path in place.iterdir()] == ["b"]
 
 
-def kill_and_repeat(output: Path, kills: list[int | None]) -> list[int]:
-    """The same command again and again, killed at those events; returns the exit codes."""
-    job = {
-        "arguments": [*TINY, "--fp16", "--onnx-only", "--no-parity", "-o", str(output)],
-        "kills": kills,
-        "mark_bytes": 40_000,
-        "block_elements": 4_000,
-    }
-    done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("kill_driver.py"))],
-        input=json.dumps(job),
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return [int(code) for code in json.loads(done.stdout)]
+def repeat_export(output: Path, kills: list[int | None]) -> list[int]:
+    """With many marks in the tiny model's data, as a large one has."""
+    arguments = [*TINY, "--fp16", "--onnx-only", "--no-parity", "-o", output]
+    return kill_and_repeat(arguments, kills, mark_bytes=40_000, block_elements=4_000)
 
 
 def hashes(directory: Path) -> dict[str, str]:
@@ -124,15 +111,16 @@ def hashes(directory: Path) -> dict[str, str]:
     return {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
 
 
-def test_killed_at_ten_random_moments_it_ends_with_the_same_bytes(tmp_path: Path) -> None:
-    """One bundle in one run; another whose run is killed ten times, each time somewhere else on its way."""
+def test_killed_at_random_moments_it_ends_with_the_same_bytes(tmp_path: Path) -> None:
+    """One bundle in one run; another whose run is killed five times, each time somewhere else on its way. Ten times at
+    a real model's width: tests/test_real_width.py."""
     (tmp_path / "whole").mkdir()
     (tmp_path / "killed").mkdir()
-    assert kill_and_repeat(tmp_path / "whole" / "b", [None]) == [0]
+    assert repeat_export(tmp_path / "whole" / "b", [None]) == [0]
     # Some 330 events lie between start and end, and a run that continues repeats few of them.
-    moments = random.Random(2509).sample(range(10, 75), 10)
-    codes = kill_and_repeat(tmp_path / "killed" / "b", [*moments, None])
-    assert codes == [-signal.SIGKILL] * 10 + [0]
+    moments = random.Random(2509).sample(range(10, 75), 5)
+    codes = repeat_export(tmp_path / "killed" / "b", [*moments, None])
+    assert codes == [-signal.SIGKILL] * 5 + [0]
     assert [path.name for path in (tmp_path / "killed").iterdir()] == ["b"]
     assert hashes(tmp_path / "killed" / "b") == hashes(tmp_path / "whole" / "b")
 

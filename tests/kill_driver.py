@@ -5,8 +5,8 @@ has not used it yet: as real a process as any, and SIGKILL ends it between two i
 
 Events are what a run does to the disk: every write, flush and rename. They are counted: a number names a moment.
 
-Input: JSON on stdin: the command's arguments, the event that ends each run (null: none), and sizes. Output: JSON on
-stdout, the exit code of each run, negative for a signal.
+Input: JSON on stdin: the command's arguments, the event that ends each run (null: none), and sizes (null: as they
+are). Output: JSON on stdout, the exit code of each run, negative for a signal.
 """
 
 from __future__ import annotations
@@ -84,8 +84,8 @@ def main() -> None:
     import va_export.pipeline  # noqa: F401
 
     torch.set_num_threads(1)
-    # So that the tiny model has many marks, as a large one has.
-    stream.MARK_BYTES, stream.BLOCK_ELEMENTS = job["mark_bytes"], job["block_elements"]
+    stream.MARK_BYTES = job["mark_bytes"] or stream.MARK_BYTES
+    stream.BLOCK_ELEMENTS = job["block_elements"] or stream.BLOCK_ELEMENTS
     print(json.dumps([run(job["arguments"], kill) for kill in job["kills"]]))
 
 
