@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 from scipy.linalg import eigh
-from scipy.sparse import coo_array, csr_array
+from scipy.sparse import csr_array
 from scipy.sparse.linalg import ArpackNoConvergence, eigsh
 
+from va_export.anchor.affinity import DenseAffinity, Matrix, normalised_affinity
 from va_export.errors import VaExportError
 
-Matrix = np.ndarray[Any, np.dtype[np.float64]]
 Labels = np.ndarray[Any, np.dtype[np.int64]]
 
 _SEED = 0  # of the eigensolver's start and of the discretisation's first row, drawn in scikit-learn's order
@@ -28,7 +28,6 @@ _MOST_DENSE_TOKENS = 8192  # beyond, a dense eigensolver does not fit a small ma
 _MOST_ROTATIONS = 20  # scikit-learn's
 _MOST_SUBSPACES = 64  # that an eigengap is looked for: beyond, Lanczos costs more than the solver before it
 _SMALLEST_GAP = 1e-6  # far above the rounding of eigenvalues, which lie in [-1, 1]
-_ROWS = 512  # of C at a time, when its entries are counted
 
 
 def cluster_subspaces(self_expression: np.ndarray[Any, Any], n_subspaces: int | None) -> Labels:
@@ -49,13 +48,13 @@ def cluster_subspaces(self_expression: np.ndarray[Any, Any], n_subspaces: int | 
         VaExportError: if the eigenvectors or the discretisation cannot be computed.
     """
     n = self_expression.shape[0]
-    affinity = affinity_of(self_expression)
-    if affinity.nnz == 0:
+    affinity = normalised_affinity(self_expression)
+    if affinity is None:
         return np.zeros(n, dtype=np.int64)
     try:
         random = np.random.RandomState(_SEED)
         start = random.uniform(-1.0, 1.0, n)
-        spectrum, embedding = spectral_embedding(affinity, n_subspaces or min(_MOST_SUBSPACES + 1, n), start)
+        spectrum, embedding = spectral_embedding(*affinity, n_subspaces or min(_MOST_SUBSPACES + 1, n), start)
         count = n_subspaces or count_subspaces(spectrum)
         return discretise(embedding[:, :count], first_row=random.randint(n))
     except (np.linalg.LinAlgError, ArpackNoConvergence) as error:
@@ -86,36 +85,18 @@ def count_subspaces(spectrum: Matrix) -> int:
     return int(gaps.argmax()) + 2 if gaps.max() > _SMALLEST_GAP else spectrum.shape[0] - 1
 
 
-def affinity_of(self_expression: np.ndarray[Any, Any]) -> csr_array:
-    """|C| + |C|ᵀ [N, N], sparse, float64; nothing dense of that size is made."""
-    n = self_expression.shape[0]
-    rows, columns, values = [], [], []
-    for start in range(0, n, _ROWS):
-        block = self_expression[start : start + _ROWS]
-        row, column = np.nonzero(block)
-        values.append(np.abs(block[row, column]).astype(np.float64))
-        rows.append((row + start).astype(np.int32))
-        columns.append(column.astype(np.int32))
-    entries = (np.concatenate(values), (np.concatenate(rows), np.concatenate(columns)))
-    size = coo_array(entries, shape=(n, n)).tocsr()
-    return csr_array(size + size.T)
-
-
-def spectral_embedding(affinity: csr_array, n_subspaces: int, start: Matrix) -> tuple[Matrix, Matrix]:
+def spectral_embedding(
+    affinity: csr_array | DenseAffinity, root_degree: Matrix, n_subspaces: int, start: Matrix
+) -> tuple[Matrix, Matrix]:
     """The K largest eigenvalues of D^-½ A D^-½, largest first [K], and D^-½ times their eigenvectors [N, K].
 
     `start` [N] is where the iteration for them starts.
     """
-    n = affinity.shape[0]
-    degree = np.sqrt(affinity.sum(axis=1))
-    degree[degree == 0.0] = 1.0  # a token that expresses none and that none expresses
-    normalised = affinity.copy()
-    normalised.data /= degree[np.repeat(np.arange(n), np.diff(affinity.indptr))] * degree[affinity.indices]
-    spectrum, vectors = _leading_eigenpairs(normalised, n_subspaces, start)
-    return spectrum, vectors / degree[:, None]
+    spectrum, vectors = _leading_eigenpairs(affinity, n_subspaces, start)
+    return spectrum, vectors / root_degree[:, None]
 
 
-def _leading_eigenpairs(matrix: csr_array, count: int, start: Matrix) -> tuple[Matrix, Matrix]:
+def _leading_eigenpairs(matrix: csr_array | DenseAffinity, count: int, start: Matrix) -> tuple[Matrix, Matrix]:
     n = matrix.shape[0]
     if n > max(_DENSE_TOKENS, 3 * count):
         subspace = min(n, max(3 * count, count + 40))
