@@ -132,6 +132,30 @@ def test_a_good_bundle_passes(tiny_bundle: Path, reference: dict[str, np.ndarray
         assert 0 < check["tolerance_used"] <= 1 and check["cosine"] >= 0.999 and check["nan"] == check["inf"] == 0
 
 
+def test_plain_tokens_are_not_computed_twice(
+    tiny_bundle: Path, reference: dict[str, np.ndarray[Any, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the forced tokens are what the logits choose; a single other one makes the bundle answer by itself."""
+    with Bundle.open(tiny_bundle) as bundle:
+        generate, passes = bundle.generate, []
+
+        def counted(**given: Any) -> Any:
+            passes.append((given["anchors"], given.get("forced_tokens") is not None))
+            return generate(**given)
+
+        monkeypatch.setattr(bundle, "generate", counted)
+        agreed = check_parity(bundle, reference)
+        assert passes == [(True, True), (True, False), (False, True)]
+        tokens = reference["plain_tokens"].copy()
+        tokens[-1] = (tokens[-1] + 1) % reference["plain_logits"].shape[1]
+        passes.clear()
+        differing = check_parity(bundle, {**reference, "plain_tokens": tokens})
+        assert passes == [(True, True), (True, False), (False, True), (False, False)]
+    first, second = ({run["anchors"]: run for run in result["greedy"]}[False] for result in (agreed, differing))
+    assert first["bundle"] == second["bundle"] == reference["plain_tokens"].tolist()
+    assert (first["matching_prefix"], second["matching_prefix"]) == (len(tokens), len(tokens) - 1)
+
+
 @pytest.mark.parametrize(("array", "stages"), [
     ("visual_tokens", {"visual_tokens"}),
     ("sharing_score", {"sharing_score", "score_graph"}),
