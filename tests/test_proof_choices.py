@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
 
 from va_export import proof
@@ -17,7 +18,7 @@ def test_pytorch_is_timed_only_where_its_weights_fit(
 ) -> None:
     (tmp_path / "onnx").mkdir()
     (tmp_path / "onnx" / "decoder.onnx.data").write_bytes(bytes(1_000))
-    monkeypatch.setattr(proof.psutil, "virtual_memory", lambda: SimpleNamespace(available=available))
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=available))
     options = ExportOptions(recipe=resolve_model("internvl2-tiny"), output=tmp_path / "b")
     timed, left_out = proof._timed_here(options, tmp_path)
     assert [backend for backend, _ in timed] == runs

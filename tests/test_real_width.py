@@ -13,13 +13,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 from killing import kill_and_repeat
 
 from va_export.bundle.manifest import read_manifest
 from va_export.engine.inspect_engine import find_plugin_records
 from va_export.evidence.processes import watch
+from va_export.host_memory import available_memory
 from va_export.models import published_config
 from va_export.ops.declaration import DOMAIN
 
@@ -37,7 +37,7 @@ KILLS = 10
 pytestmark = [
     pytest.mark.large,
     pytest.mark.skipif(
-        psutil.virtual_memory().available < MOST_MEMORY,
+        available_memory() < MOST_MEMORY,
         reason="this machine has not the 8 GB left that an export may take",
     ),
 ]

@@ -9,12 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import psutil
-
 from va_export.bundle.manifest import bundle_files
 from va_export.bundle.write import partial_path
 from va_export.decoder_shards import DECODER
 from va_export.errors import VaExportError
+from va_export.host_memory import available_memory
 from va_export.recipe import COMPONENTS, SCORE
 from va_export.report.reference_memory import must_stream, reference_memory
 from va_export.runtime.session_memory import RESIDENT_FACTOR
@@ -116,7 +115,7 @@ def plan_export(
     files.append(
         PlannedFile("graphs, plugin, tokenizer, reference, reports", _SMALL_FILES + _reference_bytes(options, spec))
     )
-    free = psutil.virtual_memory().available if available is None else available
+    free = available_memory() if available is None else available
     band = min(_largest(weight_map) * ITEM_BYTES[options.precision], _BAND)
     candidates = {"writing the ONNX weights": band + _BLOCKS}
     if flavors:
@@ -202,7 +201,7 @@ def check_plan(plan: Plan, output: Path) -> None:
             where=output,
             fix="free some space, or choose an --output on another disk",
         )
-    available = psutil.virtual_memory().available
+    available = available_memory()
     if plan.memory > available:
         raise VaExportError(
             f"the export needs about {human(plan.memory)} of memory for {plan.memory_reason},"
@@ -239,7 +238,7 @@ def describe(plan: Plan, output: Path) -> list[str]:
     lines.append(f"disk          {human(plan.disk)}{there}, of {human(free_disk(output))} free")
     if plan.shards:
         lines.append(f"shards        {plan.shards}")
-    available = human(psutil.virtual_memory().available)
+    available = human(available_memory())
     lines.append(f"peak memory   about {human(plan.memory)} ({plan.memory_reason}) of {available} available")
     if plan.seconds:
         steps = ", ".join(f"{step} {duration(seconds)}" for step, seconds in plan.seconds.items())

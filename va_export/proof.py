@@ -7,9 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import psutil
-
 from va_export.errors import VaExportError
+from va_export.host_memory import available_memory
 from va_export.report.latency import environment, gpu_name, measure_latency
 from va_export.report.parity import check_parity, parity_document
 from va_export.report.reference import FILE_NAME, Sample, read_reference
@@ -82,7 +81,7 @@ def _timed_here(options: ExportOptions, directory: Path) -> tuple[list[tuple[str
     if options.precision == "bf16":
         return [torch], []
     weights = sum(path.stat().st_size for path in directory.glob("onnx/*.data"))
-    available = psutil.virtual_memory().available
+    available = available_memory()
     if _TORCH_FACTOR * weights > available:
         reason = f"PyTorch is not timed: its {weights / 1e9:.1f} GB of weights do not fit the memory that is left"
         return [("onnxruntime", options.attention)], [reason]

@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import psutil
-
 from va_export.decoder_shards import DECODER, DecoderShard, DecoderWeights, decoder_weights, split_decoder
 from va_export.errors import VaExportError
+from va_export.host_memory import available_memory
 
 if TYPE_CHECKING:
     from va_export.bundle.journal import Journal
@@ -76,7 +75,7 @@ def plan_shards(
         return ShardPlan(shards, weights, asked, "as many as were asked for")
     if not builds_engines:
         return ShardPlan(split_decoder(spec.text.num_layers, 1, weights), weights, asked, "no engines are built")
-    available = psutil.virtual_memory().available
+    available = available_memory()
     shards = fitting_shards(spec.text.num_layers, weights, available)
     need, free = EXPORT_BASE + build_memory(max(map(weights.of, shards))), f"{available / 1e9:.1f} GB"
     reason = f"the largest build needs {need / 1e9:.1f} GB, {free} are available"

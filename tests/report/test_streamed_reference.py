@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -154,7 +155,7 @@ def test_the_choice_is_made_from_free_memory(tmp_path: Path, monkeypatch: pytest
     directory = write_tiny_checkpoint(tmp_path)
     plenty = reference(directory, streamed=None)
     assert not made
-    monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: type("Memory", (), {"available": 1 << 20}))
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"available": 1 << 20}))
     scarce = reference(directory, streamed=None)
     assert made == ["streamed"]
     assert np.array_equal(plenty["anchored_logits"], scarce["anchored_logits"])

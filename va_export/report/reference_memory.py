@@ -6,8 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import psutil
-
+from va_export.host_memory import available_memory
 from va_export.models.family import ModelSpec, WeightSource
 
 _FLOAT32 = 4
@@ -71,5 +70,5 @@ def must_stream(
     available: int | None = None,
 ) -> bool:
     """Whether the model in float32 does not fit into `available` bytes (default: what the machine has left)."""
-    free = psutil.virtual_memory().available if available is None else available
+    free = available_memory() if available is None else available
     return reference_memory(spec, weight_map, prompt_tokens, new_tokens).whole > _HEADROOM * free

@@ -14,7 +14,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import psutil
+from va_export.host_memory import available_memory
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -30,7 +30,7 @@ def must_stream(directory: Path, available: int | None = None) -> bool:
         available: bytes; default: what the machine has left.
     """
     weights = sum(file.stat().st_size for file in directory.rglob("*.data"))
-    free = psutil.virtual_memory().available if available is None else available
+    free = available_memory() if available is None else available
     return RESIDENT_FACTOR * weights > free
 
 
