@@ -11,7 +11,8 @@ import psutil
 import pytest
 
 from va_export.errors import VaExportError
-from va_export.plan import Plan, PlannedFile, check_plan, describe, duration, free_disk, human
+from va_export.plan import Plan, PlannedFile, check_plan, describe, free_disk, human
+from va_export.plan_time import duration
 from va_export.progress import StageDisplay
 from va_export.recipe import ExportOptions, resolve_model
 from va_export.shard_plan import plan_shards
@@ -53,7 +54,8 @@ def plan_of(hub_id: str, available: float, **options: object) -> Plan:
     assert config is not None
     family = family_for(config)
     spec = family.spec_from_config(config)
-    chosen = ExportOptions(recipe=resolve_model("internvl2-8b"), output=Path("b"), **options)  # type: ignore[arg-type]
+    given = {"recipe": resolve_model("internvl2-8b"), "output": Path("b"), **options}
+    chosen = ExportOptions(**given)  # type: ignore[arg-type]
     flavors = [] if chosen.onnx_only else ["tensorrt-rtx"]
     weight_map = family.weight_map(spec)
     shards = plan_shards(chosen, spec, weight_map, builds_engines=bool(flavors))
@@ -126,6 +128,21 @@ def test_time_grows_with_what_is_asked_for() -> None:
     assert set(onnx.seconds) == {"writing ONNX"} and set(proved.seconds) == {"writing ONNX", "proving"}
     text = "\n".join(describe(proved, Path("b")))
     assert "time          about " in text and "proving" in text
+
+
+def test_time_of_a_proof_follows_from_its_questions() -> None:
+    """Prompt, tokens, repeats and the number of backends each cost something; 8B's takes hours, not minutes."""
+
+    def proving(**options: object) -> float:
+        return plan_of("OpenGVLab/InternVL2-8B", 24e9, onnx_only=True, **options).seconds["proving"]
+
+    whole = proving()
+    assert 3600 < whole < 4 * 3600
+    assert proving(new_tokens=2) < whole and proving(precision="bf16") < whole
+    no_latency, timed_once = proving(latency_iterations=0), proving(latency_iterations=1)
+    assert no_latency < timed_once <= whole
+    one_frame = replace(resolve_model("internvl2-8b"), frames=1)
+    assert proving(recipe=one_frame) < whole / 2
 
 
 def test_what_an_earlier_run_wrote_need_not_be_free_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from va_export.bundle.write import partial_path
 from va_export.decoder_shards import DECODER
 from va_export.errors import VaExportError
 from va_export.host_memory import available_memory
+from va_export.plan_time import duration, estimate_seconds
 from va_export.recipe import COMPONENTS, SCORE
 from va_export.report.reference_memory import must_stream, reference_memory
 from va_export.runtime.session_memory import RESIDENT_FACTOR
@@ -22,13 +23,6 @@ from va_export.shard_plan import EXPORT_BASE, ITEM_BYTES, ShardPlan, build_memor
 if TYPE_CHECKING:
     from va_export.models.family import ModelSpec, WeightSource
     from va_export.recipe import ExportOptions
-
-# Bytes a second, on two cores and a disk of 0.5 GB/s. One core converts weights at 2.2 GB/s, counts losses at 4.4,
-# turns matrices at 2.2 and computes SHA-256 at 1.8, of which only the last runs beside the others.
-_STREAM_RATE = 0.25e9
-_BUILD_RATE = 0.02e9  # of an engine's weights, for four targets: TensorRT-RTX 1.7 on two cores
-_PROOF_RATE = 0.05e9  # of float32 weights: reference, and ONNX Runtime twice
-_TRACE_SECONDS = 20  # to trace and check one component, imports included
 
 _SMALL_FILES = 16 << 20
 # Tokens of a prompt beside the visual ones: the line of a frame; the system message, the question and their frame.
@@ -132,7 +126,7 @@ def plan_export(
         reason,
         said,
         options.decoder_shards is not None,
-        _seconds(options, weights, weight_map, len(flavors)),
+        estimate_seconds(options, spec, weights, weight_map, _prompt_tokens(options, spec), len(flavors)),
         0 if left is None else sum(path.stat().st_blocks * 512 for _, path in bundle_files(left)),
     )
 
@@ -145,7 +139,7 @@ def _proof_candidates(
     available: int,
 ) -> dict[str, int]:
     """Memory of the proof's two halves. Each streams weights by itself where they do not fit; the plan follows."""
-    prompt = options.recipe.frames * (spec.vision.tokens_per_frame + _TEXT_A_FRAME) + _TEXT
+    prompt = _prompt_tokens(options, spec)
     need = reference_memory(spec, weight_map, prompt, options.new_tokens)
     streams = must_stream(spec, weight_map, prompt, options.new_tokens, available - EXPORT_BASE)
     candidates = {
@@ -161,18 +155,8 @@ def _proof_candidates(
     return candidates | {"running the bundle, weights mapped": 4 * _largest(weight_map) + need.activations}
 
 
-def _seconds(
-    options: ExportOptions, weights: Mapping[str, int], weight_map: Mapping[str, WeightSource], n_flavors: int
-) -> dict[str, float]:
-    """About how long the steps take, for a person to decide between a coffee and a night."""
-    total = sum(weights.values())
-    seconds = {"writing ONNX": len(weights) * _TRACE_SECONDS + total / _STREAM_RATE}
-    if n_flavors:
-        seconds["building engines"] = n_flavors * total / _BUILD_RATE
-    if options.proves:
-        reference = 4 * sum(math.prod(source.shape) for source in weight_map.values())
-        seconds["proving"] = _TRACE_SECONDS + reference / _PROOF_RATE
-    return seconds
+def _prompt_tokens(options: ExportOptions, spec: ModelSpec) -> int:
+    return options.recipe.frames * (spec.vision.tokens_per_frame + _TEXT_A_FRAME) + _TEXT
 
 
 def _largest(weight_map: Mapping[str, WeightSource]) -> int:
@@ -244,10 +228,3 @@ def describe(plan: Plan, output: Path) -> list[str]:
         steps = ", ".join(f"{step} {duration(seconds)}" for step, seconds in plan.seconds.items())
         lines.append(f"time          about {duration(sum(plan.seconds.values()))} on two cores: {steps}")
     return lines
-
-
-def duration(seconds: float) -> str:
-    """Seconds as a person says them; estimates have no more than two digits."""
-    if seconds < 90:
-        return f"{max(1, round(seconds))} s"
-    return f"{round(seconds / 60)} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
