@@ -1,11 +1,8 @@
 // Makes SubspaceScore plugins from fields: node attributes at build time, serialised fields at run time.
-#include <map>
 #include <new>
 #include <sstream>
 #include <string>
 
-#include "common/logging.h"
-#include "common/op_fields.h"
 #include "contract.h"
 #include "plugin.h"
 
@@ -17,7 +14,11 @@ struct Range {
   double low, high;
 };
 
-std::string value_fault(const std::map<std::string, double>& values) {
+}  // namespace
+
+SubspaceScoreCreator::SubspaceScoreCreator() : OpCreator(subspace_score_contract()) {}
+
+std::string SubspaceScoreCreator::value_fault(const Values& values) const {
   // As subspace_score.h has them; beyond 1e20 and below 1e-20 float32 overflows.
   static const Range ranges[] = {{"n_subspaces", 1, VA_SUBSPACE_SCORE_MAX_SUBSPACES},
                                  {"pca_rank", 0, VA_SUBSPACE_SCORE_MAX_PCA_RANK},
@@ -36,40 +37,12 @@ std::string value_fault(const std::map<std::string, double>& values) {
   return "";
 }
 
-}  // namespace
-
-SubspaceScoreCreator::SubspaceScoreCreator() : fields_(field_names(subspace_score_contract())) {
-  collection_ = {static_cast<int32_t>(fields_.size()), fields_.data()};
-}
-
-const char* SubspaceScoreCreator::getPluginName() const noexcept {
-  return subspace_score_contract().name;
-}
-
-const char* SubspaceScoreCreator::getPluginVersion() const noexcept {
-  return subspace_score_contract().version;
-}
-
-const char* SubspaceScoreCreator::getPluginNamespace() const noexcept {
-  return subspace_score_contract().name_space;
-}
-
-nvinfer1::IPluginV3* SubspaceScoreCreator::createPlugin(const char* name, const nvinfer1::PluginFieldCollection* fields,
-                                                        nvinfer1::TensorRTPhase) noexcept {
-  const std::string node = name == nullptr ? "" : name;
-  std::map<std::string, double> values;
-  std::string fault =
-      fields == nullptr ? "no fields were given" : read_fields(subspace_score_contract(), *fields, &values);
-  if (fault.empty()) fault = value_fault(values);
-  if (!fault.empty()) {
-    log_error(getPluginName(), node, fault);
-    return nullptr;
-  }
+nvinfer1::IPluginV3* SubspaceScoreCreator::make(const std::string& node, const Values& values) const {
   const auto integer = [&](const char* field) { return static_cast<int32_t>(values.at(field)); };
   const auto real = [&](const char* field) { return static_cast<float>(values.at(field)); };
-  const SubspaceScoreFields parsed{integer("n_subspaces"), integer("pca_rank"), real("rho"),        real("alpha_e"),
+  const SubspaceScoreFields fields{integer("n_subspaces"), integer("pca_rank"), real("rho"),        real("alpha_e"),
                                    real("alpha_z"),        real("eps"),         integer("max_iter")};
-  return new (std::nothrow) SubspaceScorePlugin(node, parsed);
+  return new (std::nothrow) SubspaceScorePlugin(node, fields);
 }
 
 }  // namespace va_export
