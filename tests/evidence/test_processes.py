@@ -50,6 +50,7 @@ def test_a_command_and_its_child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     peaks = sorted(process["peak_rss"] for process in result.processes)
     assert len(peaks) == 2 and 64 * MIB < peaks[0] < 170 * MIB and 192 * MIB < peaks[1] < 300 * MIB
     assert 8 * MIB <= result.peak_disk < 9 * MIB and disk_usage(folder) < 5 * MIB
+    assert all(Path(process["command"].split()[0]).parent == Path() for process in result.processes)  # no folders
     assert set(result.to_json()) == {"code", "seconds", "peak_rss_bytes", "peak_disk_bytes", "processes"}
 
 

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import psutil
@@ -25,8 +25,8 @@ class Watched:
         seconds: wall time.
         peak_rss: bytes, of its largest process, as the kernel counted them (`getrusage`); where this process itself has
             held more, which that count cannot tell apart, the largest of `processes`.
-        processes: every process: `pid`, `command` and `peak_rss` in bytes (the kernel's high-water mark, last read at
-            most a quarter of a second before the process ended).
+        processes: every process: `pid`, `command` (absolute paths by their names alone) and `peak_rss` in bytes (the
+            kernel's high-water mark, last read at most a quarter of a second before the process ended).
         peak_disk: bytes that the folder's files took at most.
     """
 
@@ -69,7 +69,7 @@ class _Sampler:
         for process in processes:
             try:
                 peak = high_water_mark(process.pid)
-                entry = {"pid": process.pid, "command": " ".join(process.cmdline())[:200], "peak_rss": peak}
+                entry = {"pid": process.pid, "command": _without_folders(process.cmdline())[:200], "peak_rss": peak}
                 self.peaks[process.pid, process.create_time()] = entry
             except (psutil.Error, OSError, ValueError):
                 continue  # it ended between two looks
@@ -106,6 +106,11 @@ def watch(command: Sequence[str], *, folder: Path | None = None, **options: Any)
     if peak <= ours:  # what the kernel counts begins with this process's own memory, which the fork shares until exec
         peak = max((entry["peak_rss"] for entry in sampler.peaks.values()), default=peak)
     return Watched(process.returncode, seconds, peak, tuple(sampler.peaks.values()), sampler.peak_disk)
+
+
+def _without_folders(words: Sequence[str]) -> str:
+    """A command line without the places where this machine keeps things."""
+    return " ".join(PurePath(word).name if word.startswith("/") else word for word in words)
 
 
 def high_water_mark(pid: int) -> int:
