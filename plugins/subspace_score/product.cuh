@@ -88,6 +88,7 @@ class TensorProduct {
 
   template <Along kA, typename Change>
   __device__ void add(const Factor& a, const Factor& b, int depth, const Change& change) {
+    const bool has_work = Tiles::first_row() < a.size && Tiles::first_column() < b.size;  // this warp
     __syncthreads();
     start<kA>(a, b, 0);
 #pragma unroll 1
@@ -97,7 +98,7 @@ class TensorProduct {
       change_own(stage + kFirst, k0, change);
       __syncthreads();  // this stage is there, and nobody reads the other one
       if (k0 + kDepth < depth) start<kA>(a, b, k0 + kDepth);
-      multiply_stage<kA>(stage);
+      if (has_work) multiply_stage<kA>(stage);
     }
     __syncthreads();
   }
@@ -156,7 +157,7 @@ class TensorProduct {
     const float* a = stage + my_lane() % 4 * kStepK + (Tiles::first_row() + my_lane() / 4) * kStepRow;
     const float* b = stage + kFirst + my_lane() % 4 * kPitch + Tiles::first_column() + my_lane() / 4;
     Tiles::Part part = {};
-#pragma unroll
+#pragma unroll 2
     for (int k0 = 0; k0 < kDepth; k0 += 8) {
       multiply_fragments(
           part, [&](int row, int k) { return a[(k0 + k) * kStepK + row * kStepRow]; },

@@ -14,12 +14,17 @@
 
 namespace va_export {
 
+// By itself, for the kernel has no registers left beside so many addresses.
+VA_PHASE Workspace lay_out(const VaSubspaceScoreParams& p, const Shape& s) {
+  return Workspace(p, s);
+}
+
 // Grid: any, cooperative. Block: kThreads. Dynamic shared memory: Form::kSharedBytes.
 template <typename Form>
 __global__ void __launch_bounds__(kThreads, Form::kBlocks) solve_kernel(const VaSubspaceScoreParams p) {
   float* shared = static_cast<float*>(block_memory());
   const Shape s(p);
-  const Workspace w(p, s);
+  const Workspace w = lay_out(p, s);
   if (has_failed(w)) return;
   unsigned* barrier = &w.control->barrier[3];
   const double root = sqrt(w.control->lambda_z);

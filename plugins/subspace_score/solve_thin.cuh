@@ -6,20 +6,19 @@
 
 namespace va_export {
 
-constexpr int kTileWords = kTile * kTile;
 constexpr int kNarrow = kFewestColumns;  // of a panel of the updates
 
 // The thin form's two products over 64 x 64 tiles in shared memory, in two forms with one interface: in float32, and on
-// tensor cores (tf32.cuh). place() says where an element of a tile lies; row(r) and column(c) which elements a thread
-// has, neighbours at columns 2 c and 2 c + 1.
+// tensor cores (tf32.cuh). row(r) and column(c) say which elements a thread has, neighbours at columns 2 c and 2 c + 1;
+// kPitch and kStepPitch are the pitches of tiles of F and h, and of Z+.
 struct PlainStrip {
   static constexpr int kRows = kPer, kColumns = kPer;
   static constexpr bool kLoadsAhead = false;  // so that all fits 48 KB
-  static constexpr size_t kSharedBytes = 3 * kTileWords * sizeof(float);
+  static constexpr int kPitch = kTile, kStepPitch = kTile;
+  static constexpr size_t kSharedBytes = 3 * kTile * kTile * sizeof(float);
 
   __device__ static int row(int r) { return my_row() + r; }
   __device__ static int column(int c) { return my_column() + c; }
-  __device__ static int place(int row, int column) { return row * kTile + column; }
 
   // acc[r][c] += sum_k left[k][row(r)] * right[k][column(c)]
   __device__ static void multiply_upright(float (&acc)[kRows][kColumns], const float* left, const float* right) {
@@ -72,44 +71,45 @@ struct TensorStrip {
   using Tiles = WarpTiles<2, 2, 4>;
   static constexpr int kRows = Tiles::kRows, kColumns = Tiles::kColumns;
   static constexpr bool kLoadsAhead = true;
-  static constexpr size_t kSharedBytes = (4 * kTileWords + 4 * kTile) * sizeof(float);
+  static constexpr int kPitch = kTile + 8, kStepPitch = kTile + 4;  // no two words of a load are in one bank
+  static constexpr int kSums = kTile * (3 * kPitch + kStepPitch);   // where sum_rows adds up
+  static constexpr size_t kSharedBytes = (kSums + Tiles::kWarpsAcross * kTile) * sizeof(float);
   static_assert(Tiles::kHeight == kTile && Tiles::kWidth == kTile, "the warps cover a tile");
 
   __device__ static int row(int r) { return Tiles::row(r); }
   __device__ static int column(int c) { return Tiles::column(c); }
-  // A fragment has 8 neighbours of 4 rows, or 4 neighbours of 8 rows: either lie in 32 banks.
-  __device__ static int place(int row, int column) {
-    return row * kTile + (column ^ ((row & 3) << 3 | (row & 4)));
-  }
 
   // acc[r][c] += sum_k left[k][row(r)] * right[k][column(c)]
   __device__ static void multiply_upright(float (&acc)[kRows][kColumns], const float* left, const float* right) {
-    const int i0 = Tiles::first_row() + my_lane() / 4, j0 = Tiles::first_column() + my_lane() / 4, k0 = my_lane() % 4;
+    left += my_lane() % 4 * kPitch + Tiles::first_row() + my_lane() / 4;
+    right += my_lane() % 4 * kPitch + Tiles::first_column() + my_lane() / 4;
     Tiles::Part part = {};
 #pragma unroll 2
-    for (int k = k0; k < kTile; k += 8) {
+    for (int k = 0; k < kTile * kPitch; k += 8 * kPitch) {
       multiply_fragments(
-          part, [&](int i, int step) { return left[place(k + step, i0 + i)]; },
-          [&](int step, int j) { return right[place(k + step, j0 + j)]; });
+          part, [&](int i, int step) { return left[k + step * kPitch + i]; },
+          [&](int step, int j) { return right[k + step * kPitch + j]; });
     }
     Tiles::add_part(acc, part);
   }
 
-  // acc[r][c] += sum_i left[row(r)][i] * right[i][column(c)]
+  // acc[r][c] += sum_i left[row(r)][i] * right[i][column(c)]. What is depth t and t + 4 to the instruction is 2 t and
+  // 2 t + 1 here: neighbours in memory.
   __device__ static void multiply_flat(float (&acc)[kRows][kColumns], const float* left, const float* right) {
-    const int k0 = Tiles::first_row() + my_lane() / 4, j0 = Tiles::first_column() + my_lane() / 4, i0 = my_lane() % 4;
+    left += (Tiles::first_row() + my_lane() / 4) * kPitch + my_lane() % 4 * 2;
+    right += my_lane() % 4 * 2 * kStepPitch + Tiles::first_column() + my_lane() / 4;
     Tiles::Part part = {};
 #pragma unroll 2
-    for (int i = i0; i < kTile; i += 8) {
+    for (int i = 0; i < kTile; i += 8) {
       multiply_fragments(
-          part, [&](int k, int step) { return left[place(k0 + k, i + step)]; },
-          [&](int step, int j) { return right[place(i + step, j0 + j)]; });
+          part, [&](int k, int step) { return left[k * kPitch + i + step / 4]; },
+          [&](int step, int j) { return right[(i + step / 4) * kStepPitch + j]; });
     }
     Tiles::add_part(acc, part);
   }
 
   __device__ static void sum_rows(float (&x)[kRows], float* out, float* shared) {
-    Tiles::sum_rows(x, out, kTile, shared + 4 * kTileWords);
+    Tiles::sum_rows(x, out, kTile, shared + kSums);
   }
   __device__ static void sum_columns(float (&x)[kColumns], float* out, float* shared) {
     Tiles::sum_columns(x, out, kTile, shared);
@@ -120,99 +120,127 @@ struct TensorStrip {
 template <typename Strip>
 __device__ inline void copy_tile(float* tile, const float* matrix, size_t pitch) {
 #pragma unroll
-  for (int e = 0; e < kTileWords / 4; e += kThreads) {
+  for (int e = 0; e < kTile * kTile / 4; e += kThreads) {
     const int row = (e + static_cast<int>(threadIdx.x)) / (kTile / 4);
     const int column = static_cast<int>(threadIdx.x) % (kTile / 4) * 4;
-    cp_async_16(tile + Strip::place(row, column), matrix + row * pitch + column, true);
+    cp_async_16(tile + row * Strip::kPitch + column, matrix + row * pitch + column, true);
   }
   cp_async_commit();
 }
 
-// One strip of rows of one panel of columns: X+ there, its part of V, of the row sums of |T+ - T| and of the column
-// sums of Z+. Features come in chunks of kTile.
+// X+ of one tile from the product with h; Z+ to shared memory, and what it adds to the sums.
 template <typename Strip>
-__device__ inline void advance_strip(const Shape& s, const Workspace& w, const Numbers& numbers, int strip, int panel,
-                                     float* shared) {
-  constexpr int kRows = Strip::kRows, kColumns = Strip::kColumns;
-  const float theta = numbers.theta;
-  const int chunks = s.f / kTile, j0 = panel * kTile;
-  const int per_strip = (s.tiles + s.strips - 1) / s.strips;
+__device__ inline void advance_tile(const Shape& s, const Workspace& w, const Numbers& numbers, int i0, int panel,
+                                    const float (&acc)[Strip::kRows][Strip::kColumns], float (&sums)[Strip::kColumns],
+                                    float* z, float* shared) {
+  const int j0 = panel * kTile;
+  const size_t pitch = static_cast<size_t>(s.n);
+  float moved[Strip::kRows] = {};
+#pragma unroll
+  for (int r = 0; r < Strip::kRows; ++r) {
+    const int i = i0 + Strip::row(r);
+#pragma unroll
+    for (int c = 0; c < Strip::kColumns; c += 2) {
+      const int j = j0 + Strip::column(c);
+      float2* place = reinterpret_cast<float2*>(w.state + i * pitch + j);
+      const float2 old = *place;
+      float x[2] = {old.x, old.y}, next[2];
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        const bool exists = i < s.tokens && j + e < s.tokens;
+        const float step = exists ? acc[r][c + e] + numbers.constant * w.direction_0[j + e] : 0.0f;
+        next[e] = advance_element(&x[e], x[e], step, i == j + e, numbers.theta, &moved[r]);
+        sums[c + e] += next[e];
+      }
+      *place = make_float2(x[0], x[1]);
+      *reinterpret_cast<float2*>(z + Strip::row(r) * Strip::kStepPitch + Strip::column(c)) =
+          make_float2(next[0], next[1]);
+    }
+  }
+  Strip::sum_rows(moved, w.partial + panel * pitch + i0, shared);
+}
+
+// One strip of rows of one panel of columns: X+ there, its part of V, of the row sums of |T+ - T| and of the column
+// sums of Z+. All features are in one tile, so that V stays in registers.
+template <typename Strip>
+VA_PHASE void advance_strip(const Shape& s, const Workspace& w, const Numbers& numbers, int strip, int panel,
+                            float* shared) {
+  const int per_strip = (s.tiles + s.strips - 1) / s.strips, j0 = panel * kTile;
   const int first = strip * per_strip, last = first + per_strip < s.tiles ? first + per_strip : s.tiles;
-  const bool loads_ahead = Strip::kLoadsAhead && chunks == 1;
-  const size_t pitch = static_cast<size_t>(s.n), chunk_step = kTile * pitch;
-  float *right = shared + kTileWords, *z = shared + 2 * kTileWords;
-  float* product = w.partial_product + strip * pitch * s.f + j0;
-  float sums[kColumns] = {}, kept[kRows][kColumns] = {};
+  const size_t pitch = static_cast<size_t>(s.n);
+  float *right = shared + kTile * Strip::kPitch, *z = right + kTile * Strip::kPitch;
+  float* other = Strip::kLoadsAhead ? z + kTile * Strip::kStepPitch : shared;  // where every second tile of F comes
+  float sums[Strip::kColumns] = {}, kept[Strip::kRows][Strip::kColumns] = {};
   __syncthreads();
-  if (loads_ahead) copy_tile<Strip>(shared, w.factor + first * kTile, pitch);
+  copy_tile<Strip>(right, w.direction + j0, pitch);
+  copy_tile<Strip>(shared, w.factor + first * kTile, pitch);
   for (int tile = first; tile < last; ++tile) {
-    const int i0 = tile * kTile;
-    float* left = shared + (loads_ahead && (tile - first) % 2 != 0 ? 3 * kTileWords : 0);
-    float* left_next = shared + (loads_ahead && (tile - first) % 2 == 0 ? 3 * kTileWords : 0);
-    float acc[kRows][kColumns] = {}, moved[kRows] = {};
-    for (int chunk = 0; chunk < chunks; ++chunk) {
-      if (!loads_ahead) {
-        __syncthreads();  // nobody reads the tiles before any more
-        copy_tile<Strip>(left, w.factor + chunk * chunk_step + i0, pitch);
-      }
-      if (chunks > 1 || tile == first) copy_tile<Strip>(right, w.direction + chunk * chunk_step + j0, pitch);
-      cp_async_wait<0>();
-      __syncthreads();
-      if (loads_ahead && tile + 1 < last) copy_tile<Strip>(left_next, w.factor + i0 + kTile, pitch);
-      Strip::multiply_upright(acc, left, right);
+    const bool is_other = (tile - first) % 2 != 0;
+    float* left = is_other ? other : shared;
+    if (!Strip::kLoadsAhead && tile > first) {
+      __syncthreads();  // nobody reads the tile before any more
+      copy_tile<Strip>(left, w.factor + tile * kTile, pitch);
     }
-#pragma unroll
-    for (int r = 0; r < kRows; ++r) {
-      const int i = i0 + Strip::row(r);
-      float old[kColumns];
-#pragma unroll
-      for (int c = 0; c < kColumns; c += 2) {
-        const float2 x = *reinterpret_cast<const float2*>(w.state + i * pitch + j0 + Strip::column(c));
-        old[c] = x.x, old[c + 1] = x.y;
-      }
-#pragma unroll
-      for (int c = 0; c < kColumns; c += 2) {
-        float next[2];
-        const int j = j0 + Strip::column(c);
-#pragma unroll
-        for (int e = 0; e < 2; ++e) {
-          const bool exists = i < s.tokens && j + e < s.tokens;
-          const float step = exists ? acc[r][c + e] + numbers.constant * w.direction_0[j + e] : 0.0f;
-          next[e] = advance_element(&old[c + e], old[c + e], step, i == j + e, theta, &moved[r]);
-          sums[c + e] += next[e];
-        }
-        *reinterpret_cast<float2*>(w.state + i * pitch + j) = make_float2(old[c], old[c + 1]);
-        *reinterpret_cast<float2*>(z + Strip::place(Strip::row(r), Strip::column(c))) = make_float2(next[0], next[1]);
-      }
-    }
-    Strip::sum_rows(moved, w.partial + panel * pitch + i0, shared);
+    cp_async_wait<0>();
     __syncthreads();
-    if (chunks == 1) {
-      Strip::multiply_flat(kept, left, z);
-      continue;
+    if (Strip::kLoadsAhead && tile + 1 < last) {
+      copy_tile<Strip>(is_other ? shared : other, w.factor + (tile + 1) * kTile, pitch);
     }
-    for (int chunk = 0; chunk < chunks; ++chunk) {
-      if (chunk > 0) __syncthreads();
-      copy_tile<Strip>(left, w.factor + chunk * chunk_step + i0, pitch);
+    float acc[Strip::kRows][Strip::kColumns] = {};
+    Strip::multiply_upright(acc, left, right);
+    advance_tile<Strip>(s, w, numbers, tile * kTile, panel, acc, sums, z, shared);
+    __syncthreads();
+    Strip::multiply_flat(kept, left, z);
+  }
+  float* product = w.partial_product + strip * pitch * s.f + j0;
+#pragma unroll
+  for (int r = 0; r < Strip::kRows; ++r) {
+#pragma unroll
+    for (int c = 0; c < Strip::kColumns; c += 2) {
+      *reinterpret_cast<float2*>(product + Strip::row(r) * pitch + Strip::column(c)) =
+          make_float2(kept[r][c], kept[r][c + 1]);
+    }
+  }
+  __syncthreads();
+  Strip::sum_columns(sums, w.column_sum + strip * pitch + j0, shared);
+}
+
+// The same where features come in several chunks of kTile.
+template <typename Strip>
+VA_PHASE void advance_strip_by_chunks(const Shape& s, const Workspace& w, const Numbers& numbers, int strip, int panel,
+                                      float* shared) {
+  const int per_strip = (s.tiles + s.strips - 1) / s.strips, j0 = panel * kTile;
+  const int first = strip * per_strip, last = first + per_strip < s.tiles ? first + per_strip : s.tiles;
+  const size_t pitch = static_cast<size_t>(s.n);
+  float *right = shared + kTile * Strip::kPitch, *z = right + kTile * Strip::kPitch;
+  float sums[Strip::kColumns] = {};
+  for (int tile = first; tile < last; ++tile) {
+    float acc[Strip::kRows][Strip::kColumns] = {};
+    for (int k0 = 0; k0 < s.f; k0 += kTile) {
+      __syncthreads();  // nobody reads the tiles before any more
+      copy_tile<Strip>(shared, w.factor + k0 * pitch + tile * kTile, pitch);
+      copy_tile<Strip>(right, w.direction + k0 * pitch + j0, pitch);
       cp_async_wait<0>();
       __syncthreads();
-      float more[kRows][kColumns] = {};
-      Strip::multiply_flat(more, left, z);
+      Strip::multiply_upright(acc, shared, right);
+    }
+    advance_tile<Strip>(s, w, numbers, tile * kTile, panel, acc, sums, z, shared);
+    for (int k0 = 0; k0 < s.f; k0 += kTile) {
+      __syncthreads();
+      copy_tile<Strip>(shared, w.factor + k0 * pitch + tile * kTile, pitch);
+      cp_async_wait<0>();
+      __syncthreads();
+      float more[Strip::kRows][Strip::kColumns] = {};
+      Strip::multiply_flat(more, shared, z);
+      float* product = w.partial_product + (static_cast<size_t>(strip) * s.f + k0) * pitch + j0;
 #pragma unroll
-      for (int r = 0; r < kRows; ++r) {
+      for (int r = 0; r < Strip::kRows; ++r) {
 #pragma unroll
-        for (int c = 0; c < kColumns; ++c) {
-          float* place = product + (chunk * kTile + Strip::row(r)) * pitch + Strip::column(c);
+        for (int c = 0; c < Strip::kColumns; ++c) {
+          float* place = product + Strip::row(r) * pitch + Strip::column(c);
           *place = tile == first ? more[r][c] : *place + more[r][c];
         }
       }
-    }
-  }
-  if (chunks == 1) {
-#pragma unroll
-    for (int r = 0; r < kRows; ++r) {
-#pragma unroll
-      for (int c = 0; c < kColumns; ++c) product[Strip::row(r) * pitch + Strip::column(c)] = kept[r][c];
     }
   }
   __syncthreads();
@@ -220,9 +248,13 @@ __device__ inline void advance_strip(const Shape& s, const Workspace& w, const N
 }
 
 template <typename Strip>
-VA_PHASE void advance_thin(const Shape& s, const Workspace& w, const Numbers& numbers, float* shared) {
+__device__ inline void advance_thin(const Shape& s, const Workspace& w, const Numbers& numbers, float* shared) {
   for (int item = blockIdx.x; item < s.strips * s.tiles; item += gridDim.x) {
-    advance_strip<Strip>(s, w, numbers, item / s.tiles, item % s.tiles, shared);
+    if (s.f == kTile) {
+      advance_strip<Strip>(s, w, numbers, item / s.tiles, item % s.tiles, shared);
+    } else {
+      advance_strip_by_chunks<Strip>(s, w, numbers, item / s.tiles, item % s.tiles, shared);
+    }
   }
 }
 

@@ -18,8 +18,9 @@ __device__ inline int my_warp() {
 
 // How a block's warps, kWarpsAcross of them side by side, divide a tile of the result: each has kM x kN fragments, laid
 // out as mma_m16n8k8 says. A thread has kRows x kColumns elements; columns 2 c and 2 c + 1 are neighbours.
-template <int kM, int kN, int kWarpsAcross>
+template <int kM, int kN, int kWarpsAcross_>
 struct WarpTiles {
+  static constexpr int kWarpsAcross = kWarpsAcross_;
   static constexpr int kRows = 2 * kM, kColumns = 2 * kN;
   static constexpr int kWarpsDown = kThreads / kLanes / kWarpsAcross;
   static constexpr int kHeight = kWarpsDown * kM * 16, kWidth = kWarpsAcross * kN * 8;
