@@ -157,7 +157,7 @@ class TensorProduct {
     const float* a = stage + my_lane() % 4 * kStepK + (Tiles::first_row() + my_lane() / 4) * kStepRow;
     const float* b = stage + kFirst + my_lane() % 4 * kPitch + Tiles::first_column() + my_lane() / 4;
     Tiles::Part part = {};
-#pragma unroll 2
+#pragma unroll
     for (int k0 = 0; k0 < kDepth; k0 += 8) {
       multiply_fragments(
           part, [&](int row, int k) { return a[(k0 + k) * kStepK + row * kStepRow]; },

@@ -14,18 +14,9 @@
 
 namespace va_export {
 
-// By itself, for the kernel has no registers left beside so many addresses.
-VA_PHASE Workspace lay_out(const VaSubspaceScoreParams& p, const Shape& s) {
-  return Workspace(p, s);
-}
-
-// Grid: any, cooperative. Block: kThreads. Dynamic shared memory: Form::kSharedBytes.
+// By itself, for the kernel has no registers left beside the addresses that it computes.
 template <typename Form>
-__global__ void __launch_bounds__(kThreads, Form::kBlocks) solve_kernel(const VaSubspaceScoreParams p) {
-  float* shared = static_cast<float*>(block_memory());
-  const Shape s(p);
-  const Workspace w = lay_out(p, s);
-  if (has_failed(w)) return;
+VA_PHASE void solve(const VaSubspaceScoreParams& p, const Shape& s, const Workspace& w, float* shared) {
   unsigned* barrier = &w.control->barrier[3];
   const double root = sqrt(w.control->lambda_z);
   const Numbers numbers{1.0f / p.rho, static_cast<float>(1.0 / sqrt(1.0 + s.tokens)), static_cast<float>(root),
@@ -44,6 +35,14 @@ __global__ void __launch_bounds__(kThreads, Form::kBlocks) solve_kernel(const Va
     w.control->final_buffer = s.is_gram && iteration % 2 != 0;
     if (!(residual <= 3.402823466e38f)) w.control->status = VA_SCORE_OVERFLOW;
   }
+}
+
+// Grid: any, cooperative. Block: kThreads. Dynamic shared memory: Form::kSharedBytes.
+template <typename Form>
+__global__ void __launch_bounds__(kThreads, Form::kBlocks) solve_kernel(const VaSubspaceScoreParams p) {
+  const Shape s(p);
+  const Workspace w(p, s);
+  if (!has_failed(w)) solve<Form>(p, s, w, static_cast<float*>(block_memory()));
 }
 
 }  // namespace va_export

@@ -181,8 +181,9 @@ struct GramForm {
     const bool is_odd = iteration % 2 != 0;
     advance_gram<Product>(s, w, is_odd ? w.other_state : w.state, is_odd ? w.state : w.other_state, numbers, shared);
     grid_sync(barrier);
-    float* halves[] = {w.largest, w.largest + s.f / kTile * s.tiles};
-    update_gram_error<Product>(p, s, w, numbers, halves[is_odd], halves[!is_odd], shared);
+    const int half = s.f / kTile * s.tiles;
+    update_gram_error<Product>(p, s, w, numbers, w.largest + (is_odd ? half : 0), w.largest + (is_odd ? 0 : half),
+                               shared);
     reduce_row_sums(s, w, tiles_across<Product>(s.n), shared);
   }
 };

@@ -77,28 +77,26 @@ struct WarpTiles {
 };
 
 // One step of 8 in depth of a warp's kM x kN fragments. a(row, k) and b(k, column) give what this lane reads: rows from
-// lane / 4 of the warp's first on, columns likewise, k from lane % 4 of the step's first on. The terms follow one
-// another with all fragments in between, so that a product does not wait for the one before it.
+// lane / 4 of the warp's first on, columns likewise, k from lane % 4 of the step's first on. The terms of a product
+// follow one another with all columns' in between, so that they do not wait for one another.
 template <int kM, int kN, typename A, typename B>
 __device__ inline void multiply_fragments(float (&sum)[kM][kN][4], const A& a, const B& b) {
-  uint32_t a_big[kM][4], a_small[kM][4], b_big[kN][2], b_small[kN][2];
-#pragma unroll
-  for (int m = 0; m < kM; ++m) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) split_tf32(a(m * 16 + i % 2 * 8, i / 2 * 4), a_big[m][i], a_small[m][i]);
-  }
+  uint32_t b_big[kN][2], b_small[kN][2];
 #pragma unroll
   for (int n = 0; n < kN; ++n) {
 #pragma unroll
     for (int i = 0; i < 2; ++i) split_tf32(b(i * 4, n * 8), b_big[n][i], b_small[n][i]);
   }
 #pragma unroll
-  for (int term = 0; term < 3; ++term) {  // the small ones first
+  for (int m = 0; m < kM; ++m) {
+    uint32_t a_big[4], a_small[4];
 #pragma unroll
-    for (int m = 0; m < kM; ++m) {
+    for (int i = 0; i < 4; ++i) split_tf32(a(m * 16 + i % 2 * 8, i / 2 * 4), a_big[i], a_small[i]);
+#pragma unroll
+    for (int term = 0; term < 3; ++term) {  // the small ones first
 #pragma unroll
       for (int n = 0; n < kN; ++n) {
-        mma_m16n8k8(sum[m][n], term == 0 ? a_small[m] : a_big[m], term == 1 ? b_small[n] : b_big[n]);
+        mma_m16n8k8(sum[m][n], term == 0 ? a_small : a_big, term == 1 ? b_small[n] : b_big[n]);
       }
     }
   }

@@ -82,7 +82,7 @@ void mma_m16n8k16(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b
 inline float round_towards_zero(double x) {
   const float nearest = static_cast<float>(x);
   const bool is_beyond = std::fabs(static_cast<double>(nearest)) > std::fabs(x);
-  return is_beyond && std::isfinite(nearest) ? std::nextafterf(nearest, 0.0f) : nearest;
+  return is_beyond ? simt::float_of(simt::bits_of(nearest) - 1) : nearest;  // of infinity: the largest number
 }
 
 // One lane's elements of a and b, in the order of the ISA's a0 ... a3 and b0, b1.
