@@ -45,8 +45,8 @@ __device__ inline void mma_m16n8k16(float (&c)[4], const uint32_t (&a)[4], uint3
 }
 
 // c (16 x 8, float32) += a (16 x 8, row-major) x b (8 x 8, column-major), of TF32 numbers in 32-bit words (split_tf32).
-// With g = lane / 4 and t = lane % 4: a holds rows g, g + 8, g, g + 8 at columns t, t, t + 4, t + 4; b holds column g at
-// rows t and t + 4; c holds row g at columns 2 t, 2 t + 1, then row g + 8. Its sums are rounded towards zero.
+// With g = lane / 4 and t = lane % 4: a holds rows g, g + 8, g, g + 8 at columns t, t, t + 4, t + 4; b holds column g
+// at rows t and t + 4; c holds row g at columns 2 t, 2 t + 1, then row g + 8. Its sums are rounded towards zero.
 __device__ inline void mma_m16n8k8(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
       "{%0, %1, %2, %3};"

@@ -7,10 +7,10 @@ namespace va_export {
 
 // What follows from the settings and the weights.
 struct Numbers {
-  float theta;      // 1 / rho, the threshold of C
-  float constant;   // the factor's first row
-  float root;       // of lambda_z
-  float threshold;  // of E: lambda_e / root
+  float theta;        // 1 / rho, the threshold of C
+  float constant;     // the factor's first row
+  float root;         // of lambda_z
+  float threshold;    // of E: lambda_e / root
   float longest_row;  // of sqrt(lambda_z) Y; Gram form
 };
 

@@ -30,7 +30,8 @@ struct Negated {
 //   kSide                     rows and columns of a tile; its edge may be beyond the matrix, where factors count as 0
 //   kRows, kColumns           that a thread has of it: row(r), column(c); columns 2 c and 2 c + 1 are neighbours
 //   sum[r][c]                 the result, from zero
-//   add(a, b, depth, change)  sum += over k < depth of a(k, row) * change(k, column, b(k, column)); `b` is (k, column) in
+//   add(a, b, depth, change)  sum += over k < depth of a(k, row) * change(k, column, b(k, column)); `b` is (k, column)
+//   in
 //                             memory, `a` (k, row) with Along::kTile_ and (row, k) with kDepth_; depth: multiple of 32
 //   sum_rows(x, out)          x has one number a row: out[row] = their sum over the tile's columns
 //   sum_columns(x, out)       likewise
@@ -50,7 +51,8 @@ class PlainProduct {
   template <Along kA, typename Change>
   __device__ void add(const Factor& a, const Factor& b, int depth, const Change& change) {
     multiply<float, kA, Along::kTile_>(
-        sum, 0, depth, [&](int k, int i) { return kA == Along::kTile_ ? a.at[k * a.pitch + i] : a.at[i * a.pitch + k]; },
+        sum, 0, depth,
+        [&](int k, int i) { return kA == Along::kTile_ ? a.at[k * a.pitch + i] : a.at[i * a.pitch + k]; },
         [&](int k, int j) { return change(k, j, b.at[k * b.pitch + j]); }, shared_);
   }
 

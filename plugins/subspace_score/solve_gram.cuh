@@ -2,8 +2,8 @@
 //
 // Where the features of E are zero and sqrt(lambda_z) Y B stays far enough below their threshold, they remain zero, and
 // the product with Y, twice as much arithmetic as all else where features are twice the tokens, is left out: an entry
-// of Y (B - B') is at most ||row of Y|| ||column of B - B'||, where B' is the B with which the panel of columns was last
-// looked at. The bound has room for the rounding errors of both products, so the result is the same in every bit.
+// of Y (B - B') is at most ||row of Y|| ||column of B - B'||, where B' is the B with which the panel of columns was
+// last looked at. The bound has room for the rounding errors of both products, so the result is the same in every bit.
 #pragma once
 
 #include "admm.cuh"
@@ -111,8 +111,8 @@ __device__ inline float most_moved(const Shape& s, const Workspace& w, const Num
   return block_max(bound, shared);
 }
 
-// E+ = soft(sqrt(lambda_z) Y B), e_0+ = e_0 - sqrt(rho) 1^T B. `most` has for each tile the largest entry of the product
-// when it was last computed: read from one array and written to the other, for blocks of one panel must agree.
+// E+ = soft(sqrt(lambda_z) Y B), e_0+ = e_0 - sqrt(rho) 1^T B. `most` has for each tile the largest entry of the
+// product when it was last computed: read from one array and written to the other, for blocks of one panel must agree.
 template <typename Product>
 VA_PHASE void update_gram_error(const VaSubspaceScoreParams& p, const Shape& s, const Workspace& w,
                                 const Numbers& numbers, const float* most, float* most_next, float* shared) {

@@ -22,14 +22,14 @@ struct PlainStrip {
 
   // acc[r][c] += sum_k left[k][row(r)] * right[k][column(c)]
   __device__ static void multiply_upright(float (&acc)[kRows][kColumns], const float* left, const float* right) {
-  #pragma unroll 4
+#pragma unroll 4
     for (int k = 0; k < kTile; ++k) {
       const float4 x = *reinterpret_cast<const float4*>(left + k * kTile + my_row());
       const float4 z = *reinterpret_cast<const float4*>(right + k * kTile + my_column());
       const float xs[kPer] = {x.x, x.y, x.z, x.w}, zs[kPer] = {z.x, z.y, z.z, z.w};
-  #pragma unroll
+#pragma unroll
       for (int r = 0; r < kPer; ++r) {
-  #pragma unroll
+#pragma unroll
         for (int c = 0; c < kPer; ++c) acc[r][c] += xs[r] * zs[c];
       }
     }
@@ -37,18 +37,18 @@ struct PlainStrip {
 
   // acc[r][c] += sum_i left[row(r)][i] * right[i][column(c)]
   __device__ static void multiply_flat(float (&acc)[kRows][kColumns], const float* left, const float* right) {
-  #pragma unroll 2
+#pragma unroll 2
     for (int i = 0; i < kTile; i += kPer) {
       float zs[kPer][kPer];
-  #pragma unroll
+#pragma unroll
       for (int t = 0; t < kPer; ++t) {
         const float4 z = *reinterpret_cast<const float4*>(right + (i + t) * kTile + my_column());
         zs[t][0] = z.x, zs[t][1] = z.y, zs[t][2] = z.z, zs[t][3] = z.w;
       }
-  #pragma unroll
+#pragma unroll
       for (int r = 0; r < kPer; ++r) {
         const float4 x = *reinterpret_cast<const float4*>(left + (my_row() + r) * kTile + i);
-  #pragma unroll
+#pragma unroll
         for (int c = 0; c < kPer; ++c) {
           acc[r][c] += x.x * zs[0][c] + x.y * zs[1][c] + x.z * zs[2][c] + x.w * zs[3][c];
         }
@@ -259,8 +259,8 @@ __device__ inline void advance_thin(const Shape& s, const Workspace& w, const Nu
 }
 
 // The updates go through the features of a panel of kNarrow columns: few columns, so that many blocks have a panel, and
-// all features, so that E+ and h+, which need one another only within a column, are one phase. A thread has kPer rows of
-// a column of 64 x kNarrow elements.
+// all features, so that E+ and h+, which need one another only within a column, are one phase. A thread has kPer rows
+// of a column of 64 x kNarrow elements.
 __device__ inline int narrow_row() {
   return static_cast<int>(threadIdx.x) / kNarrow * kPer;
 }

@@ -97,9 +97,9 @@ cudaError_t launch_load(const VaSubspaceScoreParams& p, int blocks, cudaStream_t
   }
 }
 
-// How the solver multiplies. VA_EXPORT_SCORE_PRODUCTS=tensor_core or simple decides; unset, the GPU does: three products
-// of TF32 are faster than one in float32 where tensor cores have eight times the rate (compute capability 8.0 and 9.0),
-// and slower where both have one rate (8.6, 8.9, 12.0). Of others nothing is known.
+// How the solver multiplies. VA_EXPORT_SCORE_PRODUCTS=tensor_core or simple decides; unset, the GPU does: three
+// products of TF32 are faster than one in float32 where tensor cores have eight times the rate (compute capability 8.0
+// and 9.0), and slower where both have one rate (8.6, 8.9, 12.0). Of others nothing is known.
 cudaError_t choose_products(bool* on_tensor_cores) {
   const char* name = std::getenv("VA_EXPORT_SCORE_PRODUCTS");
   *on_tensor_cores = name != nullptr && std::strcmp(name, "tensor_core") == 0;

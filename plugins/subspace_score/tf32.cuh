@@ -1,5 +1,6 @@
-// Products of float32 numbers by tensor cores, nearly as exact as in float32: with x = x_big + x_small, both TF32, x y is
-// x_big y_small + x_small y_big + x_big y_big up to 2^-20 |x y|. Three products at eight times the rate of float32's.
+// Products of float32 numbers by tensor cores, nearly as exact as in float32: with x = x_big + x_small, both TF32, x y
+// is x_big y_small + x_small y_big + x_big y_big up to 2^-20 |x y|. Three products at eight times the rate of
+// float32's.
 #pragma once
 
 #include "common/ptx.cuh"

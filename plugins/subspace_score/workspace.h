@@ -29,8 +29,8 @@ struct Control {
   unsigned magnitude;  // largest |token|, as the bits of a float
   int exponent;        // tokens are divided by 2^exponent
   double lambda_e, lambda_z;
-  unsigned longest_row;      // bits of a bound on the norms of the rows of sqrt(lambda_z) Y; Gram form
-  int panels_left_out;       // of products with Y, in all iterations; Gram form
+  unsigned longest_row;                       // bits of a bound on the norms of the rows of sqrt(lambda_z) Y; Gram form
+  int panels_left_out;                        // of products with Y, in all iterations; Gram form
   int eigen_steps[2];                         // outer steps that PCA and the clustering took
   int has_affinity;                           // some token expresses another
   int is_discrete;                            // the labels are final
@@ -111,7 +111,7 @@ class Workspace {
   float *error_0, *direction_0, *coupling;            // (n,), (n,), (f,)
   int* has_error;                                     // (f / kTile, n / kFewestColumns), or less of it
   float *projector, *remainder, *error_map, *affine;  // Gram form
-  float *reference, *squares, *distances, *largest;     // (n, n), (tiles, n) twice, (2, f / kTile, tiles)
+  float *reference, *squares, *distances, *largest;   // (n, n), (tiles, n) twice, (2, f / kTile, tiles)
 
   EigenBuffers cluster;
   double *row_sum, *degree;    // (n,)

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from golden_scores import load_golden_score, planted_tokens
 
 REPOSITORY = Path(__file__).parents[2]
-PRODUCTS_VARIABLE = "VA_EXPORT_SCORE_PRODUCTS"
+PRODUCTS_VARIABLE = "VA_EXPORT_SCORE_PRODUCTS"  # as va_export.native.subspace_score has it, which needs PyTorch
 SIMPLE, TENSOR_CORE = "simple", "tensor_core"
 FORMS = [SIMPLE, TENSOR_CORE]
 # Of an entry, relative to the sum of |a_k b_k|: in float32 up to depth roundings of 2^-24 and as many of the sum; on
@@ -57,16 +57,16 @@ def assert_products_equal(found: Array, a: Array, b: Array, depth: int) -> None:
 
 @pytest.mark.parametrize("kind", ["plain", "wide", "cancelling", "biased", "odd_bits"])
 @pytest.mark.parametrize("is_depth_first", [False, True])
-@pytest.mark.parametrize(("form", "rows", "columns"), [(SIMPLE, 64, 64), (TENSOR_CORE, 128, 128), (TENSOR_CORE, 64, 128)])
+@pytest.mark.parametrize(("form", "shape"), [(SIMPLE, (64, 64)), (TENSOR_CORE, (128, 128)), (TENSOR_CORE, (64, 128))])
 def test_a_tiles_product(
-    score_library: ctypes.CDLL, kind: str, is_depth_first: bool, form: str, rows: int, columns: int
+    score_library: ctypes.CDLL, kind: str, is_depth_first: bool, form: str, shape: tuple[int, int]
 ) -> None:
-    depth = 192
+    (rows, columns), depth = shape, 192
     a, b = magnitudes(kind, (rows, depth), 1), np.ascontiguousarray(magnitudes(kind, (columns, depth), 2).T)
     given = np.ascontiguousarray(a if is_depth_first else a.T)
     found = np.full((rows, columns), np.nan, np.float32)
-    sizes = rows, columns, depth
-    arguments = int(form == TENSOR_CORE), int(is_depth_first), pointer(given), pointer(b), *sizes, pointer(found)
+    how = int(form == TENSOR_CORE), int(is_depth_first)
+    arguments = *how, pointer(given), pointer(b), rows, columns, depth, pointer(found)
     assert score_library.run_score_product(*arguments) == 0
     assert_products_equal(found, a, b, depth)
 
