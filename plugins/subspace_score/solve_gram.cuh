@@ -22,11 +22,12 @@ __device__ inline int tile_extent(int start, int size) {
   return size - start < Product::kSide ? size - start : Product::kSide;
 }
 
-// X+ into `next`, B = I - A into `remainder`; and of B, by tiles, the column sums, the squares and the squared distance
-// from B'.
+// X+ into the other of the two states, B = I - A into `remainder`; and of B, by tiles, the column sums, the squares and
+// the squared distance from B'.
 template <typename Product>
-VA_PHASE void advance_gram(const Shape& s, const Workspace& w, const float* __restrict__ state,
-                           float* __restrict__ next, const Numbers& numbers, float* shared) {
+VA_PHASE void advance_gram(const Shape& s, const Workspace& w, const Numbers& numbers, bool is_odd, float* shared) {
+  const float* state = is_odd ? w.other_state : w.state;
+  float* next = is_odd ? w.state : w.other_state;
   const float theta = numbers.theta;
   const int across = tiles_across<Product>(s.n);
   for (int item = blockIdx.x; item < across * across; item += gridDim.x) {
@@ -111,11 +112,14 @@ __device__ inline float most_moved(const Shape& s, const Workspace& w, const Num
   return block_max(bound, shared);
 }
 
-// E+ = soft(sqrt(lambda_z) Y B), e_0+ = e_0 - sqrt(rho) 1^T B. `most` has for each tile the largest entry of the
-// product when it was last computed: read from one array and written to the other, for blocks of one panel must agree.
+// E+ = soft(sqrt(lambda_z) Y B), e_0+ = e_0 - sqrt(rho) 1^T B. `largest` has for each tile the largest entry of the
+// product when it was last computed: read from one half and written to the other, for blocks of one panel must agree.
 template <typename Product>
 VA_PHASE void update_gram_error(const VaSubspaceScoreParams& p, const Shape& s, const Workspace& w,
-                                const Numbers& numbers, const float* most, float* most_next, float* shared) {
+                                const Numbers& numbers, bool is_odd, float* shared) {
+  const int half = s.f / kTile * s.tiles;
+  const float* most = w.largest + (is_odd ? half : 0);
+  float* most_next = w.largest + (is_odd ? 0 : half);
   const float root = numbers.root, threshold = numbers.threshold;
   const int across = tiles_across<Product>(s.n), down = tiles_across<Product>(s.f);
   const size_t pitch = static_cast<size_t>(s.n);
@@ -179,11 +183,9 @@ struct GramForm {
   __device__ static void iterate(const VaSubspaceScoreParams& p, const Shape& s, const Workspace& w,
                                  const Numbers& numbers, int iteration, unsigned* barrier, float* shared) {
     const bool is_odd = iteration % 2 != 0;
-    advance_gram<Product>(s, w, is_odd ? w.other_state : w.state, is_odd ? w.state : w.other_state, numbers, shared);
+    advance_gram<Product>(s, w, numbers, is_odd, shared);
     grid_sync(barrier);
-    const int half = s.f / kTile * s.tiles;
-    update_gram_error<Product>(p, s, w, numbers, w.largest + (is_odd ? half : 0), w.largest + (is_odd ? 0 : half),
-                               shared);
+    update_gram_error<Product>(p, s, w, numbers, is_odd, shared);
     reduce_row_sums(s, w, tiles_across<Product>(s.n), shared);
   }
 };
