@@ -167,8 +167,8 @@ def looking_library(tmp_path_factory: pytest.TempPathFactory, cxx: str, host_fla
 
 
 def panels_that_stay_zero(tokens: Array, settings: ScoreSettings, side: int) -> int:
-    """How often, in ADMM's first iterations in float64, a panel is too near to where it was last looked at for any entry
-    of E to leave zero; solve_gram.cuh has the bound, solve.cuh the equations."""
+    """How often, in ADMM's first iterations in float64, a panel is so near to where it was last looked at that no entry
+    of E can leave zero; solve_gram.cuh has the bound, solve.cuh the equations."""
     scaled, _ = scale_to_unit(np.asarray(tokens, np.float64))
     lambda_e, lambda_z = penalty_weights(scaled, settings.alpha_e, settings.alpha_z)
     u, rho, theta, n = np.sqrt(lambda_z) * scaled.T, settings.rho, 1 / settings.rho, len(tokens)
