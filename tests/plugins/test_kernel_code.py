@@ -52,9 +52,9 @@ def test_kernels_spill_no_register(tmp_path: Path, nvcc: Path, source: str, arch
     assert not re.search(r"warning|advisory|Potential Performance Loss", text), text
 
 
-# Of a phase of the solver, in bytes: what it saves for its caller, once a call. The inner products hold none of it, as
+# Of a phase of the solver, in bytes: around calls, which LOG.md keeps as open. The inner products hold none of it, as
 # the machine code shows below.
-SAVED_FOR_CALLERS = 64
+SAVED_AROUND_CALLS = 64
 
 
 @pytest.mark.parametrize("architecture", ["80", "90"])
@@ -69,7 +69,7 @@ def test_score_kernels_spill_no_register(tmp_path: Path, nvcc: Path, architectur
     solving = {"solve", "advance", "update"}
     for name, frame, stored, loaded in usage:
         is_phase = any(part in name for part in solving) and "_kernel" not in name
-        assert max(int(stored), int(loaded)) <= (SAVED_FOR_CALLERS if is_phase else 0), name
+        assert max(int(stored), int(loaded)) <= (SAVED_AROUND_CALLS if is_phase else 0), name
         assert frame == "0" or not (is_phase or "multiply" in name), name
 
 
