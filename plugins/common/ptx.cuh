@@ -44,6 +44,24 @@ __device__ inline void mma_m16n8k16(float (&c)[4], const uint32_t (&a)[4], uint3
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
+// c (16 x 8, float32) += a (16 x 8, row-major) x b (8 x 8, column-major), of TF32 numbers in 32-bit words (split_tf32).
+// With g = lane / 4 and t = lane % 4: a holds rows g, g + 8, g, g + 8 at columns t, t, t + 4, t + 4; b holds column g
+// at rows t and t + 4; c holds row g at columns 2 t, 2 t + 1, then row g + 8. Its sums are rounded towards zero.
+__device__ inline void mma_m16n8k8(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+// x = big + small + at most 2^-21 |x|, both TF32: 8 bits of exponent, 10 of mantissa, the word's lower 13 bits zero.
+// `big` is what cvt.rna.tf32.f32 gives (nearest, ties away from zero), without the two instructions that it takes to
+// look for infinities: NaN and what has no TF32 come through in `small`.
+__device__ inline void split_tf32(float x, uint32_t& big, uint32_t& small) {
+  big = (__float_as_uint(x) + 0x1000u) & 0xffffe000u;
+  small = __float_as_uint(x - __uint_as_float(big)) & 0xffffe000u;
+}
+
 // Starts a copy of 16 bytes from global to shared memory, past the L1 cache; where not `exists`, writes zeros and reads
 // nothing. Both addresses are aligned to 16.
 __device__ inline void cp_async_16(void* shared, const void* global, bool exists) {

@@ -197,6 +197,21 @@ VA_PHASE void make_gram_factors(const VaSubspaceScoreParams& p, const Shape& s, 
       w.error[at] = 0.0f;
     });
   }
+  for (int k = blockIdx.x; k < s.features; k += gridDim.x) {
+    double squares = 0.0;
+    for (int i = static_cast<int>(threadIdx.x); i < s.tokens; i += kThreads) {
+      const double y = w.y[static_cast<size_t>(k) * s.n + i];
+      squares += y * y;
+    }
+    squares = block_sum(squares, static_cast<double*>(shared));
+    // Numbers >= 0 are ordered as their bits are.
+    const float longest = static_cast<float>(1.00001 * root * sqrt(squares));
+    if (threadIdx.x == 0) atomicMax(&w.control->longest_row, __float_as_uint(longest));
+  }
+  for (int e = static_cast<int>(blockIdx.x) * kThreads + static_cast<int>(threadIdx.x); e < s.f / kTile * s.tiles;
+       e += static_cast<int>(gridDim.x) * kThreads) {
+    w.largest[e] = INFINITY;  // nothing has been looked at
+  }
   for (int i = blockIdx.x; i < s.n; i += gridDim.x) {
     double sum = 0.0;
     for (int j = static_cast<int>(threadIdx.x); j < s.n; j += kThreads) {
@@ -230,7 +245,9 @@ __global__ void __launch_bounds__(kThreads) factor_kernel(const VaSubspaceScoreP
   const int64_t here = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   for (int64_t e = here; e < count; e += static_cast<int64_t>(gridDim.x) * kThreads) w.inverse[e] = 0.0;
   for (int64_t e = here; e < states; e += static_cast<int64_t>(gridDim.x) * kThreads) w.state[e] = 0.0f;
-  for (int64_t e = here; e < s.f / kTile * s.tiles; e += static_cast<int64_t>(gridDim.x) * kThreads) w.has_error[e] = 0;
+  for (int64_t e = here; e < s.f / kTile * (s.n / kFewestColumns); e += static_cast<int64_t>(gridDim.x) * kThreads) {
+    w.has_error[e] = 0;
+  }
   grid_sync(barrier);
   multiply_system(p, s, w, shared);
   grid_sync(barrier);

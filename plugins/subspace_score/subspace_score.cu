@@ -4,6 +4,8 @@
 #include <cuda_runtime.h>
 
 #include <cmath>
+#include <cstdlib>
+#include <cstring>
 #include <random>
 
 #include "cluster.cuh"
@@ -13,7 +15,8 @@ namespace {
 
 constexpr size_t kSharedBytes = 48 * 1024;  // what every architecture gives without asking
 
-static_assert(3 * kTile * kTile * sizeof(float) <= kSharedBytes, "the thin form's three tiles");
+static_assert(ThinForm<PlainStrip>::kSharedBytes <= kSharedBytes, "the thin form's three tiles");
+static_assert(kThreads * kPer * sizeof(float) <= kSharedBytes, "the sums of a tile's columns");
 static_assert(TileShape<double>::kBytes <= kSharedBytes && TileShape<float>::kBytes <= kSharedBytes, "a product");
 static_assert(kTile * (kTile + 1) * sizeof(double) <= kSharedBytes, "a diagonal tile of the system");
 static_assert((kMostBlock + kThreads) * sizeof(double) <= kSharedBytes, "Jacobi's angles and sums");
@@ -63,20 +66,24 @@ size_t workspace_bytes(VaSubspaceScoreParams sizes) {
 
 // All blocks of a cooperative launch run at once: as many as fit, and no more than there is work for.
 template <typename Argument>
-cudaError_t launch(void (*kernel)(Argument), Argument argument, int useful_blocks, cudaStream_t stream) {
+cudaError_t launch(void (*kernel)(Argument), Argument argument, int useful_blocks, cudaStream_t stream,
+                   size_t shared_bytes = kSharedBytes) {
   int device = 0, is_cooperative = 0, processors = 0, each = 0;
   cudaError_t error = cudaGetDevice(&device);
+  if (error == cudaSuccess && shared_bytes > kSharedBytes) {
+    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
+  }
   if (error == cudaSuccess) error = cudaDeviceGetAttribute(&is_cooperative, cudaDevAttrCooperativeLaunch, device);
   if (error == cudaSuccess) error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
   if (error == cudaSuccess) {
-    error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, kernel, kThreads, kSharedBytes);
+    error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, kernel, kThreads, shared_bytes);
   }
   if (error != cudaSuccess) return error;
   if (!is_cooperative || each < 1) return cudaErrorNotSupported;
   const int most = each * processors, blocks = useful_blocks < most ? useful_blocks : most;
   void* arguments[] = {&argument};
   return cudaLaunchCooperativeKernel(kernel, dim3(static_cast<unsigned>(blocks)), dim3(kThreads), arguments,
-                                     kSharedBytes, stream);
+                                     shared_bytes, stream);
 }
 
 cudaError_t launch_load(const VaSubspaceScoreParams& p, int blocks, cudaStream_t stream) {
@@ -88,6 +95,39 @@ cudaError_t launch_load(const VaSubspaceScoreParams& p, int blocks, cudaStream_t
     default:
       return launch(load_kernel<float>, p, blocks, stream);
   }
+}
+
+// How the solver multiplies. VA_EXPORT_SCORE_PRODUCTS=tensor_core or simple decides; unset, the GPU does: three
+// products of TF32 are faster than one in float32 where tensor cores have eight times the rate (compute capability 8.0
+// and 9.0), and slower where both have one rate (8.6, 8.9, 12.0). Of others nothing is known.
+cudaError_t choose_products(bool* on_tensor_cores) {
+  const char* name = std::getenv("VA_EXPORT_SCORE_PRODUCTS");
+  *on_tensor_cores = name != nullptr && std::strcmp(name, "tensor_core") == 0;
+  if (name != nullptr && (*on_tensor_cores || std::strcmp(name, "simple") == 0)) return cudaSuccess;
+  int device = 0, major = 0, minor = 0;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
+  *on_tensor_cores = (major == 8 || major == 9) && minor == 0;
+  return error;
+}
+
+template <typename Form>
+cudaError_t launch_form(const VaSubspaceScoreParams& p, int blocks, cudaStream_t stream) {
+  constexpr size_t kBytes = Form::kSharedBytes > kSharedBytes ? Form::kSharedBytes : kSharedBytes;
+  return launch(solve_kernel<Form>, p, blocks, stream, kBytes);
+}
+
+cudaError_t launch_solver(const VaSubspaceScoreParams& p, bool is_gram, int blocks, cudaStream_t stream) {
+  bool on_tensor_cores = false;
+  const cudaError_t error = choose_products(&on_tensor_cores);
+  if (error != cudaSuccess) return error;
+  if (is_gram) {
+    return on_tensor_cores ? launch_form<GramForm<TensorProduct>>(p, blocks, stream)
+                           : launch_form<GramForm<PlainProduct>>(p, blocks, stream);
+  }
+  return on_tensor_cores ? launch_form<ThinForm<TensorStrip>>(p, blocks, stream)
+                         : launch_form<ThinForm<PlainStrip>>(p, blocks, stream);
 }
 
 }  // namespace
@@ -126,7 +166,7 @@ extern "C" cudaError_t va_subspace_score_launch(const VaSubspaceScoreParams* par
   if (error == cudaSuccess) error = launch_load(p, useful, stream);
   if (error == cudaSuccess) error = launch(prepare_kernel, p, useful, stream);
   if (error == cudaSuccess) error = launch(factor_kernel, p, useful, stream);
-  if (error == cudaSuccess) error = launch(solve_kernel, p, useful, stream);
+  if (error == cudaSuccess) error = launch_solver(p, shape.is_gram, useful, stream);
   if (error == cudaSuccess) {
     error = launch(cluster_kernel, ClusterArguments{p, discretisation_start(shape.tokens)}, useful, stream);
   }

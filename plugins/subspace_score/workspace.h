@@ -13,6 +13,7 @@ namespace va_export {
 
 constexpr int kTile = 64;
 constexpr int kMostStrips = 8;
+constexpr int kFewestColumns = 16;  // of a panel
 constexpr int kKernels = 5;
 constexpr int kMomentStrip = 256;  // tokens whose products the eigensolver sums in one go
 
@@ -28,6 +29,8 @@ struct Control {
   unsigned magnitude;  // largest |token|, as the bits of a float
   int exponent;        // tokens are divided by 2^exponent
   double lambda_e, lambda_z;
+  unsigned longest_row;                       // bits of a bound on the norms of the rows of sqrt(lambda_z) Y; Gram form
+  int panels_left_out;                        // of products with Y, in all iterations; Gram form
   int eigen_steps[2];                         // outer steps that PCA and the clustering took
   int has_affinity;                           // some token expresses another
   int is_discrete;                            // the labels are final
@@ -106,8 +109,9 @@ class Workspace {
   double *linear, *lambda_sum;  // (f,): l_1; sums of the features
   float *factor, *direction, *error, *partial_product, *column_sum;
   float *error_0, *direction_0, *coupling;            // (n,), (n,), (f,)
-  int* has_error;                                     // (f / kTile, tiles)
+  int* has_error;                                     // (f / kTile, n / kFewestColumns), or less of it
   float *projector, *remainder, *error_map, *affine;  // Gram form
+  float *reference, *squares, *distances, *largest;   // (n, n), (tiles, n) twice, (2, f / kTile, tiles)
 
   EigenBuffers cluster;
   double *row_sum, *degree;    // (n,)
@@ -145,13 +149,17 @@ class Workspace {
     lambda_sum = take<double>(f);
     error = take<float>(fn);
     error_0 = take<float>(n);
-    has_error = take<int>(f / kTile * s.tiles);
+    has_error = take<int>(f / kTile * (n / kFewestColumns));
     column_sum = take<float>((s.is_gram ? s.tiles : s.strips) * n);
     if (s.is_gram) {
       projector = take<float>(nn);
       remainder = take<float>(nn);
       error_map = take<float>(fn);
       affine = take<float>(n);
+      reference = take<float>(nn);
+      squares = take<float>(s.tiles * n);
+      distances = take<float>(s.tiles * n);
+      largest = take<float>(2 * (f / kTile) * s.tiles);
     } else {
       factor = take<float>(fn);
       direction = take<float>(fn);

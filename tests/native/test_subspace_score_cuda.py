@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch")
 
 from va_export.anchor.cuda_scoring import details_by_kernels  # noqa: E402
 from va_export.evidence.score_rows import SCORE_TOLERANCE, same_partition  # noqa: E402
-from va_export.native.subspace_score import subspace_score_cuda  # noqa: E402
+from va_export.native.subspace_score import PRODUCTS, PRODUCTS_VARIABLE, subspace_score_cuda  # noqa: E402
 from va_export.settings import ScoreSettings  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "anchor"))
@@ -24,8 +24,10 @@ pytestmark = [
 ]
 
 
+@pytest.mark.parametrize("products", PRODUCTS)
 @pytest.mark.parametrize("name", SSC_CASES)
-def test_golden_tokens(name: str) -> None:
+def test_golden_tokens(monkeypatch: pytest.MonkeyPatch, name: str, products: str) -> None:
+    monkeypatch.setenv(PRODUCTS_VARIABLE, products)
     golden = load_golden_score(name)
     settings = ScoreSettings(n_subspaces=golden.n_subspaces, pca_rank=golden.pca_rank)
     ours = details_by_kernels(torch.tensor(golden.tokens, device="cuda"), settings)

@@ -51,6 +51,7 @@ class Scores:
     residual: float
     lambda_e: float
     lambda_z: float
+    panels_left_out: int
 
 
 def score_params(tokens: Array, settings: ScoreSettings, dtype: str = "float32") -> SubspaceScoreParams:
@@ -109,4 +110,5 @@ def score_on_host(
         residual=report.residual,
         lambda_e=report.lambda_e,
         lambda_z=report.lambda_z,
+        panels_left_out=library.simt_panels_left_out(ctypes.c_void_p(buffers["workspace"].address)),
     )

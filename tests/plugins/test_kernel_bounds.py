@@ -58,7 +58,9 @@ def test_sanitizer_sees_a_short_buffer(program: Path) -> None:
     assert "heap-buffer-overflow" in done.stderr
 
 
-def test_score_kernels_stay_in_bounds(score_program: Path) -> None:
+@pytest.mark.parametrize("products", ["simple", "tensor_core"])
+def test_score_kernels_stay_in_bounds(score_program: Path, monkeypatch: pytest.MonkeyPatch, products: str) -> None:
+    monkeypatch.setenv("VA_EXPORT_SCORE_PRODUCTS", products)
     done = run(score_program)
     assert (done.returncode, done.stdout) == (0, "5 launches\n"), done.stderr
 

@@ -130,3 +130,62 @@ def test_ldmatrix_gives_each_lane_its_elements(selftest: ctypes.CDLL) -> None:
         tile = shared[8 * matrix : 8 * matrix + 8]
         for found, source in ((plain, tile), (transposed, tile.T)):
             assert np.array_equal(found[:, matrix], words(source).reshape(32))
+
+
+# PTX ISA, "Matrix Fragments for mma.m16n8k8" with .tf32: row and column of each element in lane l; c as above.
+TF32_A_ROW = np.stack([GROUP + (8 if i % 2 else 0) for i in range(4)], axis=1)
+TF32_A_COLUMN = np.stack([IN_GROUP + (4 if i >= 2 else 0) for i in range(4)], axis=1)
+TF32_B_ROW = np.stack([IN_GROUP + (4 if i else 0) for i in range(2)], axis=1)
+TF32_B_COLUMN = np.stack([GROUP] * 2, axis=1)
+
+
+def run_tf32(library: ctypes.CDLL, a: Array, b: Array, start: Array) -> tuple[int, Array]:
+    """(status, a @ b + start) of words a [16, 8] and b [8, 8]."""
+    fragments = a[TF32_A_ROW, TF32_A_COLUMN], b[TF32_B_ROW, TF32_B_COLUMN], start[C_ROW, C_COLUMN]
+    arrays = [np.ascontiguousarray(fragment) for fragment in fragments]
+    status = library.run_tf32_operation(*(array.ctypes.data_as(ctypes.c_void_p) for array in arrays))
+    product = np.zeros((16, 8), np.float32)
+    product[C_ROW, C_COLUMN] = arrays[2]
+    return status, product
+
+
+def test_tf32_mma_multiplies_matrices_laid_out_as_the_isa_says(selftest: ctypes.CDLL) -> None:
+    """And rounds towards zero: against the exact sums of products, which float64 holds."""
+    rng = np.random.default_rng(0)
+    a, b = (rng.standard_normal(shape).astype(np.float32).view(np.uint32) & 0xFFFFE000 for shape in ((16, 8), (8, 8)))
+    start = rng.standard_normal((16, 8)).astype(np.float32)
+    status, product = run_tf32(selftest, a, b, start)
+    exact = start + a.view(np.float32).astype(np.float64) @ b.view(np.float32).astype(np.float64)
+    assert status == SUCCESS
+    assert (np.abs(product) <= np.abs(exact) * (1 + 1e-15)).all()
+    assert (np.abs(product - exact) < np.spacing(np.abs(exact).astype(np.float32))).all()
+
+
+def test_an_operand_that_is_no_tf32_is_an_error(selftest: ctypes.CDLL) -> None:
+    start, good = np.zeros((16, 8), np.float32), np.full((16, 8), 1.5, np.float32).view(np.uint32)
+    bad = good.copy()
+    bad[3, 5] |= 1 << 12
+    assert run_tf32(selftest, good, good[:8], start)[0] == SUCCESS
+    assert run_tf32(selftest, bad, good[:8], start)[0] == LAUNCH_FAILURE
+    assert run_tf32(selftest, good, bad[:8], start)[0] == LAUNCH_FAILURE
+
+
+def test_a_split_number_is_the_sum_of_two_tf32_ones(selftest: ctypes.CDLL) -> None:
+    """`big` is the nearest (11 bits), ties away from zero, and both together are off by less than 2^-21."""
+    rng = np.random.default_rng(1)
+    x = (rng.standard_normal(4000) * 2.0 ** rng.integers(-80, 80, 4000)).astype(np.float32)
+    x[:6] = 0.0, 1.0, -1.0, 1.0 + 2.0**-11, -1.0 - 2.0**-11, 1.0 - 2.0**-24
+    big, small = np.zeros(4000, np.uint32), np.zeros(4000, np.uint32)
+    selftest.run_split_tf32(4000, *(array.ctypes.data_as(ctypes.c_void_p) for array in (x, big, small)))
+    assert not ((big | small) & 0x1FFF).any()
+    high, low = (word.view(np.float32).astype(np.float64) for word in (big, small))
+    assert (np.abs(high - x) <= np.abs(x) * 2.0**-11).all()
+    assert (np.abs(high + low - x) <= np.abs(x) * 2.0**-21).all()
+    assert high[:6].tolist() == [0.0, 1.0, -1.0, 1.0 + 2.0**-10, -1.0 - 2.0**-10, 1.0]
+    for odd in (np.nan, np.inf, -np.inf):
+        one = np.array([odd, -odd], np.float32)
+        selftest.run_split_tf32(2, *(array.ctypes.data_as(ctypes.c_void_p) for array in (one, big, small)))
+        assert np.isnan(big[:2].view(np.float32) + small[:2].view(np.float32)).all()  # what overflowed shows
+    canonical = np.array([0x7FFFFFFF], np.uint32)  # the NaN of NVIDIA's GPUs
+    selftest.run_split_tf32(1, *(array.ctypes.data_as(ctypes.c_void_p) for array in (canonical, big, small)))
+    assert np.isnan(small[:1].view(np.float32)).all()

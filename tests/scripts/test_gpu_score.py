@@ -13,6 +13,7 @@ from va_export.evidence.document import read_evidence
 torch = pytest.importorskip("torch")
 
 from va_export.evidence import score_rows  # noqa: E402
+from va_export.native.subspace_score import PRODUCTS  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 
@@ -22,12 +23,13 @@ def test_trial_writes_a_valid_document(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     document = read_evidence(tmp_path / "cpu-score.json")
-    assert len(document["checks"]) == 3 * len(score_rows.TINY)
+    assert len(document["checks"]) == 3 * len(PRODUCTS) * len(score_rows.TINY)
     assert all(row["passed"] for row in document["checks"])
     for row in document["timings"]:
         assert row["shape"]["iterations"] > 0
         assert row["peers_us"][score_rows.TEXTBOOK] > 0
         assert row["notes"][score_rows.TEXTBOOK].startswith("extrapolated from")
+        assert all(row["peers_us"][f"{products}_products_bias"] > 0 for products in PRODUCTS)
     assert document["targets"] == []
 
 

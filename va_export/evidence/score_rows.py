@@ -17,6 +17,7 @@ from va_export.evidence.score_cases import (
     video_tokens,
 )
 from va_export.evidence.timing import Timing, time_cuda, time_host
+from va_export.evidence.workplace import with_variable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,30 +45,43 @@ def same_partition(labels: Any, others: Any) -> bool:
 
 
 def check_rows(device: str, *, tiny: bool) -> Iterator[Row]:
-    """Score, labels and iterations of each case against float64; on a GPU also equal bits from run to run and from a
-    CUDA graph."""
+    """Score, labels and iterations of each case against float64, with either way of multiplying; on a GPU also equal
+    bits from run to run and from a CUDA graph."""
+    from va_export.native.subspace_score import PRODUCTS, PRODUCTS_VARIABLE
+
     for case in TINY if tiny else CHECKED:
         tokens = video_tokens(case, device)
         try:
-            ours = score(tokens, case)
             with warnings.catch_warnings(record=True):
                 exact = eager_details(tokens, case.settings, "float64")
         except (VaExportError, RuntimeError) as error:
             yield check_row(f"score of {case}", False, shape=shape_of(case, None), message=str(error).splitlines()[0])
             continue
-        shape = shape_of(case, int(ours.iterations))
-        worst = float((ours.sharing_score.double() - exact.sharing_score).abs().max())
-        numbers = {"max_rel_err": worst, "tolerance": SCORE_TOLERANCE}
-        yield check_row(f"score of {case}", worst <= SCORE_TOLERANCE, shape=shape, dtype=case.dtype, **numbers)
-        yield check_row(f"labels of {case}", same_partition(ours.labels, exact.labels), shape=shape, dtype=case.dtype)
-        apart = abs(int(ours.iterations) - int(exact.iterations))
-        message = f"{ours.iterations} iterations, {exact.iterations} in float64"
-        yield check_row(f"iterations of {case}", apart <= 1, shape=shape, dtype=case.dtype, message=message)
-        if device == "cuda":
-            yield from repeated_rows(case, tokens, shape)
+        for products in PRODUCTS:
+            with with_variable(PRODUCTS_VARIABLE, products):
+                yield from compared_rows(case, tokens, exact, f"{case}, {products} products")
 
 
-def repeated_rows(case: ScoreCase, tokens: Tensor, shape: Row) -> Iterator[Row]:
+def compared_rows(case: ScoreCase, tokens: Tensor, exact: Any, name: str) -> Iterator[Row]:
+    """One case as the environment has it computed, against `exact`."""
+    try:
+        ours = score(tokens, case)
+    except (VaExportError, RuntimeError) as error:
+        yield check_row(f"score of {name}", False, shape=shape_of(case, None), message=str(error).splitlines()[0])
+        return
+    shape = shape_of(case, int(ours.iterations))
+    worst = float((ours.sharing_score.double() - exact.sharing_score).abs().max())
+    numbers = {"max_rel_err": worst, "tolerance": SCORE_TOLERANCE}
+    yield check_row(f"score of {name}", worst <= SCORE_TOLERANCE, shape=shape, dtype=case.dtype, **numbers)
+    yield check_row(f"labels of {name}", same_partition(ours.labels, exact.labels), shape=shape, dtype=case.dtype)
+    apart = abs(int(ours.iterations) - int(exact.iterations))
+    message = f"{ours.iterations} iterations, {exact.iterations} in float64"
+    yield check_row(f"iterations of {name}", apart <= 1, shape=shape, dtype=case.dtype, message=message)
+    if tokens.device.type == "cuda":
+        yield from repeated_rows(case, tokens, shape, name)
+
+
+def repeated_rows(case: ScoreCase, tokens: Tensor, shape: Row, name: str) -> Iterator[Row]:
     """The same bits again, and out of a captured graph, whose launch neither allocates nor waits."""
     import torch
 
@@ -76,7 +90,7 @@ def repeated_rows(case: ScoreCase, tokens: Tensor, shape: Row) -> Iterator[Row]:
     first = subspace_score_cuda(tokens, case.settings)
     again = subspace_score_cuda(tokens, case.settings)
     equal = torch.equal(first.sharing_score, again.sharing_score) and torch.equal(first.labels, again.labels)
-    yield check_row(f"equal bits for {case}", equal, shape=shape, dtype=case.dtype)
+    yield check_row(f"equal bits for {name}", equal, shape=shape, dtype=case.dtype)
     graph = torch.cuda.CUDAGraph()
     try:
         with torch.cuda.graph(graph):
@@ -84,10 +98,10 @@ def repeated_rows(case: ScoreCase, tokens: Tensor, shape: Row) -> Iterator[Row]:
         graph.replay()
         torch.cuda.synchronize()
     except RuntimeError as error:
-        yield check_row(f"CUDA graph of {case}", False, shape=shape, message=str(error).splitlines()[0])
+        yield check_row(f"CUDA graph of {name}", False, shape=shape, message=str(error).splitlines()[0])
         return
     equal = torch.equal(first.sharing_score, captured.sharing_score)
-    yield check_row(f"CUDA graph of {case}", equal, shape=shape, dtype=case.dtype)
+    yield check_row(f"CUDA graph of {name}", equal, shape=shape, dtype=case.dtype)
 
 
 def score(tokens: Tensor, case: ScoreCase) -> Any:
@@ -100,8 +114,9 @@ def score(tokens: Tensor, case: ScoreCase) -> Any:
 
 
 def timing_rows(device: str, *, tiny: bool) -> Iterator[Row]:
-    """A row a case, with the paper's form extrapolated and our own eager form beside it."""
-    from va_export.native.subspace_score import subspace_score_cuda
+    """A row a case, with the paper's form extrapolated and our own eager form beside it, and what either way of
+    multiplying takes; `ours_us` has the one that the GPU chooses."""
+    from va_export.native.subspace_score import PRODUCTS, PRODUCTS_VARIABLE, subspace_score_cuda
 
     for case in TINY if tiny else TIMED:
         inputs = [video_tokens(case, device, seed) for seed in range(2)]
@@ -115,6 +130,9 @@ def timing_rows(device: str, *, tiny: bool) -> Iterator[Row]:
             row |= {"ours_us": ours.median_us, "ours_range_us": ours.range_us, "repeats": len(ours.samples_us)}
             row["shape"] = shape_of(case, iterations)
             row["peers_us"], row["notes"] = peer_times(inputs[0], case, iterations, device)
+            for products in PRODUCTS:
+                with with_variable(PRODUCTS_VARIABLE, products):
+                    row["peers_us"][f"{products}_products_bias"] = _time(calls, device).median_us
         except (VaExportError, RuntimeError) as error:
             row["notes"]["ours"] = str(error).splitlines()[0]
         yield row

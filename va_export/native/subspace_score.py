@@ -28,6 +28,9 @@ from va_export.native.subspace_score_params import (
 from va_export.settings import ScoreSettings
 
 KERNEL_VARIABLE = "VA_EXPORT_SCORE_KERNEL"
+# How the kernels' solver multiplies; unset, the GPU decides (plugins/subspace_score/subspace_score.cu).
+PRODUCTS_VARIABLE = "VA_EXPORT_SCORE_PRODUCTS"
+PRODUCTS = ("simple", "tensor_core")
 _WHERE = "subspace_score_cuda"
 _EAGER = "va_export.anchor.subspace_score"
 

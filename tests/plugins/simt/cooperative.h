@@ -9,18 +9,6 @@
 
 namespace simt {
 
-inline unsigned bits_of(float x) {
-  unsigned bits;
-  std::memcpy(&bits, &x, sizeof(bits));
-  return bits;
-}
-
-inline float float_of(unsigned bits) {
-  float x;
-  std::memcpy(&x, &bits, sizeof(x));
-  return x;
-}
-
 inline std::vector<std::vector<float4>> arenas;  // shared memory, block by block
 inline unsigned launches;                        // of kernels so far
 
@@ -45,6 +33,7 @@ inline bool run_ready(const std::vector<unsigned>& order) {
     running = i;
     blockIdx = dim3(i / blockDim.x);
     threadIdx = dim3(i % blockDim.x);
+    shared_arena = reinterpret_cast<char*>(arenas[blockIdx.x].data());
     switch_to(&scheduler, &fibers[i].context);
     // One that still spins has done nothing; one that goes on after spinning has.
     any |= fibers[i].state != State::kSpinning;
@@ -120,7 +109,8 @@ cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, Kernel*, 
 template <typename Argument>
 cudaError_t cudaLaunchCooperativeKernel(void (*kernel)(Argument), dim3 grid, dim3 block, void** arguments,
                                         size_t shared_bytes, cudaStream_t) {
-  if (shared_bytes > simt::kDefaultSharedBytes || block.x % simt::kWarpSize != 0) return cudaErrorInvalidValue;
+  if (shared_bytes > simt::shared_limit || block.x % simt::kWarpSize != 0) return cudaErrorInvalidValue;
+  simt::shared_limit = simt::kDefaultSharedBytes;  // the attribute is a function's own: the next launch must ask again
   gridDim = grid;
   blockDim = block;
   simt::body = [&] { kernel(*static_cast<Argument*>(arguments[0])); };

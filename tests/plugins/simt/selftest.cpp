@@ -80,6 +80,23 @@ void warp_operations(WarpArguments p) {
   std::memcpy(p.c + 4 * lane, c, sizeof(c));
 }
 
+// The lanes' registers of one mma on TF32.
+struct Tf32Arguments {
+  const uint32_t *a, *b;  // 32 x 4 and 32 x 2 words
+  float* c;               // 32 x 4, added to
+};
+
+void tf32_operation(Tf32Arguments p) {
+  const unsigned lane = threadIdx.x;
+  uint32_t a[4], b[2];
+  float c[4];
+  std::memcpy(a, p.a + 4 * lane, sizeof(a));
+  std::memcpy(b, p.b + 2 * lane, sizeof(b));
+  std::memcpy(c, p.c + 4 * lane, sizeof(c));
+  va_export::mma_m16n8k8(c, a, b);
+  std::memcpy(p.c + 4 * lane, c, sizeof(c));
+}
+
 // Block i publishes i + 1 through its last thread, meets the others, and reads its neighbour's number: right only with
 // a barrier of the grid in between, which hangs where one block stays away.
 enum class Meeting { kAll, kNobody, kOneIsMissing };
@@ -127,6 +144,20 @@ extern "C" __attribute__((visibility("default"))) int run_warp_operations(int is
   void* pointers[] = {&arguments};
   auto* kernel = is_bfloat16 ? warp_operations<__nv_bfloat16> : warp_operations<__half>;
   return cudaLaunchKernel(kernel, dim3(1), dim3(32), pointers, 512, nullptr);
+}
+
+extern "C" __attribute__((visibility("default"))) int run_tf32_operation(const uint32_t* a, const uint32_t* b,
+                                                                         float* c) {
+  simt::shared_arena = arena;
+  simt::set_schedule(2);
+  Tf32Arguments arguments{a, b, c};
+  void* pointers[] = {&arguments};
+  return cudaLaunchKernel(tf32_operation, dim3(1), dim3(32), pointers, 512, nullptr);
+}
+
+extern "C" __attribute__((visibility("default"))) void run_split_tf32(int count, const float* x, uint32_t* big,
+                                                                      uint32_t* small) {
+  for (int i = 0; i < count; ++i) va_export::split_tf32(x[i], big[i], small[i]);
 }
 
 // Launches one kernel with 64 threads and 256 bytes of shared memory; `out` has 64 integers.

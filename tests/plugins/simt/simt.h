@@ -119,6 +119,18 @@ inline void set_schedule(int value) {
   schedule = value;
 }
 
+inline unsigned bits_of(float x) {
+  unsigned bits;
+  std::memcpy(&bits, &x, sizeof(bits));
+  return bits;
+}
+
+inline float float_of(unsigned bits) {
+  float x;
+  std::memcpy(&x, &bits, sizeof(x));
+  return x;
+}
+
 inline void wait(State state) {
   fibers[running].state = state;
   switch_to(&fibers[running].context, &scheduler);
@@ -232,7 +244,7 @@ inline void fault(const char* reason) {
 
 // An operation of the whole warp: every lane gives a value and sees those of all lanes. One wait is enough, since a
 // lane writes into the same slot again only after all others came to the operation in between.
-enum Operation { kBallot = 1, kLoadMatrix, kLoadMatrixTransposed, kMma, kShuffle = 1000 };
+enum Operation { kBallot = 1, kLoadMatrix, kLoadMatrixTransposed, kMma, kMmaTf32, kShuffle = 1000 };
 
 template <typename Value>
 class Exchange {

@@ -78,6 +78,48 @@ void mma_m16n8k16(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b
   }
 }
 
+// Truncated, as tensor cores' sums are: the products are exact, and the result is the float next to it towards zero.
+inline float round_towards_zero(double x) {
+  const float nearest = static_cast<float>(x);
+  const bool is_beyond = std::fabs(static_cast<double>(nearest)) > std::fabs(x);
+  return is_beyond ? simt::float_of(simt::bits_of(nearest) - 1) : nearest;  // of infinity: the largest number
+}
+
+// One lane's elements of a and b, in the order of the ISA's a0 ... a3 and b0, b1.
+struct Tf32Operands {
+  float a[4], b[2];
+};
+
+inline float float_of_tf32(uint32_t word) {
+  if (word % 0x2000u != 0) simt::fault("an operand of mma was not converted to TF32");
+  return simt::float_of(word);
+}
+
+inline void mma_m16n8k8(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  Tf32Operands mine;
+  for (int i = 0; i < 4; ++i) mine.a[i] = float_of_tf32(a[i]);
+  for (int i = 0; i < 2; ++i) mine.b[i] = float_of_tf32(b[i]);
+  const simt::Exchange<Tf32Operands> warp(simt::kMmaTf32, mine);
+  const unsigned group = simt::lane() / 4, in_group = simt::lane() % 4;
+  double sums[4] = {c[0], c[1], c[2], c[3]};
+  for (unsigned t = 0; t < 4; ++t) {
+    const Tf32Operands &row = warp[group * 4 + t], &even = warp[in_group * 8 + t], &odd = warp[in_group * 8 + 4 + t];
+    for (unsigned half = 0; half < 2; ++half) {  // a2 and a3 are the columns from 4 on, b1 the rows
+      const double upper = row.a[2 * half], lower = row.a[2 * half + 1];
+      sums[0] += upper * even.b[half];
+      sums[1] += upper * odd.b[half];
+      sums[2] += lower * even.b[half];
+      sums[3] += lower * odd.b[half];
+    }
+  }
+  for (int i = 0; i < 4; ++i) c[i] = round_towards_zero(sums[i]);
+}
+
+inline void split_tf32(float x, uint32_t& big, uint32_t& small) {
+  big = (simt::bits_of(x) + 0x1000u) & 0xffffe000u;
+  small = simt::bits_of(x - simt::float_of(big)) & 0xffffe000u;
+}
+
 inline void cp_async_16(void* shared, const void* global, bool exists) {
   require_shared_row(shared);
   if (reinterpret_cast<uintptr_t>(global) % 16 != 0) simt::fault("16 bytes of global memory are misaligned");
