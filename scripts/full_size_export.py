@@ -4,6 +4,7 @@
     .venv/bin/python scripts/full_size_export.py RECIPE                          # all layers, ONNX in float16
     .venv/bin/python scripts/full_size_export.py RECIPE --layers 4 --work /data  # fewer layers, on another disk
     .venv/bin/python scripts/full_size_export.py RECIPE -- --target sm89         # further options of va-export: engines
+    .venv/bin/python scripts/full_size_export.py RECIPE --prove -- --frames 1    # and proven against float32
 
 Needs the bundle's size twice on the disk of --work: the bundle, and a plain copy of it, which is what the time is
 compared with. Both are removed at the end. Writes one JSON, to be committed under engines/evidence/.
@@ -41,7 +42,8 @@ def main() -> int:
     place.mkdir(parents=True)
     onnx_only = not any(option in arguments.rest for option in ("--target", "--tensorrt"))
     command = [sys.executable, "-c", "from va_export.cli.export import main; main()"]
-    command += ["--model", arguments.model, "--weights", "random", "--fp16", "--no-parity", "-o", str(output)]
+    command += ["--model", arguments.model, "--weights", "random", "--fp16", "-o", str(output)]
+    command += [] if arguments.prove else ["--no-parity"]
     command += ["--onnx-only"] if onnx_only else []
     command += ["--num-decoder-layers", str(arguments.layers)] if arguments.layers else []
     command += arguments.rest
@@ -59,7 +61,11 @@ def main() -> int:
         if result.code == 0:
             document["bundle"] = _bundle(output)
             document["copy"] = _plain_copy(output)
-        document["targets"] = _targets(document) if onnx_only else []  # engines need more of both
+        for bundle in (output, output.with_name(output.name + ".failed")):
+            if (bundle / "parity.json").is_file():
+                document["parity"] = json.loads((bundle / "parity.json").read_text(encoding="utf-8"))
+        # Engines and the proof need more of both.
+        document["targets"] = _targets(document) if onnx_only and not arguments.prove else []
     finally:
         shutil.rmtree(place, ignore_errors=True)
     arguments.evidence.parent.mkdir(parents=True, exist_ok=True)
@@ -75,6 +81,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", help="recipe, hub id, or folder with a config.json")
     parser.add_argument("--layers", type=int, help="decoder layers; default all")
+    parser.add_argument("--prove", action="store_true", help="keep the proof, which takes hours with all frames")
     parser.add_argument("--work", type=Path, default=Path(), help="folder on the disk to use")
     parser.add_argument("--evidence", type=Path, default=Path("full-size-export.json"), help="the JSON to write")
     parser.epilog = "Further options of va-export follow after --."

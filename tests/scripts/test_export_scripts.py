@@ -70,6 +70,29 @@ def test_a_good_export_meets_its_targets(
     assert [path.name for path in tmp_path.iterdir()] == ["e.json"]
 
 
+@pytest.mark.parametrize("passed", [True, False])
+def test_a_proof_is_kept_whether_it_passed_or_not(
+    full_size: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, passed: bool
+) -> None:
+    def proved(command: list[str], *, folder: Path, cwd: Path) -> Watched:
+        bundle = Path(command[command.index("-o") + 1])
+        bundle = bundle if passed else bundle.with_name(bundle.name + ".failed")
+        (bundle / "onnx").mkdir(parents=True)
+        manifest = {"model": {"weights": "random", "text": {"num_layers": 32}}, "libraries": {}, "files": {}}
+        (bundle / "manifest.json").write_text(json.dumps(manifest))
+        (bundle / "parity.json").write_text(json.dumps({"passed": passed}))
+        assert "--no-parity" not in command and command[-2:] == ["--frames", "1"]
+        return GOOD if passed else replace(GOOD, code=1)
+
+    monkeypatch.setattr(full_size, "watch", proved)
+    monkeypatch.setattr(full_size, "current_commit", lambda _: "c" * 40)
+    arguments = ["internvl2-8b", "--prove", "--work", str(tmp_path), "--evidence", str(tmp_path / "e.json")]
+    monkeypatch.setattr(sys, "argv", ["full_size_export", *arguments, "--", "--frames", "1"])
+    assert full_size.main() == (0 if passed else 1)
+    document = json.loads((tmp_path / "e.json").read_text())
+    assert document["parity"] == {"passed": passed} and document["targets"] == []
+
+
 @pytest.mark.parametrize(
     "bad", [replace(GOOD, peak_rss=int(3.1e9)), replace(GOOD, seconds=90.0), replace(GOOD, code=2)]
 )
