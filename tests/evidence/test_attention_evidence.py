@@ -132,7 +132,9 @@ class Unsteady:
 
 
 @pytest.mark.parametrize(
-    "attention", [without_gains, aligned_to_the_top, leaking, rounding_twice_as_much, Unsteady()], ids=str
+    "attention",
+    [without_gains, aligned_to_the_top, leaking, rounding_twice_as_much, Unsteady()],
+    ids=lambda form: getattr(form, "__name__", type(form).__name__),
 )
 def test_what_is_wrong_is_found(monkeypatch: pytest.MonkeyPatch, attention: Callable[..., Any]) -> None:
     rows = rows_of(monkeypatch, attention)
