@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import replace
 
 import torch
@@ -19,6 +18,7 @@ from va_export.evidence.attention_cases import (
     make_problem,
 )
 from va_export.evidence.document import Row, check_row
+from va_export.evidence.workplace import with_variable
 
 Attention = Callable[..., Tensor]
 
@@ -38,18 +38,9 @@ MOST_OVER_MATH = 1.5
 ENOUGH_NUMBERS = 4096  # for a mean that chance does not decide
 
 
-@contextmanager
-def chosen_kernel(name: str) -> Iterator[None]:
+def chosen_kernel(name: str) -> AbstractContextManager[None]:
     """Within the block the launcher takes this kernel where it serves the shape; it reads the variable every time."""
-    before = os.environ.get(KERNEL_VARIABLE)
-    os.environ[KERNEL_VARIABLE] = name
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[KERNEL_VARIABLE]
-        else:
-            os.environ[KERNEL_VARIABLE] = before
+    return with_variable(KERNEL_VARIABLE, name)
 
 
 def attention_on(device: str) -> Attention:

@@ -64,10 +64,10 @@ def video_tokens(case: ScoreCase, device: str, seed: int = 0) -> Tensor:
 def eager_details(tokens: Tensor, settings: ScoreSettings, dtype: Any) -> Any:
     """`subspace_score` without the kernels, whatever the environment says."""
     from va_export.anchor import subspace_score
-    from va_export.evidence.workplace import without_variable
+    from va_export.evidence.workplace import with_variable
     from va_export.native.subspace_score import KERNEL_VARIABLE
 
-    with without_variable(KERNEL_VARIABLE):
+    with with_variable(KERNEL_VARIABLE, None):
         return subspace_score(tokens, **asdict(settings), dtype=dtype, return_details=True)
 
 

@@ -8,25 +8,14 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def with_variable(name: str, value: str) -> Iterator[None]:
-    """An environment variable has a value, and then what it had."""
-    kept = os.environ.get(name)
-    os.environ[name] = value
-    try:
-        yield
-    finally:
-        if kept is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = kept
-
-
-@contextmanager
-def without_variable(name: str) -> Iterator[None]:
-    """An environment variable is not there, and comes back."""
+def with_variable(name: str, value: str | None) -> Iterator[None]:
+    """An environment variable has a value, or is not there (None); then it is as it was."""
     kept = os.environ.pop(name, None)
+    if value is not None:
+        os.environ[name] = value
     try:
         yield
     finally:
+        os.environ.pop(name, None)
         if kept is not None:
             os.environ[name] = kept
