@@ -76,6 +76,12 @@ def test_without_evidence_every_table_names_its_command() -> None:
     assert "mermaid" not in section
 
 
+def test_long_times_have_no_exponent(document: dict[str, Any]) -> None:
+    (row,) = [row for row in document["timings"] if row["op"] == "subspace_score"]
+    row["peers_us"] = {name: 1.6636e9 for name in row["peers_us"] if name.startswith("textbook")}
+    assert any("1664 s (" in line for line in performance_section([document]).splitlines())
+
+
 def test_rows_hold_the_documents_figures(document: dict[str, Any]) -> None:
     lines = performance_section([document]).splitlines()
     assert "| Test GPU | 8 | 2 s | 1.9 s (0.95×) | 12 s (6.00×) |" in lines

@@ -102,8 +102,13 @@ def _time(microseconds: float | None) -> str:
         return "–"
     for unit, size in (("s", 1e6), ("ms", 1e3)):
         if microseconds >= size:
-            return f"{microseconds / size:.3g} {unit}"
-    return f"{microseconds:.3g} µs"
+            return f"{_digits(microseconds / size)} {unit}"
+    return f"{_digits(microseconds)} µs"
+
+
+def _digits(number: float) -> str:
+    """Three, or all before the point."""
+    return f"{number:.3g}" if number < 999.5 else f"{number:.0f}"
 
 
 def _best(row: Row, kind: str) -> float | None:
