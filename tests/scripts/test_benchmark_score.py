@@ -66,11 +66,14 @@ def test_rows_are_evidence_and_a_missed_ratio_is_a_failure(
 
 def test_memory_beyond_the_bound_is_a_failure(script: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     answer = {"process_peak": 17e9, "iterations": 10, "seconds": 2.0, "converged": True}
-    monkeypatch.setattr(script, "in_a_process", lambda *arguments: answer)
+    asked = []
+    monkeypatch.setattr(script, "in_a_process", lambda *arguments: asked.append(arguments) or answer)
     document = begin_evidence(DEVICE, "0" * 40, CEILINGS)
-    script.measure_long(document, 16384)
+    script.measure_long(document, 16384, 300)
     check_evidence(document)
-    assert len(failures(document)) == 1
+    (failure,) = failures(document)
+    assert "16384 tokens" in failure and "10 iterations" in failure
+    assert asked == [("--memory", 16384, script.TARGET_RANK, "float32", 300)]
 
 
 def test_tokens_are_the_same_in_every_process(script: Any) -> None:
