@@ -55,7 +55,7 @@ def main() -> int:
             "machine": _machine(free),
             "commit": current_commit(REPOSITORY),
             "date": datetime.now(UTC).date().isoformat(),
-            "command": ["va-export", *command[3:]],
+            "command": ["va-export", *(output.name if word == str(output) else word for word in command[3:])],
             "export": result.to_json(),
         }
         if result.code == 0:
