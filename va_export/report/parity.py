@@ -266,29 +266,29 @@ def _greedy(
     expected = reference[f"{side}_tokens"].tolist()
     chosen = forced_logits.argmax(axis=-1).tolist()
     if anchored or bundle.backend.has_greedy_loop or chosen != expected:
-        result = bundle.generate(
-            pixel_values=reference["pixel_values"],
-            input_ids=reference["input_ids"],
-            anchors=anchored,
-            max_new_tokens=len(expected),
-            ignore_stop=True,
-        )
-        chosen = result.tokens.tolist()
+        chosen = _free_tokens(bundle, reference, anchored, len(expected)).tolist()
     matching = next((i for i, (a, b) in enumerate(zip(chosen, expected, strict=True)) if a != b), len(expected))
     return {"anchors": anchored, "reference": expected, "bundle": chosen, "matching_prefix": matching}
 
 
 def _check_loop(bundle: Bundle, reference: Mapping[str, Array], anchored: bool, tokens: list[int]) -> Check:
     """The tokens of the backend's own loop against those that the host chose from the same engines' logits."""
-    result = bundle.generate(
+    on_host = _free_tokens(bundle, reference, anchored, len(tokens), return_logits=True)
+    return compare("greedy_loop", anchored, np.array(tokens), on_host, Tolerance(0.0, 0.0, 0.0))
+
+
+def _free_tokens(
+    bundle: Bundle, reference: Mapping[str, Array], anchored: bool, count: int, *, return_logits: bool = False
+) -> Array:
+    """What the bundle answers by itself, `count` tokens; with `return_logits` the host chooses them."""
+    return bundle.generate(
         pixel_values=reference["pixel_values"],
         input_ids=reference["input_ids"],
         anchors=anchored,
-        max_new_tokens=len(tokens),
+        max_new_tokens=count,
         ignore_stop=True,
-        return_logits=True,
-    )
-    return compare("greedy_loop", anchored, np.array(tokens), result.tokens, Tolerance(0.0, 0.0, 0.0))
+        return_logits=return_logits,
+    ).tokens
 
 
 def _finite(values: dict[str, Any]) -> dict[str, Any]:
