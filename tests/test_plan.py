@@ -130,6 +130,14 @@ def test_time_grows_with_what_is_asked_for() -> None:
     assert "time          about " in text and "proving" in text
 
 
+def test_the_plan_knows_how_much_of_a_turned_weight_is_held() -> None:
+    """A number of its own, so that --dry-run need not import PyTorch for it."""
+    from va_export import plan
+    from va_export.graph import stream_weights
+
+    assert plan._BAND == stream_weights.BAND_BYTES
+
+
 def test_time_of_a_proof_follows_from_its_questions() -> None:
     """Prompt, tokens, repeats and the number of backends each cost something; 8B's takes hours, not minutes."""
 

@@ -94,10 +94,9 @@ def plan_export(
         flavors: the TensorRT flavours that engines are built for; empty for ONNX only.
         available: bytes of memory, which decide whether the proof streams weights; default: what the machine has left.
     """
+    sizes = component_bytes(spec, weight_map, options.precision)
     weights = {
-        name: size
-        for name, size in component_bytes(spec, weight_map, options.precision).items()
-        if name in options.components and name != DECODER
+        name: size for name, size in sizes.items() if name in options.components and name != DECODER
     } | shards.sizes
     files = [PlannedFile(f"onnx/{name}.onnx.data", size) for name, size in weights.items()]
     files += [
@@ -118,6 +117,7 @@ def plan_export(
     if options.proves:
         candidates |= _proof_candidates(options, spec, weight_map, weights, free)
     reason = max(candidates, key=lambda name: candidates[name])
+    decoder_parameters = sizes[DECODER] // ITEM_BYTES[options.precision]
     said = f"{len(shards.shards)} ({shards.reason})" if shards.shards else ""
     left = partial_path(options.output.absolute()) / "bundle" if options.resume else None
     return Plan(
@@ -126,7 +126,7 @@ def plan_export(
         reason,
         said,
         options.decoder_shards is not None,
-        estimate_seconds(options, spec, weights, weight_map, _prompt_tokens(options, spec), len(flavors)),
+        estimate_seconds(options, spec, weights, decoder_parameters, _prompt_tokens(options, spec), len(flavors)),
         0 if left is None else sum(path.stat().st_blocks * 512 for _, path in bundle_files(left)),
     )
 

@@ -5,14 +5,13 @@ All rates are of two cores with AVX-512 and a disk of 0.5 GB/s; other machines a
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from va_export.report.latency import BUDGET_SECONDS, WARMUP
 
 if TYPE_CHECKING:
-    from va_export.models.family import ModelSpec, WeightSource
+    from va_export.models.family import ModelSpec
     from va_export.recipe import ExportOptions
 
 # Bytes a second. One core converts weights at 2.2 GB/s, counts losses at 4.4, turns matrices at 2.2 and computes
@@ -34,7 +33,7 @@ def estimate_seconds(
     options: ExportOptions,
     spec: ModelSpec,
     weights: Mapping[str, int],
-    weight_map: Mapping[str, WeightSource],
+    decoder_parameters: int,
     prompt_tokens: int,
     n_flavors: int,
 ) -> dict[str, float]:
@@ -42,6 +41,7 @@ def estimate_seconds(
 
     Args:
         weights: bytes of every component.
+        decoder_parameters: their number in the whole decoder, the output matrix included.
         prompt_tokens: of the question that the proof asks.
         n_flavors: TensorRT flavours that engines are built for.
     """
@@ -50,19 +50,12 @@ def estimate_seconds(
     if n_flavors:
         seconds["building engines"] = n_flavors * total / _BUILD_RATE
     if options.proves:
-        seconds["proving"] = _TRACE_SECONDS + _proof_seconds(options, spec, weight_map, prompt_tokens)
+        seconds["proving"] = _TRACE_SECONDS + _proof_seconds(options, spec, decoder_parameters, prompt_tokens)
     return seconds
 
 
-def _proof_seconds(
-    options: ExportOptions, spec: ModelSpec, weight_map: Mapping[str, WeightSource], prompt_tokens: int
-) -> float:
+def _proof_seconds(options: ExportOptions, spec: ModelSpec, decoder: int, prompt_tokens: int) -> float:
     """Reference, parity and latency; a question is a prefill and the steps after it."""
-    decoder = sum(
-        math.prod(source.shape)
-        for name, source in weight_map.items()
-        if ("language_model" in name or "lm_head" in name) and "embed_tokens" not in name
-    )
     question = 2 * decoder * prompt_tokens / _COMPUTE_RATE + (options.new_tokens - 1) * decoder / _WEIGHT_RATE
     score = _score_seconds(options, spec)
     runs = 1 if options.precision == "bf16" else 2
