@@ -15,9 +15,11 @@ if ! command -v c++ >/dev/null && ! command -v g++ >/dev/null && ! command -v cl
     exit 2
 fi
 
-# Python sources are used where they lie; what decides an installation is this.
-wanted=$(cat pyproject.toml scripts/setup.sh $(find plugins -type f -not -path '*/__pycache__/*' | LC_ALL=C sort) \
-    | sha256sum | cut -d' ' -f1)
+# Python sources are used where they lie, and an installation knows them by name; what decides one is this.
+wanted=$({
+    cat pyproject.toml scripts/setup.sh $(find plugins -type f -not -path '*/__pycache__/*' | LC_ALL=C sort)
+    find va_export -name '*.py' | LC_ALL=C sort
+} | sha256sum | cut -d' ' -f1)
 stamp=.venv/.installed
 if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ]; then
     exit 0

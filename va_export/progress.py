@@ -74,7 +74,9 @@ class _LiveReporter(_Reporter):
         self._progress.update(self._task, detail=detail)
 
     def count_bytes(self) -> None:
-        self._progress.reset(self._task, total=None, bytes=True)
+        # `reset` starts rate and time left anew, and replaces a task's fields by those it is given: all go in.
+        fields = {**self._progress.tasks[0].fields, "bytes": True}  # each stage has a display of its own: one task
+        self._progress.reset(self._task, total=None, **fields)
 
 
 class _OfBytes(ProgressColumn):
@@ -107,13 +109,13 @@ class StageDisplay:
         live = self.console.is_terminal
         progress = Progress(
             SpinnerColumn(),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),  # a path may hold [brackets]
             BarColumn(bar_width=24),
             TimeElapsedColumn(),
             _OfBytes(DownloadColumn()),
             _OfBytes(TransferSpeedColumn()),
             _OfBytes(TimeRemainingColumn()),
-            TextColumn("{task.fields[detail]}", style="dim"),
+            TextColumn("{task.fields[detail]}", style="dim", markup=False),
             console=self.console,
             transient=True,
             disable=not live,
