@@ -114,8 +114,8 @@ def write_checkpoint(directory: Path, model: str, layers: int) -> None:
     import torch
     from safetensors.torch import save_file
 
+    from va_export.checkpoint.random_weights import RandomCheckpoint
     from va_export.models import family_for
-    from va_export.random_checkpoint import RandomCheckpoint
 
     config = cut_config(model, layers)
     family = family_for(config)
@@ -144,7 +144,7 @@ def peer_export(directory: Path) -> None:
     """
     import torch
 
-    from va_export.checkpoint import Checkpoint
+    from va_export.checkpoint.files import Checkpoint
     from va_export.models import family_for
 
     checkpoint = Checkpoint.open(directory)

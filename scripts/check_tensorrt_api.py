@@ -3,9 +3,10 @@
     python scripts/check_tensorrt_api.py [PACKAGE]     PACKAGE: the folder va_export, unless it is this repository's
 
 Compared with the type stubs of TensorRT 10.13 (the wheel tensorrt-stubs, installed without its dependencies):
-the typing protocols of engine/tensorrt_types.py, member by member, with the names of their parameters; every name that
-engine/*.py and runtime/tensorrt_*.py take from the module itself; the classes that are derived from TensorRT's. What
-only TensorRT-RTX has is listed in RTX_ONLY. Exit codes: 0 all is there; 1 something is not; 2 no stubs.
+the typing protocols of tensorrt/types.py, member by member, with the names of their parameters; every name that
+tensorrt/*.py and runtime/backends/tensorrt*.py take from the module itself; the classes that are derived from
+TensorRT's. What only TensorRT-RTX has is listed in RTX_ONLY. Exit codes: 0 all is there; 1 something is not; 2 no
+stubs.
 """
 
 from __future__ import annotations
@@ -211,8 +212,8 @@ def main() -> int:
     except metadata.PackageNotFoundError:
         print(f"error: {STUBS} is not installed\n  fix:   run scripts/check.sh, which installs it", file=sys.stderr)
         return 2
-    compared = dict(check_protocols(package / "engine" / "tensorrt_types.py", classes))
-    for path in [*sorted((package / "engine").glob("*.py")), *sorted((package / "runtime").glob("tensorrt_*.py"))]:
+    compared = dict(check_protocols(package / "tensorrt" / "types.py", classes))
+    for path in sorted([*package.glob("tensorrt/*.py"), *package.glob("runtime/backends/tensorrt*.py")]):
         for function in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(function, ast.FunctionDef):
                 for name, derived in module_uses(function):

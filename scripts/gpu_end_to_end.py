@@ -43,10 +43,10 @@ from va_export.evidence.document import (
 )
 from va_export.evidence.score_cases import textbook_seconds
 from va_export.evidence.video_question import STAGES, Question, Run, Scorer, ask, random_model, use_form
+from va_export.export.recipe import ExportOptions, Recipe, resolve_model
+from va_export.export.source import open_spec
 from va_export.models.family import ModelSpec
-from va_export.recipe import ExportOptions, Recipe, resolve_model
 from va_export.runtime.video import read_frames, sample_clip
-from va_export.source import open_spec
 
 ROOT = Path(__file__).resolve().parent.parent
 # The kernels that are asked for by name until a GPU has shown them right; the environment can choose others.

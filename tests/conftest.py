@@ -45,9 +45,9 @@ def _export(directory: Path, *arguments: object) -> Path:
 @pytest.fixture(scope="session")
 def can_build_engines() -> bool:
     """Whether TensorRT-RTX and the plugin library are here."""
-    from va_export.engine.tensorrt_api import available_flavors
     from va_export.errors import VaExportError
     from va_export.native import plugin_library
+    from va_export.tensorrt.api import available_flavors
 
     try:
         plugin_library()

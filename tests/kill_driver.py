@@ -78,8 +78,8 @@ def main() -> None:
     import torch._dynamo
     import torch.onnx._internal.exporter._core
 
-    import va_export.components
-    import va_export.engines
+    import va_export.export.build_engines
+    import va_export.export.components
     import va_export.graph.stream_weights as stream
     import va_export.pipeline  # noqa: F401
 

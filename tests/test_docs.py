@@ -21,8 +21,8 @@ from va_export.cli.check import check_command
 from va_export.cli.console import EXIT_ERROR, EXIT_FAILED_PARITY
 from va_export.cli.export import export_command
 from va_export.cli.run import run_command
-from va_export.engine.targets import DEFAULT_TARGETS
-from va_export.recipe import recipe_names
+from va_export.export.recipe import recipe_names
+from va_export.tensorrt.targets import DEFAULT_TARGETS
 
 REPOSITORY = Path(__file__).parents[1]
 README, CONTRIBUTING, CHANGELOG = "README.md", "CONTRIBUTING.md", "CHANGELOG.md"

@@ -93,7 +93,7 @@ def test_finds_its_recipes_when_installed(wheel: zipfile.ZipFile, tmp_path: Path
     program = (
         "import sys\n"
         f"sys.path[:0] = {[str(tmp_path), sysconfig.get_path('purelib'), sysconfig.get_path('platlib')]!r}\n"
-        "import va_export, va_export.recipe as recipe\n"
+        "import va_export, va_export.export.recipe as recipe\n"
         "from va_export.cli.console import run\n"
         "from va_export.cli.export import export_command\n"
         "print(va_export.__file__)\n"

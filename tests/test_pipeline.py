@@ -16,11 +16,11 @@ import onnx
 import pytest
 from command_line import TINY, va_export
 
-from va_export.engine.inspect_engine import find_plugin_records
 from va_export.native import plugin_contract
 from va_export.ops.anchored_attention import schema
 from va_export.ops.declaration import DOMAIN
 from va_export.runtime.bundle import Bundle, Generation
+from va_export.tensorrt.inspect_engine import find_plugin_records
 
 Golden = Mapping[str, np.ndarray[Any, Any]]
 FORMS = [("onnxruntime", "plugin"), ("onnxruntime", "native"), ("torch", None)]

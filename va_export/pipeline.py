@@ -11,20 +11,20 @@ from pathlib import Path
 
 from va_export.bundle.manifest import read_manifest
 from va_export.bundle.write import bundle_writer, check_destination
-from va_export.checkpoint_hashes import hashing
-from va_export.components import write_components, write_score
-from va_export.description import describe, write_settings
-from va_export.engines import build_engines, plan_engines
-from va_export.fingerprint import continue_or_start
-from va_export.plan import Plan, check_plan, plan_export
+from va_export.checkpoint.hashes import hashing
+from va_export.export.build_engines import build_engines, plan_engines
+from va_export.export.components import write_components, write_score
+from va_export.export.description import describe, write_settings
+from va_export.export.fingerprint import continue_or_start
+from va_export.export.plan import Plan, check_plan, plan_export
+from va_export.export.recipe import SCORE, ExportOptions
+from va_export.export.shard_plan import keep_shards, plan_shards
+from va_export.export.source import open_source, open_spec
+from va_export.export.weight_losses import loss_note
 from va_export.progress import StageDisplay
-from va_export.proof import prove
-from va_export.recipe import SCORE, ExportOptions
+from va_export.proof.run import prove
+from va_export.proof.sample import make_sample
 from va_export.report.html import render_report
-from va_export.sample import make_sample
-from va_export.shard_plan import keep_shards, plan_shards
-from va_export.source import open_source, open_spec
-from va_export.weight_losses import loss_note
 
 
 @dataclass(frozen=True)

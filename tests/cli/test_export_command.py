@@ -34,7 +34,7 @@ def test_dry_run_finds_an_output_that_exists(tiny_bundle: Path) -> None:
 
 
 def test_without_tensorrt_onnx_is_written_and_the_extra_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("va_export.engines.available_flavors", lambda: ())
+    monkeypatch.setattr("va_export.export.build_engines.available_flavors", lambda: ())
     monkeypatch.setenv("VA_EXPORT_PLUGIN_LIBRARY", str(tmp_path / "none.so"))  # nor a plugin library
     outcome = va_export(*TINY, "-o", tmp_path / "b", "--components", "embedding")
     assert outcome.code == 0, outcome.stderr
@@ -45,9 +45,9 @@ def test_without_tensorrt_onnx_is_written_and_the_extra_named(tmp_path: Path, mo
 
 
 def test_targets_without_tensorrt_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("va_export.engines.available_flavors", lambda: ())
-    monkeypatch.setattr("va_export.engine.tensorrt_api._is_installed", lambda _: False)
-    monkeypatch.setattr("va_export.engine.tensorrt_api._LOADED", {})
+    monkeypatch.setattr("va_export.export.build_engines.available_flavors", lambda: ())
+    monkeypatch.setattr("va_export.tensorrt.api._is_installed", lambda _: False)
+    monkeypatch.setattr("va_export.tensorrt.api._LOADED", {})
     outcome = va_export(*TINY, "-o", tmp_path / "b", "--target", "sm89")
     assert outcome.code == 2 and "tensorrt_rtx is not installed" in outcome.message and not list(tmp_path.iterdir())
 

@@ -115,7 +115,7 @@ def test_refuses_limits_that_no_engine_can_have(refused: Refused) -> None:
 
 
 def test_refuses_a_tensorrt_that_is_not_installed(refused: Refused) -> None:
-    from va_export.engine.tensorrt_api import available_flavors
+    from va_export.tensorrt.api import available_flavors
 
     if "tensorrt" in available_flavors():
         pytest.skip("full TensorRT is installed")

@@ -12,15 +12,15 @@ import onnx_ir as ir
 import pytest
 from written import write_onnx
 
+from va_export.bundle.decoder_shards import DecoderWeights, split_decoder
 from va_export.bundle.manifest import Manifest
-from va_export.checkpoint import Checkpoint
-from va_export.decoder_shards import DecoderWeights, split_decoder
+from va_export.checkpoint.files import Checkpoint
 from va_export.graph.native import write_native_form
 from va_export.graph.shards import ShardTracer, _signature
 from va_export.graph.write_onnx import check_onnx
 from va_export.models import family_for
-from va_export.report.parity import tolerance_for
-from va_export.runtime.onnxruntime_backend import OnnxRuntimeBackend
+from va_export.proof.compare import tolerance_for
+from va_export.runtime.backends.onnxruntime import OnnxRuntimeBackend
 
 EVEN = DecoderWeights(1, 0)
 LAYERS, WIDTH, VOCABULARY, CAPACITY = 4, 128, 263, 64

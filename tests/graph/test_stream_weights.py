@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from va_export.checkpoint import Checkpoint
+from va_export.checkpoint.files import Checkpoint
 from va_export.errors import VaExportError
 from va_export.graph import stream_weights as module
 from va_export.graph.stream_weights import Mark, check_weights, mark_from_json, stream_weights

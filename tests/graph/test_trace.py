@@ -12,7 +12,7 @@ import onnxruntime
 import pytest
 from written import write_onnx
 
-from va_export.checkpoint import Checkpoint
+from va_export.checkpoint.files import Checkpoint
 from va_export.graph.native import write_native_form
 from va_export.graph.stream_weights import stream_weights
 from va_export.graph.trace import COMPONENTS, trace_component

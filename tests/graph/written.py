@@ -7,7 +7,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from va_export.checkpoint import Checkpoint
+from va_export.checkpoint.files import Checkpoint
 from va_export.graph.stream_weights import stream_weights
 from va_export.graph.weight_layout import data_bytes, layout_weights
 from va_export.graph.write_onnx import data_path, reserve, write_graph

@@ -12,9 +12,9 @@ import pytest
 
 from va_export.bundle.manifest import read_manifest
 from va_export.errors import VaExportError
-from va_export.report.parity import check_parity, label_agreement
-from va_export.report.reference import read_reference
-from va_export.runtime.backend import has_score_graph
+from va_export.proof.compare import check_parity, label_agreement
+from va_export.proof.reference import read_reference
+from va_export.runtime.backends.backend import has_score_graph
 from va_export.runtime.bundle import Bundle, default_scorer
 
 Arrays = dict[str, np.ndarray[Any, Any]]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).parents[2]
-TYPES = Path("engine", "tensorrt_types.py")
+TYPES = Path("tensorrt", "types.py")
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def stubs() -> str:
 @pytest.fixture
 def package(tmp_path: Path) -> Path:
     """A copy of the files that the check reads."""
-    for folder in ("engine", "runtime"):
+    for folder in ("tensorrt", "runtime"):
         shutil.copytree(REPOSITORY / "va_export" / folder, tmp_path / folder)
     return tmp_path
 
@@ -75,20 +75,20 @@ def test_everything_used_is_in_full_tensorrt(stubs: str) -> None:
         (TYPES, "class ParserError(", "class ParserFault(", "ParserFault: a protocol that PROTOCOLS does not name"),
         (TYPES, "    num_compute_capabilities: int\n", "", "num_compute_capabilities: listed in RTX_ONLY"),
         (
-            Path("engine", "build.py"),
+            Path("tensorrt", "build.py"),
             "BuilderFlag.TF32",
             "BuilderFlag.TF33",
             "BuilderFlag.TF33: BuilderFlag has no TF33",
         ),
         (
-            Path("engine", "build.py"),
+            Path("tensorrt", "build.py"),
             "api.module.OnnxParser",
             "api.module.Parser",
             "Parser: the module has no such name",
         ),
-        (Path("engine", "build_log.py"), "severity.VERBOSE", "severity.TRACE", "Severity has no TRACE"),
-        (Path("engine", "build_log.py"), "def phase_finish(", "def phase_end(", "IProgressMonitor: a derived class"),
-        (Path("engine", "engine_shapes.py"), "mode.INPUT", "mode.IN", "TensorIOMode has no IN"),
+        (Path("tensorrt", "build_log.py"), "severity.VERBOSE", "severity.TRACE", "Severity has no TRACE"),
+        (Path("tensorrt", "build_log.py"), "def phase_finish(", "def phase_end(", "IProgressMonitor: a derived class"),
+        (Path("tensorrt", "engine_shapes.py"), "mode.INPUT", "mode.IN", "TensorIOMode has no IN"),
     ],
     ids=lambda value: value if isinstance(value, str) and " " not in value else "",
 )

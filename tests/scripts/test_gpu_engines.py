@@ -16,7 +16,7 @@ from va_export.errors import VaExportError
 from va_export.evidence.bundle_checks import stage_rows, use_wheels
 from va_export.evidence.device import describe_cpu
 from va_export.evidence.document import begin_evidence, check_evidence, read_evidence
-from va_export.report.latency import summarize
+from va_export.proof.latency import summarize
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "gpu_engines.py"
 

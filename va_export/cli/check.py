@@ -35,8 +35,8 @@ def check_command(
     with user_errors():
         set_up_logging(log_level)
         from va_export.progress import StageDisplay
-        from va_export.proof import check_bundle
-        from va_export.runtime.decoder_parts import parse_devices
+        from va_export.proof.run import check_bundle
+        from va_export.runtime.backends.decoder_parts import parse_devices
 
         document = check_bundle(
             bundle,

@@ -99,9 +99,9 @@ def export_command(
     """
     with user_errors():
         set_up_logging(log_level)
-        from va_export.engine.engine_cache import resolve_engine_cache
-        from va_export.recipe import SCORE, ExportOptions, resolve_model, with_overrides
-        from va_export.shard_plan import parse_shards
+        from va_export.export.recipe import SCORE, ExportOptions, resolve_model, with_overrides
+        from va_export.export.shard_plan import parse_shards
+        from va_export.tensorrt.engine_cache import resolve_engine_cache
 
         recipe = with_overrides(
             resolve_model(model),
@@ -152,10 +152,10 @@ def export_command(
 
 def _run(options: object, dry_run: bool) -> bool | None:
     _check_export_extra()
+    from va_export.export.plan import check_plan, describe
+    from va_export.export.recipe import ExportOptions
     from va_export.pipeline import export, plan
-    from va_export.plan import check_plan, describe
     from va_export.progress import StageDisplay
-    from va_export.recipe import ExportOptions
 
     assert isinstance(options, ExportOptions)
     display = StageDisplay()
@@ -211,7 +211,7 @@ def _is_installed(module: str) -> bool:
 
 
 def _targets(text: str) -> tuple[str, ...]:
-    from va_export.engine.targets import parse_targets
+    from va_export.tensorrt.targets import parse_targets
 
     return parse_targets(text) if text else ()
 

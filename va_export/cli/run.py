@@ -36,8 +36,8 @@ def run_command(
     """Print the answer as it is generated."""
     with user_errors():
         set_up_logging(log_level)
+        from va_export.runtime.backends.decoder_parts import parse_devices
         from va_export.runtime.bundle import Bundle
-        from va_export.runtime.decoder_parts import parse_devices
         from va_export.runtime.video import read_frames
 
         if frames is not None and frames < 1:

@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from va_export.engine.tensorrt_api import available_flavors
 from va_export.errors import VaExportError
 from va_export.evidence.document import Row, check_row
 from va_export.evidence.native_build import build_native, cuda_arch
 from va_export.progress import StageDisplay
-from va_export.proof import check_bundle
+from va_export.proof.run import check_bundle
+from va_export.tensorrt.api import available_flavors
 
 ITERATIONS = 50
 

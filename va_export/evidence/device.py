@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import os
-import platform
 import subprocess
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from va_export.errors import VaExportError
 from va_export.evidence.timing import time_cuda
+from va_export.machine import software
 
 COMMIT_VARIABLE = "VA_EXPORT_COMMIT"
 MATMUL_SIZE = 8192
 COPY_BYTES = 1 << 30
-_LIBRARIES = ("torch", "triton", "tensorrt", "tensorrt-rtx-cu13", "onnxruntime", "onnxruntime-gpu", "numpy", "onnx")
 
 
 def describe_device() -> dict[str, Any]:
@@ -45,13 +43,13 @@ def describe_device() -> dict[str, Any]:
         **_torch_and_cuda(),
         "memory": memory,
         "compute_capability": capability,
-        **_software(),
+        **software(),
     }
 
 
 def describe_cpu() -> dict[str, Any]:
     """The same for a trial without a GPU; its name "cpu" keeps the file out of the evidence."""
-    return {"name": "cpu", "driver": None, **_torch_and_cuda(), **_software()}
+    return {"name": "cpu", "driver": None, **_torch_and_cuda(), **software()}
 
 
 def current_commit(repository: Path) -> str:
@@ -113,13 +111,3 @@ def _torch_and_cuda() -> dict[str, str | None]:
     except ImportError:
         return {"cuda": None, "torch": None}
     return {"cuda": torch.version.cuda, "torch": torch.__version__}
-
-
-def _software() -> dict[str, Any]:
-    versions = {}
-    for name in _LIBRARIES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return {"os": platform.platform(), "python": platform.python_version(), "libraries": versions}

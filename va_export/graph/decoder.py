@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from va_export.decoder_shards import DECODER, DecoderShard
+from va_export.bundle.decoder_shards import DECODER, DecoderShard
 from va_export.graph import attention
 from va_export.graph.component import Component
 from va_export.graph.kv_cache import StaticKvCache

@@ -7,7 +7,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from va_export.decoder_shards import DecoderShard
+from va_export.bundle.decoder_shards import DecoderShard
 from va_export.graph.decoder import cache_names, decoder_component
 from va_export.graph.trace import FakeModel
 from va_export.models.family import ModelFamily, ModelSpec

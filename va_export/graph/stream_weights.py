@@ -18,9 +18,9 @@ from typing import Any, Protocol
 
 import torch
 
+from va_export.export.narrowing import Loss, measure, narrow
 from va_export.graph.weight_layout import WeightSlot
 from va_export.models.family import WeightSource
-from va_export.narrowing import Loss, measure, narrow
 
 # Elements read, checked, converted and written at a time. Blocks of this size transpose fastest (2 GB/s against 0.1 for
 # whole matrices: both sides stay in the cache) and keep a tensor that is not transposed to some megabytes.

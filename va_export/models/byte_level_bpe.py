@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from va_export.checkpoint import read_json
+from va_export.checkpoint.files import read_json
 from va_export.errors import VaExportError
 from va_export.models.sentencepiece_bpe import AddedToken
 

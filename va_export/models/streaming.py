@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from va_export.checkpoint import Checkpoint
+from va_export.checkpoint.files import Checkpoint
 from va_export.models.family import WeightSource
 from va_export.models.weights import read_parameters, set_parameter
 

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from va_export.errors import VaExportError
-from va_export.runtime.backend import Float32, Int64
+from va_export.runtime.backends.backend import Float32, Int64
 
 
 def token_ids(name: str, values: npt.ArrayLike, vocab_size: int) -> Int64:

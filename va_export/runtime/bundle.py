@@ -16,9 +16,9 @@ from va_export.anchor.gains import alphas_of_prompt, gains_from_score
 from va_export.bundle.manifest import Manifest, read_manifest, verify_hashes
 from va_export.errors import VaExportError
 from va_export.runtime import arguments
-from va_export.runtime.backend import Backend, Bool, Float32, Int64, has_score_graph
-from va_export.runtime.backends import open_backend
-from va_export.runtime.processing import Processing
+from va_export.runtime.backends.backend import Backend, Bool, Float32, Int64, has_score_graph
+from va_export.runtime.backends.table import open_backend
+from va_export.runtime.processing.fixed_frames import Processing
 from va_export.runtime.score_cache import ScoreCache
 from va_export.runtime.scoring import SCORERS, Scored, Scorer, score_visual_tokens
 from va_export.runtime.stage_clock import StageClock

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from va_export.anchor import subspace_score
 from va_export.errors import VaExportError
-from va_export.runtime.backend import Backend
+from va_export.runtime.backends.backend import Backend
 from va_export.runtime.score_cache import ScoreCache, Scored
 from va_export.settings import ScoreSettings
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-from va_export.runtime.backend import Backend
+from va_export.runtime.backends.backend import Backend
 
 
 class StageClock:

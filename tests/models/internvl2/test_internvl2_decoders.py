@@ -13,7 +13,7 @@ from command_line import va_export
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from va_export.checkpoint import Checkpoint
+from va_export.checkpoint.files import Checkpoint
 from va_export.errors import VaExportError
 from va_export.models import family_for
 from va_export.models.internvl2.tiny import write_tiny_checkpoint

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from va_export.anchor.hugging_face import anchors
-from va_export.checkpoint import Checkpoint
+from va_export.checkpoint.files import Checkpoint
 from va_export.models import family_for
 from va_export.models.family import ModelSpec
 

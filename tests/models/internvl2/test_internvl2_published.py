@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from va_export import source
-from va_export.checkpoint import HubUnreachable
+from va_export.checkpoint.files import HubUnreachable
 from va_export.errors import VaExportError
+from va_export.export import source
+from va_export.export.recipe import ExportOptions, recipe_names, resolve_model
 from va_export.models import family_for, published_config
 from va_export.models.family import ModelSpec
 from va_export.models.internvl2.published import published_names, published_parameters
-from va_export.recipe import ExportOptions, recipe_names, resolve_model
 
 
 def spec_of(hub_id: str) -> ModelSpec:

@@ -11,7 +11,7 @@ import torch
 from tokenizers import pre_tokenizers
 
 from va_export.anchor.hugging_face import anchors
-from va_export.checkpoint import Checkpoint
+from va_export.checkpoint.files import Checkpoint
 from va_export.models import family_for, family_named
 from va_export.models.internvl2.tiny import SPECIAL_TOKENS, _byte_characters
 from va_export.runtime.tokenizer import load_tokenizer

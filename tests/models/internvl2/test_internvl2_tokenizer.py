@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import sentencepiece
 
-from va_export.checkpoint import Checkpoint
+from va_export.checkpoint.files import Checkpoint
 from va_export.errors import VaExportError
 from va_export.models import family_named
 from va_export.models.internvl2.tokenizer import write_tokenizer

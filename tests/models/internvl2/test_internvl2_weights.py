@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from va_export.checkpoint import Checkpoint
+from va_export.checkpoint.files import Checkpoint
 from va_export.errors import VaExportError
 from va_export.models import family_for, family_named
 from va_export.models.family import ModelFamily, ModelSpec

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from va_export.checkpoint import Checkpoint
-    from va_export.runtime.processing import Processing
+    from va_export.checkpoint.files import Checkpoint
+    from va_export.runtime.processing.fixed_frames import Processing
 
 
 class InternVL2:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from va_export.models.family import ModelSpec
-from va_export.runtime.processing import Processing
+from va_export.runtime.processing.fixed_frames import Processing
 
 IMAGE_TOKEN = "<IMG_CONTEXT>"
 END_OF_TURN = "<|im_end|>"

@@ -7,7 +7,7 @@ import copy
 import torch
 from torch import nn
 
-from va_export.checkpoint import Checkpoint
+from va_export.checkpoint.files import Checkpoint
 from va_export.models.family import ModelSpec
 from va_export.models.internvl2.key_map import weight_map
 from va_export.models.rope import replace_rotary_embedding

@@ -11,7 +11,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from va_export.checkpoint import read_json
+from va_export.checkpoint.files import read_json
 from va_export.errors import VaExportError
 from va_export.models import byte_level_bpe
 from va_export.models.sentencepiece_bpe import AddedToken, build_tokenizer, read_model

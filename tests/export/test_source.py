@@ -1,0 +1,54 @@
+"""Planning needs a hub's configuration, not its weights."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+
+from va_export.errors import VaExportError
+from va_export.export.recipe import ExportOptions, Recipe
+from va_export.export.source import open_source, open_spec
+
+GOLDEN = Path(__file__).parents[1] / "data" / "golden" / "internvl2_tiny"
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A hub with one repository; remembers what was left out."""
+    asked = []
+
+    def snapshot_download(hub_id, revision, allow_patterns, ignore_patterns):
+        asked.append((hub_id, revision, ignore_patterns))
+        folder = tmp_path / ("whole" if ignore_patterns is None else "configuration")
+        folder.mkdir(exist_ok=True)
+        for path in GOLDEN.iterdir():
+            if path.name == "config.json" or (path.suffix == ".safetensors" and ignore_patterns is None):
+                shutil.copy(path, folder)
+        return str(folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    return asked
+
+
+def options(tmp_path, **recipe) -> ExportOptions:
+    return ExportOptions(recipe=Recipe(name="model", **recipe), output=tmp_path / "out")
+
+
+def test_planning_downloads_no_weights(hub, tmp_path):
+    family, spec = open_spec(options(tmp_path, checkpoint="owner/model", revision="v1"), tmp_path)
+    assert hub == [("owner/model", "v1", ["*.safetensors"])]
+    source = open_source(options(tmp_path, checkpoint="owner/model", revision="v1"), tmp_path)
+    assert hub[1] == ("owner/model", "v1", None)
+    assert (family, spec) == (source.family, source.spec)
+
+
+def test_planning_checks_a_local_checkpoint(tmp_path):
+    local = tmp_path / "checkpoint"
+    shutil.copytree(GOLDEN, local)
+    weights = local / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-7])
+    with pytest.raises(VaExportError, match=r"model\.safetensors"):
+        open_spec(options(tmp_path, checkpoint=str(local)), tmp_path)

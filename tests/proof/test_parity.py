@@ -1,0 +1,217 @@
+"""Parity: the comparison itself against hand-made errors, and a real bundle against its reference."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from va_export.anchor import subspace_score
+from va_export.anchor.sharing import sharing_score
+from va_export.proof.compare import (
+    Tolerance,
+    check_parity,
+    compare,
+    label_agreement,
+    normalized_cut,
+    parity_document,
+    tolerance_for,
+)
+from va_export.proof.reference import read_reference
+from va_export.runtime.bundle import Bundle
+
+LOOSE = Tolerance(atol=1e9, rtol=0.0, cosine=-1.0)
+
+
+def test_measures_of_a_known_error() -> None:
+    expected = np.array([[3.0, 4.0], [0.0, 0.0]])
+    actual = np.array([[3.0, 5.0], [-1.0, 0.0]])
+    check = compare("s", None, actual, expected, Tolerance(0.5, 0.25, 0.9), top1=True)
+    assert (check.max_abs, check.mean_abs) == (1.0, 0.5)
+    assert check.max_rel == pytest.approx(1 / 2.5) and check.mean_rel == pytest.approx(0.5 / 2.5)  # root mean square
+    assert check.cosine == pytest.approx(29 / (5 * math.sqrt(35)))
+    assert check.top1_agreement == 0.5
+    assert check.tolerance_used == pytest.approx(1 / 0.5)  # at the zero, where only atol counts
+    assert not check.passed
+
+
+@pytest.mark.parametrize(("error", "passed"), [(0.99, True), (1.01, False)])
+def test_the_bound_decides(error: float, passed: bool) -> None:
+    expected = np.full(100, 10.0)
+    actual = expected.copy()
+    actual[7] += error
+    check = compare("s", None, actual, expected, Tolerance(atol=0.5, rtol=0.05, cosine=0.0))
+    assert check.passed is passed and check.tolerance_used == pytest.approx(error)
+
+
+def test_the_cosine_decides_too() -> None:
+    expected = np.array([1.0, 0.0])
+    assert not compare("s", None, np.array([1.0, 0.1]), expected, Tolerance(1.0, 0.0, 0.999)).passed
+    assert compare("s", None, np.array([1.0, 0.01]), expected, Tolerance(1.0, 0.0, 0.999)).passed
+
+
+@pytest.mark.parametrize(("value", "nan", "inf"), [(np.nan, 1, 0), (np.inf, 0, 1), (-np.inf, 0, 1)])
+def test_one_value_that_is_not_finite_fails_whatever_the_tolerance(value: float, nan: int, inf: int) -> None:
+    actual = np.zeros(10)
+    actual[3] = value
+    check = compare("s", None, actual, np.zeros(10), LOOSE)
+    assert not check.passed and (check.nan, check.inf) == (nan, inf)
+    assert math.isfinite(check.max_abs) and math.isfinite(check.cosine)
+
+
+def test_equal_arrays_pass_at_no_tolerance_and_others_do_not() -> None:
+    values = np.random.default_rng(0).normal(size=(3, 5)).astype(np.float16)
+    exact = Tolerance(0.0, 0.0, 1.0 - 1e-12)
+    assert compare("s", None, values, values.astype(np.float32), exact).passed
+    other = values.copy()
+    other[1, 1] = np.nextafter(other[1, 1], np.float16(9))
+    assert not compare("s", None, other, values, exact).passed
+
+
+def test_all_zeros() -> None:
+    assert compare("s", None, np.zeros(4), np.zeros(4), Tolerance(0.0, 0.0, 0.999)).passed
+    assert not compare("s", None, np.ones(4), np.zeros(4), Tolerance(2.0, 0.0, 0.999)).passed
+
+
+def test_other_shapes_are_a_bug() -> None:
+    with pytest.raises(ValueError, match="shapes"):
+        compare("s", None, np.zeros(3), np.zeros((3, 1)), LOOSE)
+
+
+def test_tolerances_grow_with_roundoff_and_the_root_of_the_depth() -> None:
+    expected = np.array([3.0, -4.0])  # root mean square sqrt(12.5)
+    half, single = (tolerance_for(precision, 4, expected, None, None) for precision in ("fp16", "fp32"))
+    assert half.rtol / single.rtol == pytest.approx(2**13)
+    assert half.atol == pytest.approx(half.rtol * math.sqrt(12.5))
+    assert tolerance_for("fp16", 16, expected, None, None).rtol == pytest.approx(2 * half.rtol)
+    assert tolerance_for("bf16", 4, expected, None, None).rtol == pytest.approx(8 * half.rtol)
+    given = tolerance_for("fp16", 4, expected, 0.0, 0.5)
+    assert (given.atol, given.rtol, given.cosine) == (0.0, 0.5, half.cosine)
+
+
+def test_labels_agree_up_to_their_names() -> None:
+    labels = np.array([0, 0, 1, 1, 2, 2])
+    assert label_agreement(labels, labels) == 1.0
+    assert label_agreement(np.array([2, 2, 0, 0, 1, 1]), labels) == 1.0
+    assert label_agreement(np.array([2, 2, 0, 1, 1, 1]), labels) == pytest.approx(5 / 6)
+    assert label_agreement(np.zeros(6, int), labels) == pytest.approx(2 / 6)
+
+
+def test_a_document_passes_when_something_ran_and_everything_passed() -> None:
+    def passed(*runs: bool) -> bool:
+        document = parity_document("fp16", "reference", [{"passed": run} for run in runs], [])
+        assert isinstance(document["passed"], bool)
+        return document["passed"]
+
+    assert passed(True) and passed(True, True)
+    assert not passed(True, False) and not passed()
+
+
+@pytest.fixture(scope="module")
+def reference(tiny_bundle: Path) -> dict[str, np.ndarray[Any, Any]]:
+    return read_reference(tiny_bundle)
+
+
+def test_a_good_bundle_passes(tiny_bundle: Path, reference: dict[str, np.ndarray[Any, Any]]) -> None:
+    with Bundle.open(tiny_bundle) as bundle:
+        result = check_parity(bundle, reference)
+    json.dumps(result, allow_nan=False)
+    assert result["passed"] and (result["backend"], result["attention"]) == ("onnxruntime", "plugin")
+    stages = [(check["stage"], check["anchors"]) for check in result["checks"]]
+    assert stages == [
+        ("visual_tokens", None), ("sharing_score", None), ("score_graph", None), ("prefill_logits", True),
+        ("decode_logits", True), ("prefill_logits", False), ("decode_logits", False),
+    ]  # fmt: skip
+    assert {run["anchors"] for run in result["greedy"]} == {True, False}
+    for check in result["checks"]:
+        assert 0 < check["tolerance_used"] <= 1 and check["cosine"] >= 0.999 and check["nan"] == check["inf"] == 0
+
+
+def test_plain_tokens_are_not_computed_twice(
+    tiny_bundle: Path, reference: dict[str, np.ndarray[Any, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the forced tokens are what the logits choose; a single other one makes the bundle answer by itself."""
+    with Bundle.open(tiny_bundle) as bundle:
+        generate, passes = bundle.generate, []
+
+        def counted(**given: Any) -> Any:
+            passes.append((given["anchors"], given.get("forced_tokens") is not None))
+            return generate(**given)
+
+        monkeypatch.setattr(bundle, "generate", counted)
+        agreed = check_parity(bundle, reference)
+        assert passes == [(True, True), (True, False), (False, True)]
+        tokens = reference["plain_tokens"].copy()
+        tokens[-1] = (tokens[-1] + 1) % reference["plain_logits"].shape[1]
+        passes.clear()
+        differing = check_parity(bundle, {**reference, "plain_tokens": tokens})
+        assert passes == [(True, True), (True, False), (False, True), (False, False)]
+    first, second = ({run["anchors"]: run for run in result["greedy"]}[False] for result in (agreed, differing))
+    assert first["bundle"] == second["bundle"] == reference["plain_tokens"].tolist()
+    assert (first["matching_prefix"], second["matching_prefix"]) == (len(tokens), len(tokens) - 1)
+
+
+@pytest.mark.parametrize(("array", "stages"), [
+    ("visual_tokens", {"visual_tokens"}),
+    ("sharing_score", {"sharing_score", "score_graph"}),
+    ("anchored_logits", {"prefill_logits", "decode_logits"}),
+    ("plain_logits", {"prefill_logits", "decode_logits"}),
+    ("key_log_gain", {"prefill_logits", "decode_logits"}),
+    ("value_gain", {"prefill_logits", "decode_logits"}),
+])  # fmt: skip
+def test_a_bundle_that_computes_something_else_fails_there(
+    tiny_bundle: Path, reference: dict[str, np.ndarray[Any, Any]], array: str, stages: set[str]
+) -> None:
+    """The reference is moved instead of the bundle: to the comparison it is the same."""
+    random = np.random.default_rng(0)
+    moved = reference[array] * (1 + 0.2 * random.normal(size=reference[array].shape))
+    with Bundle.open(tiny_bundle) as bundle:
+        result = check_parity(bundle, {**reference, array: moved.astype(np.float32)})
+    failed = {check["stage"] for check in result["checks"] if not check["passed"]}
+    assert (
+        not result["passed"]
+        and failed
+        and failed <= stages | ({"sharing_score", "score_graph"} if array == "visual_tokens" else set())
+    )
+
+
+def test_the_two_forms_of_the_decoder_were_compared_at_export(tiny_bundle: Path) -> None:
+    parity = json.loads((tiny_bundle / "parity.json").read_text())
+    assert [(run["backend"], run["attention"]) for run in parity["runs"]] == [
+        ("onnxruntime", "plugin"),
+        ("onnxruntime", "native"),
+    ]
+    assert parity["passed"] and parity["precision"] == "fp16"
+    assert all(row["reason"] and row["command"] for row in parity["not_run"]) and parity["not_run"]
+
+
+@pytest.mark.parametrize("labels", ["worse", "renamed"])
+def test_a_graph_with_other_labels_is_judged_by_what_they_cut(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, labels: str
+) -> None:
+    """Labels of other tokens cut much more, though the score is right for them; other names cut the same."""
+    reference = read_reference(tiny_bundle)
+    with Bundle.open(tiny_bundle) as bundle:
+        tokens = reference["visual_tokens"]
+        details = subspace_score(tokens, **asdict(bundle.score_settings), return_details=True)
+        row_sum = np.asarray(details.self_expression, np.float64).sum(1)
+        given = np.roll(reference["labels"], 5) if labels == "worse" else 3 - reference["labels"]
+        score = sharing_score(row_sum, given).astype(np.float32)
+        monkeypatch.setattr(bundle.backend, "score", lambda _: (score, given))
+        rows = [check for check in check_parity(bundle, reference)["checks"] if check["stage"] == "score_graph"]
+    assert [check["passed"] for check in rows] == [labels == "renamed"]
+
+
+def test_the_cut_of_two_halves_counts_what_crosses() -> None:
+    expression = np.zeros((4, 4))
+    expression[0, 1] = expression[2, 3] = 3.0
+    expression[1, 2] = 1.0
+    # each half: inside 2 · 3, degree 2 · 3 + 1
+    assert normalized_cut(expression, np.array([0, 0, 1, 1])) == pytest.approx(2 * (1 - 6 / 7))
+    assert normalized_cut(expression, np.array([0, 1, 0, 1])) == pytest.approx(2.0)
+    assert normalized_cut(expression, np.array([5, 5, 5, 5])) == pytest.approx(0.0)

@@ -1,0 +1,101 @@
+"""Which components make up a decoder, and on which GPUs they go."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command_line import va_check, va_run
+
+from va_export.bundle.manifest import Manifest
+from va_export.errors import VaExportError
+from va_export.runtime.backends.decoder_parts import assign_devices, decoder_parts, parse_devices
+from va_export.runtime.bundle import Bundle
+
+
+def manifest(components: dict[str, Any], num_layers: int = 4) -> Manifest:
+    return Manifest(Path("b"), {"components": components, "model": {"text": {"num_layers": num_layers}}})
+
+
+def test_a_decoder_in_one_piece_is_one_part() -> None:
+    (part,) = decoder_parts(manifest({"vision": {}, "decoder": {"onnx": "onnx/decoder.onnx"}}))
+    assert (part.name, list(part.layers), part.is_first, part.is_last) == ("decoder", [0, 1, 2, 3], True, True)
+
+
+def test_parts_follow_their_layers_not_their_names() -> None:
+    entries = {f"decoder_{index}": {"layers": [index, index + 1]} for index in range(12)}
+    parts = decoder_parts(manifest({"embedding": {}, **dict(sorted(entries.items()))}, 12))
+    assert [part.name for part in parts] == [f"decoder_{index}" for index in range(12)]  # not 0, 1, 10, 11, 2
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        [[0, 2]],
+        [[0, 2], [3, 4]],
+        [[0, 3], [2, 4]],
+        [[0, 2], [2, 5]],
+        [[1, 4]],
+        [[0, 4], [4, 4]],
+        [[0, 2], None],
+        [[0, 2], [2, "x"]],
+        [[0, 2], [2, 3, 4]],
+    ],
+)
+def test_shards_that_do_not_make_up_the_decoder_are_refused(layers: list[Any]) -> None:
+    with pytest.raises(VaExportError, match="do not make up 4 layers"):
+        decoder_parts(manifest({f"decoder_{index}": {"layers": one} for index, one in enumerate(layers)}))
+
+
+@pytest.mark.parametrize(
+    ("n_parts", "devices", "expected"),
+    [
+        (1, [0], [0]),
+        (4, [0], [0, 0, 0, 0]),
+        (4, [0, 1], [0, 0, 1, 1]),
+        (4, [1, 0], [1, 1, 0, 0]),
+        (5, [0, 1], [0, 0, 0, 1, 1]),
+        (4, [3, 5, 7], [3, 3, 5, 7]),
+        (8, [0, 1, 2, 3], [0, 0, 1, 1, 2, 2, 3, 3]),
+    ],
+)
+def test_neighbours_share_a_device(n_parts: int, devices: list[int], expected: list[int]) -> None:
+    assert list(assign_devices(n_parts, devices)) == expected
+
+
+def test_every_device_gets_as_many_parts_or_one_more() -> None:
+    for n_parts, n_devices in itertools.product(range(1, 20), range(1, 9)):
+        if n_devices <= n_parts:
+            assigned = assign_devices(n_parts, range(n_devices))
+            assert sorted(assigned) == list(assigned) and set(assigned) == set(range(n_devices))
+            counts = [assigned.count(device) for device in range(n_devices)]
+            assert max(counts) - min(counts) <= 1
+        else:
+            with pytest.raises(VaExportError, match=f"{n_devices} devices were given") as caught:
+                assign_devices(n_parts, range(n_devices))
+            assert caught.value.fix is not None and f"--decoder-shards {n_devices}" in caught.value.fix
+
+
+def test_devices_are_read_from_text() -> None:
+    assert parse_devices("") is None and parse_devices("0, 2,1") == (0, 2, 1)
+    for wrong in ("a", "0,-1", "1,1", "0 1", "0,00"):
+        with pytest.raises(VaExportError, match="no list of different devices"):
+            parse_devices(wrong)
+
+
+@pytest.mark.parametrize(("backend", "words"), [("onnxruntime", "no GPU"), ("torch", "runs on the CPU")])
+def test_a_cpu_backend_takes_no_devices(tiny_bundle: Path, backend: str, words: str) -> None:
+    if backend == "onnxruntime":
+        import onnxruntime
+
+        if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+            pytest.skip("this ONNX Runtime has GPUs")
+    with pytest.raises(VaExportError, match=words) as caught:
+        Bundle.open(tiny_bundle, backend, devices=(0,))
+    assert caught.value.where == "--devices"
+    outcome = va_check(tiny_bundle, "--backend", backend, "--devices", "0")
+    assert outcome.code == 2 and words in outcome.message
+    outcome = va_run(tiny_bundle, "--video", "v", "--prompt", "p", "--backend", backend, "--devices", "0,0")
+    assert outcome.code == 2 and "different devices" in outcome.message

@@ -1,0 +1,125 @@
+"""The ONNX Runtime backend: both forms of the decoder, its cache, and what it cannot open."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from va_export.bundle.manifest import Manifest, read_manifest, sha256
+from va_export.errors import VaExportError
+from va_export.runtime.backends.onnxruntime import OnnxRuntimeBackend
+from va_export.runtime.bundle import Bundle
+
+
+@pytest.fixture(scope="module")
+def manifest(tiny_bundle: Path) -> Manifest:
+    return read_manifest(tiny_bundle)
+
+
+@pytest.fixture(scope="module", params=["plugin", "native"])
+def backend(manifest: Manifest, request: pytest.FixtureRequest) -> Iterator[OnnxRuntimeBackend]:
+    opened = OnnxRuntimeBackend(manifest, request.param)
+    yield opened
+    opened.close()
+
+
+def test_vision_gives_16_tokens_a_frame(backend: OnnxRuntimeBackend) -> None:
+    pixels = np.random.default_rng(1).normal(size=(3, 3, 112, 112)).astype(np.float32)
+    together = backend.vision(pixels)
+    assert together.shape == (48, 128) and together.dtype == np.float32
+    alone = np.concatenate([backend.vision(pixels[i : i + 1]) for i in range(3)])
+    np.testing.assert_allclose(together, alone, atol=5e-3)  # frames do not see each other
+
+
+def test_visual_tokens_replace_the_placeholders_in_order(backend: OnnxRuntimeBackend) -> None:
+    ids = np.array([[5, 262, 7, 262], [262, 9, 262, 262]])
+    tokens = np.random.default_rng(2).normal(size=(5, 128)).astype(np.float32)
+    embeds = backend.embed(ids, ids == 262, tokens)
+    plain = backend.embed(ids, np.zeros_like(ids, np.bool_), tokens)
+    assert embeds.shape == (2, 4, 128)
+    np.testing.assert_allclose(embeds[ids == 262], tokens, rtol=1e-3, atol=1e-3)
+    np.testing.assert_array_equal(embeds[ids != 262], plain[ids != 262])
+
+
+def test_a_prompt_in_two_pieces_is_the_same_prompt(backend: OnnxRuntimeBackend) -> None:
+    embeds = np.random.default_rng(3).normal(size=(1, 10, 128)).astype(np.float32)
+    gains = np.zeros((1, 64), np.float32), np.ones((1, 64), np.float32)
+    whole = backend.decode(embeds, *gains, np.zeros(1, np.int64), backend.new_cache(1, 64))
+    cache = backend.new_cache(1, 64)
+    backend.decode(embeds[:, :6], *gains, np.zeros(1, np.int64), cache)
+    rest = backend.decode(embeds[:, 6:], *gains, np.array([6]), cache)
+    np.testing.assert_allclose(rest, whole, atol=2e-2 * np.abs(whole).max())
+
+
+def test_rows_of_a_batch_do_not_see_each_other(backend: OnnxRuntimeBackend) -> None:
+    random = np.random.default_rng(4)
+    embeds = random.normal(size=(2, 5, 128)).astype(np.float32)
+    log_gain = random.uniform(0, 2, size=(2, 64)).astype(np.float32)
+    gain = random.uniform(1, 3, size=(2, 64)).astype(np.float32)
+    both = backend.decode(embeds, log_gain, gain, np.zeros(2, np.int64), backend.new_cache(2, 64))
+    for row in range(2):
+        only = slice(row, row + 1)
+        alone = backend.decode(
+            embeds[only], log_gain[only], gain[only], np.zeros(1, np.int64), backend.new_cache(1, 64)
+        )
+        np.testing.assert_allclose(both[only], alone, atol=2e-2 * np.abs(alone).max())
+
+
+def test_unused_slots_do_not_matter(backend: OnnxRuntimeBackend) -> None:
+    embeds = np.random.default_rng(5).normal(size=(1, 4, 128)).astype(np.float32)
+    results = []
+    for capacity, filler in ((64, 0.0), (64, 50.0), (192, 0.0)):
+        log_gain, gain = np.full((1, capacity), filler, np.float32), np.full((1, capacity), 1 + filler, np.float32)
+        log_gain[:, :4], gain[:, :4] = 0, 1
+        results.append(backend.decode(embeds, log_gain, gain, np.zeros(1, np.int64), backend.new_cache(1, capacity)))
+    np.testing.assert_allclose(results[1], results[0], atol=2e-2 * np.abs(results[0]).max())
+    np.testing.assert_allclose(results[2], results[0], atol=2e-2 * np.abs(results[0]).max())
+
+
+def test_the_cache_is_as_large_as_needed(backend: OnnxRuntimeBackend) -> None:
+    assert [backend.cache_capacity(needed, 200) for needed in (1, 64, 65, 190, 200)] == [64, 64, 128, 192, 200]
+
+
+def test_a_graph_that_onnxruntime_cannot_open(copied_bundle: Path) -> None:
+    import onnx
+
+    path = copied_bundle / "onnx" / "vision.onnx"
+    model = onnx.load(path, load_external_data=False)
+    model.graph.node[0].op_type = "NoSuchOperator"
+    path.write_bytes(model.SerializeToString())
+    manifest_path = copied_bundle / "manifest.json"
+    data = json.loads(manifest_path.read_text())
+    data["files"]["onnx/vision.onnx"] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
+    manifest_path.write_text(json.dumps(data))
+    with Bundle.open(copied_bundle) as bundle, pytest.raises(VaExportError, match="NoSuchOperator") as caught:
+        bundle.backend.vision(np.zeros((1, 3, 112, 112), np.float32))
+    assert caught.value.fix == "verify the bundle with va-check, or export it again"
+
+
+def test_bfloat16_is_refused_on_the_cpu(copied_bundle: Path) -> None:
+    path = copied_bundle / "manifest.json"
+    data = json.loads(path.read_text())
+    data["precision"] = "bf16"
+    path.write_text(json.dumps(data))
+    with pytest.raises(VaExportError, match="no bfloat16 kernels") as caught:
+        Bundle.open(copied_bundle)
+    assert caught.value.fix is not None and "--backend torch" in caught.value.fix
+
+
+def test_without_onnxruntime(monkeypatch: pytest.MonkeyPatch, tiny_bundle: Path) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(VaExportError, match="ONNX Runtime is not installed"):
+        Bundle.open(tiny_bundle)
+
+
+def test_unknown_backends_and_forms_that_are_not_there(tiny_bundle: Path) -> None:
+    with pytest.raises(VaExportError, match="unknown backend 'tpu'"):
+        Bundle.open(tiny_bundle, "tpu")
+    with pytest.raises(VaExportError, match="no tensorrt form of vision"):
+        Bundle.open(tiny_bundle, "tensorrt")

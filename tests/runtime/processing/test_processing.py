@@ -1,0 +1,185 @@
+"""Frames and questions become inputs: pixels against the arithmetic by hand, prompts against their template."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from va_export.errors import VaExportError
+from va_export.runtime.processing.fixed_frames import Processing
+
+PROCESSING = Processing(
+    image_size=28,
+    mean=(0.485, 0.456, 0.406),
+    std=(0.229, 0.224, 0.225),
+    resample="bicubic",
+    frame_sampling="segment-midpoint",
+    tokens_per_frame=3,
+    image_token="<ctx>",
+    image_token_id=99,
+    chat_template="[user]{frames}{question}[end]",
+    frame_template="Frame{number}: {image}\n",
+    bos_token_id=1,
+    stop_token_ids=(2, 7),
+)
+
+
+class CharacterTokenizer:
+    """One id a character, and 99 for "<ctx>"."""
+
+    def encode(self, text: str) -> list[int]:
+        ids: list[int] = []
+        for i, part in enumerate(text.split("<ctx>")):
+            ids += [99] * (i > 0) + [1000 + ord(character) for character in part]
+        return ids
+
+
+def random_frames(height: int, width: int, count: int = 2) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (count, height, width, 3), dtype=np.uint8)
+
+
+def bicubic(frame: np.ndarray, size: int) -> np.ndarray:
+    """Bicubic resampling, kernel (a = −0.5) widened to the scale, rounded to 8 bits after each axis: Pillow's rule."""
+
+    def weights(length: int) -> np.ndarray:
+        scale = length / size
+        support = max(scale, 1.0)
+        matrix = np.zeros((size, length))
+        for i in range(size):
+            centre = (i + 0.5) * scale
+            low, high = max(int(centre - 2 * support + 0.5), 0), min(int(centre + 2 * support + 0.5), length)
+            x = np.abs((np.arange(low, high) + 0.5 - centre) / support)
+            near = (1.5 * x - 2.5) * x * x + 1
+            far = ((-0.5 * x + 2.5) * x - 4) * x + 2
+            kernel = np.where(x < 1, near, np.where(x < 2, far, 0.0))
+            matrix[i, low:high] = kernel / kernel.sum()
+        return matrix
+
+    height, width, _ = frame.shape
+    rows = np.clip(np.floor(np.einsum("ow,hwc->hoc", weights(width), frame.astype(float)) + 0.5), 0, 255)
+    return np.clip(np.floor(np.einsum("oh,hwc->owc", weights(height), rows) + 0.5), 0, 255)
+
+
+@pytest.mark.parametrize(("height", "width"), [(45, 80), (111, 89), (28, 28), (9, 500)])
+def test_pixels_equal_the_arithmetic_by_hand(height: int, width: int) -> None:
+    frames = random_frames(height, width)
+    pixels = PROCESSING.pixel_values(frames)
+    assert pixels.shape == (2, 3, 28, 28)
+    assert pixels.dtype == np.float32
+    for frame, got in zip(frames, pixels, strict=True):
+        resized = np.asarray(Image.fromarray(frame).resize((28, 28), Image.Resampling.BICUBIC))
+        expected = (resized / 255.0 - np.array(PROCESSING.mean)) / np.array(PROCESSING.std)
+        np.testing.assert_allclose(got, expected.transpose(2, 0, 1), rtol=0, atol=1e-6)
+        # Pillow works in fixed point: at most one of 256 steps from exact arithmetic.
+        assert np.abs(bicubic(frame, 28) - resized).max() <= 1
+
+
+def test_frames_of_the_wrong_kind_are_refused() -> None:
+    for frames in (
+        random_frames(4, 4)[0],
+        random_frames(4, 4).astype(np.float32),
+        np.zeros((2, 4, 4, 1), dtype=np.uint8),
+        np.zeros((0, 4, 4, 3), dtype=np.uint8),
+    ):
+        with pytest.raises(VaExportError, match=r"expected \[frames, height, width, 3\] uint8"):
+            PROCESSING.pixel_values(frames)
+
+
+def test_prompt_text_and_ids() -> None:
+    image = "<ctx><ctx><ctx>"
+    text = PROCESSING.prompt_text("Why?", 2)
+    assert text == f"[user]Frame1: {image}\nFrame2: {image}\nWhy?[end]"
+    ids = PROCESSING.input_ids("Why?", 2, CharacterTokenizer())  # type: ignore[arg-type]
+    assert ids.dtype == np.int64
+    assert ids.tolist() == [[1, *CharacterTokenizer().encode(text)]]
+    without = dataclasses.replace(PROCESSING, bos_token_id=None)
+    assert without.input_ids("Why?", 2, CharacterTokenizer()).tolist() == [ids[0, 1:].tolist()]  # type: ignore[arg-type]
+
+
+def test_braces_in_a_question_stay_text() -> None:
+    for question in ("{frames} {question}", "{}", "{0} {number"):
+        assert PROCESSING.prompt_text(question, 1).endswith(f"\n{question}[end]")
+
+
+def test_a_question_with_the_image_token_is_refused() -> None:
+    with pytest.raises(VaExportError, match=r"has 4 tokens <ctx>, 1 frames need 3"):
+        PROCESSING.input_ids("what is <ctx>?", 1, CharacterTokenizer())  # type: ignore[arg-type]
+
+
+def test_prompt_from_ids() -> None:
+    assert PROCESSING.token_prompt([1, 5], [6], 2).tolist() == [[1, 5, *[99] * 6, 6]]
+    assert PROCESSING.token_prompt((), np.array([6]), 1).tolist() == [[99, 99, 99, 6]]
+    with pytest.raises(VaExportError, match="has 4 tokens"):
+        PROCESSING.token_prompt([99], [6], 1)
+
+
+def official_indices(frame_count: int, num_segments: int) -> list[int]:
+    """The indices of the model cards' `get_index` for a whole video."""
+    start_idx, end_idx = 0, frame_count - 1
+    seg_size = float(end_idx - start_idx) / num_segments
+    return [int(start_idx + (seg_size / 2) + np.round(seg_size * idx)) for idx in range(num_segments)]
+
+
+def test_frame_indices() -> None:
+    assert PROCESSING.frame_indices(250, 8) == [15, 46, 77, 108, 139, 171, 202, 233]
+    assert PROCESSING.frame_indices(1, 1) == [0]
+    for count in (8, 9, 16, 17, 64, 100, 101, 997):
+        for wanted in (1, 2, 7, 8):
+            indices = PROCESSING.frame_indices(count, wanted)
+            assert indices == official_indices(count, wanted)
+            assert indices == sorted(indices)
+            assert 0 <= indices[0] <= indices[-1] < count
+    with pytest.raises(VaExportError, match="the video has 7 frames, 8 are asked for"):
+        PROCESSING.frame_indices(7, 8)
+    with pytest.raises(VaExportError, match="0 frames asked for"):
+        PROCESSING.frame_indices(7, 0)
+
+
+def test_json_round_trip() -> None:
+    text = PROCESSING.to_json()
+    assert Processing.from_json(text) == PROCESSING
+    assert json.loads(text)["chat_template"] == "[user]{frames}{question}[end]"
+
+
+def test_json_of_another_version_is_refused() -> None:
+    content = json.loads(PROCESSING.to_json())
+    del content["resample"]
+    content["new"] = 1
+    with pytest.raises(VaExportError, match=r"lacks \['resample'\], adds \['new'\]"):
+        Processing.from_json(json.dumps(content))
+    for broken in ("{", "[]", "3"):
+        with pytest.raises(VaExportError):
+            Processing.from_json(broken)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "reason"),
+    [
+        ("resample", "lanczos", "'lanczos'"),
+        ("frame_sampling", "uniform", "'uniform'"),
+        ("chat_template", "{frames}", "chat_template has the fields"),
+        ("frame_template", "{image}{image}", "frame_template has the fields"),
+        ("image_size", 0, "must be positive"),
+        ("std", (0.1, 0.0, 0.1), "must be positive"),
+    ],
+)
+def test_illegal_settings_are_refused(field: str, value: object, reason: str) -> None:
+    with pytest.raises(VaExportError, match=reason):
+        dataclasses.replace(PROCESSING, **{field: value})  # type: ignore[arg-type]
+
+
+def test_needs_neither_torch_nor_transformers() -> None:
+    program = (
+        "import sys\n"
+        "import va_export.runtime.processing.fixed_frames, va_export.runtime.tokenizer, va_export.runtime.video\n"
+        "heavy = {'torch', 'transformers', 'onnx', 'av', 'PIL', 'tokenizers'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr

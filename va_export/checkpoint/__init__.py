@@ -1,0 +1,1 @@
+"""A checkpoint's files: headers, tensors, hashes, and random weights in their place."""

@@ -1,0 +1,101 @@
+"""SHA-256 of the checkpoint's files, computed beside the export, which is busy with other things meanwhile."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from va_export.errors import VaExportError
+from va_export.export.fingerprint import identity
+
+if TYPE_CHECKING:
+    from va_export.bundle.journal import Journal
+    from va_export.checkpoint.files import Checkpoint
+    from va_export.progress import Stage
+
+_CHUNK = 8 << 20
+
+
+class CheckpointHashes:
+    """The digests of a checkpoint's files, one after another in a thread; `hashing` makes one."""
+
+    def __init__(self, checkpoint: Checkpoint, journal: Journal) -> None:
+        self._journal = journal
+        self._total = sum(file.size for file in checkpoint.files())
+        self._entries: dict[str, dict[str, Any]] = {}
+        self._todo = []
+        self._before = {file.path: identity(file.path) for file in checkpoint.files()}
+        for file in checkpoint.files():
+            if known := journal.of("checkpoint", name=file.path.name):  # an earlier run's, on the same files
+                self._entries[file.path.name] = known[-1]["entry"]
+            else:
+                self._todo.append(file.path)
+        self._done = sum(entry["bytes"] for entry in self._entries.values())
+        self._failure: VaExportError | None = None
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="checkpoint hashes", daemon=True)
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End at once, with or without a result."""
+        self._stop.set()
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    def wait(self, stage: Stage) -> dict[str, dict[str, Any]]:
+        """Wait for the digests; returns file name → bytes and sha256.
+
+        Raises:
+            VaExportError: a file cannot be read, or was edited meanwhile.
+        """
+        count, seen = stage.byte_counter(self._total), 0
+        while self._thread.is_alive():
+            self._thread.join(0.2)
+            done = self._done
+            count(done - seen)
+            seen = done
+        if self._failure is not None:
+            raise self._failure
+        for path, before in self._before.items():
+            if not path.exists() or identity(path) != before:
+                raise VaExportError(
+                    "the checkpoint was edited while it was exported", where=path, fix="run the export again"
+                )
+        # Only now, by the thread that writes the journal's other records.
+        for name, entry in self._entries.items():
+            if not self._journal.of("checkpoint", name=name):
+                self._journal.append("checkpoint", name=name, entry=entry)
+        return dict(sorted(self._entries.items()))
+
+    def _run(self) -> None:
+        try:
+            for path in self._todo:
+                digest = hashlib.sha256()
+                with path.open("rb", buffering=0) as stream:
+                    while content := stream.read(_CHUNK):
+                        if self._stop.is_set():
+                            return
+                        digest.update(content)
+                        self._done += len(content)
+                self._entries[path.name] = {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
+        except OSError as error:
+            self._failure = VaExportError(
+                f"the file cannot be read: {error.strerror}", where=path, fix="check the disk"
+            )
+
+
+@contextmanager
+def hashing(checkpoint: Checkpoint, journal: Journal) -> Iterator[CheckpointHashes]:
+    """Hash a checkpoint's files while the body runs; `CheckpointHashes.wait` gives the result."""
+    hashes = CheckpointHashes(checkpoint, journal)
+    hashes.start()
+    try:
+        yield hashes
+    finally:
+        hashes.stop()

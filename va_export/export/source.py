@@ -1,0 +1,108 @@
+"""From `--model` to an opened, checked checkpoint."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from va_export.checkpoint.files import Checkpoint, HubUnreachable, download, read_json
+from va_export.checkpoint.random_weights import RandomCheckpoint
+from va_export.models import family_for, family_named, published_config
+
+if TYPE_CHECKING:
+    from va_export.export.recipe import ExportOptions, Recipe
+    from va_export.models.family import ModelFamily, ModelSpec
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+@dataclass(frozen=True)
+class Source:
+    """An opened checkpoint and what it is.
+
+    Attributes:
+        commit: the Hub's name of exactly these files; None where they come from a local directory.
+    """
+
+    checkpoint: Checkpoint
+    family: ModelFamily
+    spec: ModelSpec
+    commit: str | None = None
+
+
+def open_source(options: ExportOptions, scratch: Path) -> Source:
+    """Open the checkpoint that the recipe names (making or downloading it first) and check all of its tensors'
+    headers."""
+    recipe = options.recipe
+    if recipe.weights == "random":
+        return _random_source(options, scratch)
+    directory = _checkpoint_directory(recipe, scratch)
+    checkpoint = Checkpoint.open(directory)
+    family = family_for(checkpoint.config)
+    spec = family.spec_from_checkpoint(checkpoint, options.num_decoder_layers, options.image_token_id)
+    family.check_weights(spec, checkpoint)
+    return Source(checkpoint, family, spec, _commit(directory))
+
+
+def open_spec(options: ExportOptions, scratch: Path) -> tuple[ModelFamily, ModelSpec]:
+    """What an export would be of, for planning. Of a hub id only the configuration is downloaded (a published
+    checkpoint's is known where the Hub is out of reach); a local checkpoint is checked as `open_source` does."""
+    recipe = options.recipe
+    if recipe.is_random or Path(recipe.checkpoint).expanduser().is_dir():
+        source = open_source(options, scratch)
+        return source.family, source.spec
+    config = _hub_config(recipe)
+    family = family_for(config)
+    return family, family.spec_from_config(config, options.num_decoder_layers, options.image_token_id)
+
+
+def _hub_config(recipe: Recipe) -> Mapping[str, Any]:
+    try:
+        directory = download(recipe.checkpoint, recipe.revision, weights=False)
+    except HubUnreachable:
+        if (config := published_config(recipe.checkpoint)) is None:
+            raise
+        return config
+    return read_json(directory / "config.json", what="the model's configuration")
+
+
+def _checkpoint_directory(recipe: Recipe, scratch: Path) -> Path:
+    if recipe.random_weights:
+        return family_named(recipe.random_weights).write_tiny_checkpoint(scratch / recipe.name, recipe.seed)
+    local = Path(recipe.checkpoint).expanduser()
+    return local if local.is_dir() else download(recipe.checkpoint, recipe.revision)
+
+
+def _random_source(options: ExportOptions, scratch: Path) -> Source:
+    """The sizes of a checkpoint and its tokenizer, if there is one, with random weights."""
+    recipe = options.recipe
+    local = Path(recipe.checkpoint).expanduser()
+    directory = local if local.is_dir() else _sizes_of(recipe, scratch)
+    config = read_json(directory / "config.json", what="the model's configuration")
+    family = family_for(config)
+    without_weights = Checkpoint(directory, config, {}, ())
+    spec = family.spec_from_checkpoint(without_weights, options.num_decoder_layers, options.image_token_id)
+    checkpoint = RandomCheckpoint(directory, config, family.weight_map(spec), recipe.seed)
+    return Source(checkpoint, family, spec, _commit(directory))
+
+
+def _sizes_of(recipe: Recipe, scratch: Path) -> Path:
+    """A directory with the configuration of a hub id, and its tokenizer where the Hub can be reached."""
+    try:
+        return download(recipe.checkpoint, recipe.revision, weights=False)
+    except HubUnreachable:
+        config = _hub_config(recipe)
+    directory = scratch / "published"
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "config.json").write_text(json.dumps(dict(config), indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    return directory
+
+
+def _commit(directory: Path) -> str | None:
+    """The commit that a folder of the Hub's local cache is a copy of: its name."""
+    name = directory.name
+    return name if directory.parent.name == "snapshots" and _COMMIT.fullmatch(name) else None

@@ -1,0 +1,1 @@
+"""What runs a bundle's components: ONNX Runtime, TensorRT, PyTorch."""

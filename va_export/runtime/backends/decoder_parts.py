@@ -1,0 +1,93 @@
+"""The decoder of a bundle, which may lie in several components: which ones, in what order, and on which GPUs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from va_export.bundle.decoder_shards import DECODER, DecoderShard
+from va_export.errors import VaExportError
+
+if TYPE_CHECKING:
+    from va_export.bundle.manifest import Manifest
+
+
+def decoder_parts(manifest: Manifest) -> tuple[DecoderShard, ...]:
+    """The decoder's components in the order in which they run; a decoder in one piece is one part.
+
+    Raises:
+        VaExportError: the bundle has no decoder, or its shards do not follow each other from the first layer to the
+            last.
+    """
+    components, num_layers = manifest.data["components"], manifest.data["model"]["text"]["num_layers"]
+    layers = {name: entry["layers"] for name, entry in components.items() if "layers" in entry}
+    if not layers:
+        # Without one, component_file says which components there are.
+        return (DecoderShard(DECODER, 0, num_layers, num_layers),)
+    try:
+        ordered = sorted((int(first), int(stop), name) for name, (first, stop) in layers.items())
+    except (TypeError, ValueError):
+        ordered = []
+    starts, stops = [first for first, _, _ in ordered], [stop for _, stop, _ in ordered]
+    if [*starts, num_layers] != [0, *stops] or any(first >= stop for first, stop, _ in ordered):
+        raise VaExportError(
+            f"the decoder's shards are of layers {list(layers.values())}, which do not make up {num_layers} layers",
+            where=manifest.directory,
+            fix="export the bundle again",
+        )
+    return tuple(DecoderShard(name, first, stop, num_layers) for first, stop, name in ordered)
+
+
+def assign_devices(n_parts: int, devices: Sequence[int]) -> tuple[int, ...]:
+    """The device of each part: neighbours together, so that hidden states change devices as seldom as can be.
+
+    Args:
+        devices: GPU numbers in the order in which they are to be filled. The parts are of about equal size, so every
+            device gets as many of them as the others, or one more.
+
+    Raises:
+        VaExportError: more devices than parts.
+    """
+    if len(devices) > n_parts:
+        raise VaExportError(
+            f"{len(devices)} devices were given, and this bundle's decoder is in {n_parts}"
+            f" {'piece' if n_parts == 1 else 'shards'}",
+            where="--devices",
+            fix=f"give at most {n_parts}, or export with --decoder-shards {len(devices)}",
+        )
+    return tuple(devices[index * len(devices) // n_parts] for index in range(n_parts))
+
+
+def parse_devices(text: str) -> tuple[int, ...] | None:
+    """`0,1` → (0, 1); empty → None, which leaves the choice to the backend.
+
+    Raises:
+        VaExportError: words that are no device numbers, or one twice.
+    """
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    if not words:
+        return None
+    if not all(word.isdecimal() for word in words) or len(set(map(int, words))) < len(words):
+        raise VaExportError(
+            f"{text!r} is no list of different devices",
+            where="--devices",
+            fix="write GPU numbers with commas, as 0,1",
+        )
+    return tuple(map(int, words))
+
+
+class PartClock:
+    """Wall milliseconds of the latest pass through the parts, by name; nothing for a decoder in one piece."""
+
+    def __init__(self, parts: Sequence[DecoderShard]) -> None:
+        self._counts = len(parts) > 1
+        self.milliseconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, part: DecoderShard) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        if self._counts:
+            self.milliseconds[part.name] = 1e3 * (time.perf_counter() - start)

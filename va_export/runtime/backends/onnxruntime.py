@@ -1,0 +1,187 @@
+"""A bundle on ONNX Runtime: the CPU provider everywhere, the CUDA provider where onnxruntime-gpu finds a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from va_export.bundle.decoder_shards import DecoderShard, is_decoder
+from va_export.errors import VaExportError
+from va_export.runtime.backends.backend import Bool, Float32, HostBackend, Int64, component_file
+from va_export.runtime.backends.decoder_parts import PartClock, assign_devices, decoder_parts
+from va_export.runtime.backends.external_data import check_external_data
+from va_export.runtime.backends.session_memory import must_stream, session_options
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
+
+    from va_export.bundle.manifest import Manifest
+
+# ONNX element types (onnx.TensorProto.DataType) of the KV cache.
+_CACHE_TYPES = {"fp32": 1, "fp16": 10, "bf16": 16}
+_CUDA = "CUDAExecutionProvider"
+# By part of the decoder: its caches in the order of its inputs.
+Cache = dict[str, list["ort.OrtValue"]]
+
+
+class OnnxRuntimeBackend(HostBackend):
+    """Sessions are made when a component is first used, so that a bundle of one component opens too."""
+
+    name = "onnxruntime"
+
+    def __init__(self, manifest: Manifest, attention: str, devices: Sequence[int] | None = None) -> None:
+        self._manifest = manifest
+        self._parts = decoder_parts(manifest)
+        self._clock = PartClock(self._parts)
+        self._decoder_kind = "onnx_native" if attention == "native" else "onnx"
+        self._sessions: dict[str, ort.InferenceSession] = {}
+        self._precision: str = manifest.data["precision"]
+        self._providers = _providers()
+        self.device = "cuda" if self._providers[0] == _CUDA else "cpu"
+        # Decided once for all components, for they are open together.
+        self._streams = self.device == "cpu" and must_stream(manifest.directory)
+        if devices is not None and self.device == "cpu":
+            raise VaExportError(
+                "ONNX Runtime finds no GPU here to put shards on",
+                where="--devices",
+                fix="leave --devices out, or install onnxruntime-gpu on a machine with GPUs",
+            )
+        given = devices or (0,)
+        self._first_device = given[0]
+        self._device_of = {
+            part.name: device for part, device in zip(self._parts, assign_devices(len(self._parts), given), strict=True)
+        }
+        if self._precision == "bf16" and self.device == "cpu":
+            raise VaExportError(
+                "ONNX Runtime's CPU provider has no bfloat16 kernels",
+                where=manifest.directory,
+                fix="use --backend torch here, or run the bundle on a GPU",
+            )
+
+    def vision(self, pixel_values: Float32) -> Float32:
+        return self._run("vision", {"pixel_values": pixel_values})
+
+    def embed(self, input_ids: Int64, is_visual: Bool, visual_tokens: Float32) -> Float32:
+        inputs: dict[str, np.ndarray] = {"input_ids": input_ids, "is_visual": is_visual, "visual_tokens": visual_tokens}
+        return self._run("embedding", inputs)
+
+    def score(self, visual_tokens: Float32) -> tuple[Float32, Int64]:
+        score, labels = self._session("score").run(None, {"visual_tokens": visual_tokens})
+        return score, labels
+
+    def cache_capacity(self, needed: int, limit: int) -> int:
+        # The portable attention reads the whole cache, so a small one is faster; steps of 64 keep the shapes few.
+        return min(limit, -(-needed // 64) * 64)
+
+    @property
+    def part_milliseconds(self) -> Mapping[str, float]:
+        return self._clock.milliseconds
+
+    def new_cache(self, batch: int, capacity: int) -> Cache:
+        import onnxruntime as ort
+
+        text = self._manifest.data["model"]["text"]
+        shape = (batch, text["num_kv_heads"], capacity, text["head_dim"])
+        dtype = {"fp32": np.float32, "fp16": np.float16, "bf16": np.uint16}[self._precision]
+        return {
+            part.name: [
+                ort.OrtValue.ortvalue_from_numpy_with_onnx_type(np.zeros(shape, dtype), _CACHE_TYPES[self._precision])
+                if self.device == "cpu"
+                else ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, dtype), "cuda", self._device_of[part.name])
+                for _ in range(2 * len(part.layers))
+            ]
+            for part in self._parts
+        }
+
+    def decode(
+        self,
+        inputs_embeds: Float32,
+        key_log_gain: Float32,
+        value_gain: Float32,
+        past_length: Int64,
+        cache: Cache,
+    ) -> Float32:
+        hidden_states = inputs_embeds
+        for part in self._parts:
+            inputs: dict[str, np.ndarray] = {
+                part.input_name: np.ascontiguousarray(hidden_states),
+                "key_log_gain": np.ascontiguousarray(key_log_gain),
+                "value_gain": np.ascontiguousarray(value_gain),
+                "past_length": past_length,
+            }
+            session = self._session(part.name)
+            with self._clock(part):
+                hidden_states = _run_part(session, part, inputs, cache[part.name])
+        return hidden_states
+
+    def close(self) -> None:
+        self._sessions.clear()
+
+    def _run(self, component: str, inputs: dict[str, np.ndarray]) -> Float32:
+        result: Float32 = self._session(component).run(None, inputs)[0]
+        return result
+
+    def _session(self, component: str) -> ort.InferenceSession:
+        if component not in self._sessions:
+            self._sessions[component] = self._open(component)
+        return self._sessions[component]
+
+    def _providers_on(self, device: int) -> list[Any]:
+        """The providers, CUDA's on one GPU."""
+        return [(name, {"device_id": device}) if name == _CUDA else name for name in self._providers]
+
+    def _open(self, component: str) -> ort.InferenceSession:
+        import onnxruntime as ort
+
+        kind = self._decoder_kind if is_decoder(component) else "onnx"
+        path = self._manifest.path(component_file(self._manifest, component, kind))
+        check_external_data(path)
+        options = session_options(self._streams)
+        try:
+            return ort.InferenceSession(
+                str(path),
+                options,
+                providers=self._providers_on(self._device_of.get(component, self._first_device)),
+                disabled_optimizers=["ConstantFolding"] if self._streams else None,
+            )
+        except Exception as error:  # ONNX Runtime raises its own bare Exception subclasses
+            raise VaExportError(
+                f"ONNX Runtime cannot open {component}: {str(error).strip()}",
+                where=path,
+                fix="verify the bundle with va-check, or export it again",
+            ) from error
+
+
+def _providers() -> list[str]:
+    try:
+        import onnxruntime as ort
+    except ImportError as error:
+        raise VaExportError(
+            "ONNX Runtime is not installed",
+            where="backend onnxruntime",
+            fix="pip install onnxruntime (or onnxruntime-gpu)",
+        ) from error
+    available = ort.get_available_providers()
+    cuda = [name for name in (_CUDA,) if name in available]
+    return [*cuda, "CPUExecutionProvider"]
+
+
+def _run_part(
+    session: ort.InferenceSession, part: DecoderShard, inputs: Mapping[str, np.ndarray], cache: Sequence[ort.OrtValue]
+) -> Float32:
+    """Run one part of the decoder; its first output. Hidden states pass through the host, on whatever device the next
+    part is."""
+    binding = session.io_binding()
+    for name, value in inputs.items():
+        binding.bind_cpu_input(name, value)
+    names = [value.name for value in session.get_inputs() if value.name not in inputs]
+    for name, caches in zip(names, cache, strict=True):
+        binding.bind_ortvalue_input(name, caches)
+        # The written cache goes where the old one lies, so that TensorScatter writes the new slots alone.
+        binding.bind_ortvalue_output(name.replace("past_key_values", "present"), caches)
+    binding.bind_output(part.output_name, "cpu")
+    session.run_with_iobinding(binding)
+    output: Float32 = binding.get_outputs()[-1].numpy()
+    return output

@@ -1,0 +1,182 @@
+"""A bundle on TensorRT or TensorRT-RTX: its engines on one GPU or several, the KV cache staying there."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+
+from va_export.bundle.decoder_shards import is_decoder
+from va_export.native import load_library
+from va_export.native.greedy_step import bind as bind_greedy_step
+from va_export.runtime.backends.backend import Bool, Float32, Int64, component_file, has_score_graph
+from va_export.runtime.backends.decoder_parts import PartClock, assign_devices, decoder_parts
+from va_export.runtime.backends.tensorrt_decode_loop import DecodeLoop
+from va_export.runtime.backends.tensorrt_session import KvCache, TensorRTSession, cuda_graphs_wanted
+from va_export.tensorrt.api import Flavor
+from va_export.tensorrt.cuda_device import CudaDevice, DeviceBuffer
+
+if TYPE_CHECKING:
+    from va_export.bundle.manifest import Manifest
+
+
+class TensorRTBackend:
+    """Opens all engines at once, so that what is missing shows at the start.
+
+    Args:
+        devices: GPUs for the decoder's shards, in order; vision and embedding go to the first. None: GPU 0.
+    """
+
+    def __init__(self, manifest: Manifest, flavor: str, devices: Sequence[int] | None = None) -> None:
+        self.name = flavor
+        self._manifest = manifest
+        self._capacity: int = manifest.data["limits"]["max_kv_cache_capacity"]
+        plugin = manifest.data.get("plugin")
+        library = manifest.path(plugin["library"]) if plugin and manifest.data["attention"] == "plugin" else None
+        self._library = library
+        self._parts = decoder_parts(manifest)
+        self._clock = PartClock(self._parts)
+        given = tuple(devices) if devices else (0,)
+        places = dict.fromkeys(("vision", "embedding"), given[0])
+        names = [part.name for part in self._parts]
+        places |= dict(zip(names, assign_devices(len(names), given), strict=True))
+        if has_score_graph(manifest, flavor):
+            places["score"] = given[0]
+        files = {name: manifest.path(component_file(manifest, name, flavor)) for name in places}
+        self.device = "cuda" if len(given) == 1 else f"cuda:{','.join(map(str, given))}"
+        self._devices = {index: CudaDevice(cast(Flavor, flavor), index) for index in given}
+        self._device_of = {name: self._devices[index] for name, index in places.items()}
+        self._sessions = {
+            name: TensorRTSession(
+                path,
+                cast(Flavor, flavor),
+                library if is_decoder(name) or name == "score" else None,
+                self._device_of[name],
+            )
+            for name, path in files.items()
+        }
+        self._cache: dict[str, KvCache] | None = None
+        self._cache_batch = 0
+        self._loop: DecodeLoop | None = None
+
+    @property
+    def part_milliseconds(self) -> Mapping[str, float]:
+        return self._clock.milliseconds
+
+    def vision(self, pixel_values: Float32) -> Float32:
+        return self._array("vision", {"pixel_values": pixel_values}, "visual_tokens")
+
+    def embed(self, input_ids: Int64, is_visual: Bool, visual_tokens: Float32) -> Float32:
+        inputs: dict[str, np.ndarray] = {"input_ids": input_ids, "is_visual": is_visual, "visual_tokens": visual_tokens}
+        return self._array("embedding", inputs, "inputs_embeds")
+
+    def score(self, visual_tokens: Float32) -> tuple[Float32, Int64]:
+        if "score" not in self._sessions:
+            component_file(self._manifest, "score", self.name)  # says what is missing
+        outputs = self._sessions["score"].run({"visual_tokens": np.ascontiguousarray(visual_tokens)})
+        score, labels = outputs["sharing_score"], outputs["labels"]
+        assert isinstance(score, np.ndarray) and isinstance(labels, np.ndarray)
+        return score.astype(np.float32, copy=False), labels.astype(np.int64, copy=False)
+
+    def cache_capacity(self, needed: int, limit: int) -> int:
+        return self._capacity  # fixed when the engine was built
+
+    def new_cache(self, batch: int, capacity: int) -> dict[str, KvCache]:
+        """The caches of the one sequence (or batch) that this backend works on: those given out before are taken back,
+        so that a question after another needs no more memory."""
+        if self._cache is not None and self._cache_batch == batch:
+            for name, cache in self._cache.items():
+                for buffer in cache.buffers.values():
+                    self._device_of[name].clear(buffer)
+            return self._cache
+        self._drop_cache()
+        self._cache = {part.name: self._sessions[part.name].new_cache(batch) for part in self._parts}
+        self._cache_batch = batch
+        return self._cache
+
+    @cached_property
+    def _greedy_library(self) -> ctypes.CDLL | None:
+        """The plugin library, which has the loop's own kernel; None without one, or with one that is older."""
+        return None if self._library is None else bind_greedy_step(load_library(self._library))
+
+    @property
+    def has_greedy_loop(self) -> bool:
+        return len(self._devices) == 1 and self._greedy_library is not None  # a graph is of one device
+
+    def greedy_steps(self, token: int, past_length: int, cache: dict[str, KvCache]) -> Iterator[int]:
+        assert self._greedy_library is not None
+        if self._loop is None:
+            device = next(iter(self._devices.values()))
+            self._loop = DecodeLoop(
+                device,
+                self._sessions["embedding"],
+                [(part, self._sessions[part.name], cache[part.name]) for part in self._parts],
+                self._manifest.data["model"]["text"]["hidden_size"],
+                self._capacity,
+                self._greedy_library,
+                captures=self.name == "tensorrt" and cuda_graphs_wanted(),
+            )
+        return self._loop.steps(token, past_length)
+
+    def take_gpu_milliseconds(self) -> float | None:
+        spent = sum(device.gpu_milliseconds for device in self._devices.values())
+        for device in self._devices.values():
+            device.gpu_milliseconds = 0.0
+        return spent
+
+    def device_memory_bytes(self) -> int | None:
+        return sum(device.memory_in_use() for device in self._devices.values())
+
+    def decode(
+        self,
+        inputs_embeds: Float32,
+        key_log_gain: Float32,
+        value_gain: Float32,
+        past_length: Int64,
+        cache: dict[str, KvCache],
+    ) -> Float32:
+        common: dict[str, np.ndarray] = {
+            "key_log_gain": np.ascontiguousarray(key_log_gain),
+            "value_gain": np.ascontiguousarray(value_gain),
+            "past_length": np.ascontiguousarray(past_length),
+        }
+        hidden_states: np.ndarray | DeviceBuffer = np.ascontiguousarray(inputs_embeds)
+        place: CudaDevice | None = None  # the host
+        for part in self._parts:
+            session = self._sessions[part.name]
+            with self._clock(part):
+                if place is not None:
+                    assert isinstance(hidden_states, DeviceBuffer)
+                    hidden_states = session.receive(part.input_name, hidden_states, place)
+                keep = () if part.is_last else (part.output_name,)
+                inputs = {part.input_name: hidden_states, **common}
+                hidden_states = session.run(inputs, cache[part.name], keep)[part.output_name]
+            place = self._device_of[part.name]
+        assert isinstance(hidden_states, np.ndarray)  # the last part's logits were not asked to stay on the device
+        return hidden_states.astype(np.float32, copy=False)
+
+    def _drop_cache(self) -> None:
+        if self._loop is not None:  # its graph writes into the cache
+            self._loop.close()
+            self._loop = None
+        if self._cache is not None:
+            for name, cache in self._cache.items():
+                for buffer in cache.buffers.values():
+                    self._device_of[name].free(buffer.address)
+            self._cache = None
+
+    def close(self) -> None:
+        self._drop_cache()
+        for session in self._sessions.values():
+            session.close()
+        for device in self._devices.values():
+            device.close()
+
+    def _array(self, component: str, inputs: dict[str, np.ndarray], output: str) -> Float32:
+        contiguous = {name: np.ascontiguousarray(value) for name, value in inputs.items()}
+        result = self._sessions[component].run(contiguous)[output]
+        assert isinstance(result, np.ndarray)  # nothing was asked to stay on the device
+        return result.astype(np.float32, copy=False)

@@ -1,0 +1,1 @@
+"""From frames and a question to a model's inputs, on the host."""
