@@ -56,15 +56,24 @@ def read(path: Path, form: type[T], *, what: str, fix: str) -> T:
     Raises:
         VaExportError: no such file, no JSON or TOML, or another form; with the file and the place in it.
     """
+    content = read_bytes(path, what=what, fix=fix)
+    return decode(content, form, what=what, where=path, fix=fix, is_toml=path.suffix == ".toml")
+
+
+def read_bytes(path: Path, *, what: str, fix: str) -> bytes:
+    """The content of a document's file, not looked at.
+
+    Raises:
+        VaExportError: no such file, or it cannot be read.
+    """
     try:
         if not path.is_file():
             raise FileNotFoundError("there is no such file")
         if (size := path.stat().st_size) > MAX_BYTES:
             raise OSError(f"{size} bytes are more than the {MAX_BYTES} of any such file")
-        content = path.read_bytes()
+        return path.read_bytes()
     except OSError as error:
         raise VaExportError(f"{what} cannot be read: {error.strerror or error}", where=path, fix=fix) from error
-    return decode(content, form, what=what, where=path, fix=fix, is_toml=path.suffix == ".toml")
 
 
 def decode(content: bytes, form: type[T], *, what: str, where: str | Path, fix: str, is_toml: bool = False) -> T:

@@ -13,13 +13,15 @@ import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from va_export._version import __version__
+import msgspec
+
+from va_export.bundle.document import FileEntry, ManifestDocument
 from va_export.bundle.journal import Journal, sync_file, sync_folder
-from va_export.bundle.manifest import MANIFEST_NAME, UNFINISHED, bundle_files, needed_version, sha256
+from va_export.bundle.manifest import JOURNAL_NAME, MANIFEST_NAME, Manifest, bundle_files, sha256
+from va_export.documents import encode
 from va_export.errors import VaExportError
 
 _SUFFIX = ".partial"
@@ -39,7 +41,7 @@ class BundleWriter:
         self.output = output
         self.workspace = workspace
         self.directory = workspace / "bundle"
-        self.journal = Journal(workspace / "journal.jsonl")
+        self.journal = Journal(workspace / JOURNAL_NAME)
         self.committed: Path | None = None
         self._abandoned = False
         self._digests: dict[tuple[str, int, int], str] = {}
@@ -122,38 +124,33 @@ class BundleWriter:
         return path
 
     def write_json(self, relative: str, data: Any) -> Path:
-        """Write a JSON file."""
+        """Write a document."""
         path = self.path(relative)
-        path.write_text(json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+        path.write_bytes(encode(data))
         return path
 
-    def write_manifest(self, data: Mapping[str, Any], *, finished: bool = False) -> None:
-        """Write the manifest over all files that are there now; later files need another call. Until it is `finished`,
-        the manifest says that the bundle is not, and nobody but this run opens it."""
+    def manifest(self, document: ManifestDocument) -> Manifest:
+        """`document` over all files that are there now, and so a bundle that this run can open. It is on the disk only
+        when `seal` has written it: until then nobody takes the folder for a bundle."""
         files = {name: self._entry(name, path) for name, path in bundle_files(self.directory)}
-        document = {
-            "manifest_version": needed_version(data),
-            "tool": {"name": "va-export", "version": __version__},
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            **({} if finished else {UNFINISHED: True}),
-            **data,
-            "files": files,
-        }
-        self.write_json(MANIFEST_NAME, document)
+        return Manifest(self.directory, msgspec.structs.replace(document, files=files))
 
-    def _entry(self, name: str, path: Path) -> dict[str, Any]:
+    def seal(self, document: ManifestDocument) -> None:
+        """Write the manifest over all files, as the last of them."""
+        self.path(MANIFEST_NAME).write_bytes(encode(self.manifest(document).data))
+
+    def _entry(self, name: str, path: Path) -> FileEntry:
         """Size and SHA-256; a file that is as it was at the last call is not read again, as it may be of many
         gigabytes."""
         stat = path.stat()
         key = (name, stat.st_size, stat.st_mtime_ns)
         if key not in self._digests:
             self._digests[key] = sha256(path)
-        return {"bytes": stat.st_size, "sha256": self._digests[key]}
+        return FileEntry(bytes=stat.st_size, sha256=self._digests[key])
 
     def digest(self, relative: str) -> str:
         """SHA-256 of a file of the bundle, which is read once for this and the manifest together."""
-        digest: str = self._entry(relative, self.directory / relative)["sha256"]
-        return digest
+        return self._entry(relative, self.directory / relative).sha256
 
     def record_digest(self, relative: str, digest: str) -> None:
         """Note the SHA-256 of a file that its writer has hashed, so that it is not read again."""

@@ -8,16 +8,16 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+from va_export.bundle.document import Attention, Precision
 from va_export.errors import VaExportError
+from va_export.models.component import ROLES, SCORE
 from va_export.settings import GainSettings, Limits, ScoreSettings, check_tolerances
 
-PRECISIONS = ("fp32", "fp16", "bf16")
-ATTENTIONS = ("plugin", "native")
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+ATTENTIONS: tuple[Attention, ...] = get_args(Attention)
 WEIGHTS = ("checkpoint", "random")
-COMPONENTS = ("vision", "embedding", "decoder")  # the model's, which have weights
-SCORE = "score"  # beside them: SubspaceScore's graph
 FLAVORS = ("auto", "tensorrt", "tensorrt-rtx")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # The paper's gains for InternVL2-8B; a checkpoint without a recipe of its own starts from them.
@@ -89,7 +89,7 @@ class ExportOptions:
         output: the bundle's directory.
         score_component: whether to export the score's graph too; None: with a whole model.
         targets: GPU architectures, such as `sm86`; empty: the default of the TensorRT that is used.
-        components: which of `COMPONENTS` to export.
+        components: which of `ROLES` to export.
         decoder_shards: how many ranges of layers the decoder is cut into; None: as the free memory wants.
         video: the clip whose frames prove the bundle; None: a clip that a package ships.
         question: asked about the clip, where there is a tokenizer.
@@ -110,7 +110,7 @@ class ExportOptions:
     flavor: str = "auto"
     targets: tuple[str, ...] = ()
     onnx_only: bool = False
-    components: tuple[str, ...] = COMPONENTS
+    components: tuple[str, ...] = ROLES
     score_component: bool | None = None
     num_decoder_layers: int | None = None
     decoder_shards: int | None = None
@@ -133,14 +133,14 @@ class ExportOptions:
         _choice("--attention", self.attention, ATTENTIONS)
         _choice("--tensorrt", self.flavor, FLAVORS)
         for component in self.components:
-            if component not in COMPONENTS:
+            if component not in ROLES:
                 raise VaExportError(
                     f"--components cannot be {component!r}",
                     where="--components",
-                    fix=f"use one of: {', '.join((*COMPONENTS, SCORE))}",
+                    fix=f"use one of: {', '.join((*ROLES, SCORE))}",
                 )
         if not self.components and not self.score_component:
-            names = ", ".join((*COMPONENTS, SCORE))
+            names = ", ".join((*ROLES, SCORE))
             raise VaExportError("no component is left to export", where="--components", fix=f"name some of {names}")
         recipe = self.recipe
         if recipe.frames > recipe.limits.max_frames:
@@ -180,13 +180,13 @@ class ExportOptions:
     @property
     def exports_score(self) -> bool:
         """Whether the score's graph is a component. It needs a number of subspaces; 0 leaves that to the host."""
-        asked = set(self.components) == set(COMPONENTS) if self.score_component is None else self.score_component
+        asked = set(self.components) == set(ROLES) if self.score_component is None else self.score_component
         return asked and self.recipe.score.n_subspaces > 0
 
     @property
     def proves(self) -> bool:
         """Whether the bundle is run and proved, which takes all components."""
-        return self.parity and set(self.components) == set(COMPONENTS)
+        return self.parity and set(self.components) == set(ROLES)
 
 
 def _choice(option: str, value: str, choices: tuple[str, ...]) -> None:

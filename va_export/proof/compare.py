@@ -18,7 +18,8 @@ from scipy.optimize import linear_sum_assignment
 
 from va_export.anchor import subspace_score
 from va_export.anchor.sharing import sharing_score
-from va_export.proof.reference import SIDES
+from va_export.proof.reference import SIDES, prepared_of
+from va_export.runtime.anchoring import Anchoring
 from va_export.runtime.backends.backend import has_score_graph
 from va_export.runtime.bundle import Bundle
 from va_export.runtime.scoring import Scored, score_visual_tokens
@@ -134,20 +135,20 @@ def check_parity(
     Args:
         atol, rtol: replace the tolerances that follow from the precision.
     """
-    data = bundle.manifest.data
-    precision: str = data["precision"]
-    vision_layers = data["model"]["vision"]["num_layers"]
-    layers = vision_layers + data["model"]["text"]["num_layers"]
+    data, prepared = bundle.manifest.data, prepared_of(reference)
+    precision: str = data.precision
+    vision_layers = data.model.vision.num_layers
+    layers = vision_layers + data.model.text.num_layers
     checks: list[Check] = []
 
-    visual = bundle.backend.vision(reference["pixel_values"])
+    visual = bundle.backend.run("vision", prepared.vision_inputs)["visual_tokens"]
     expected = reference["visual_tokens"]
     checks.append(
         compare("visual_tokens", None, visual, expected, tolerance_for(precision, vision_layers, expected, atol, rtol))
     )
     if not np.isfinite(visual).all():  # nothing behind it can be run
         return _run_entry(bundle, checks, None, [])
-    scored = score_visual_tokens(reference["visual_tokens"], bundle.score_settings)
+    scored = score_visual_tokens(scored_tokens(reference), bundle.score_settings)
     checks.append(_compare_score("sharing_score", scored, reference, _SCORE_ATOL if atol is None else atol, rtol))
     if has_score_graph(bundle.manifest, bundle.backend.name):
         checks.append(_graph_score(bundle, reference, atol, rtol))
@@ -163,7 +164,12 @@ def check_parity(
             greedy.append(_greedy(bundle, reference, anchored, side, actual))
             if bundle.backend.has_greedy_loop:
                 checks.append(_check_loop(bundle, reference, anchored, greedy[-1]["bundle"]))
-    return _run_entry(bundle, checks, _own_score(bundle, visual, reference), greedy)
+    return _run_entry(bundle, checks, _own_score(bundle, visual[prepared.scored_rows], reference), greedy)
+
+
+def scored_tokens(reference: Mapping[str, Array]) -> Array:
+    """The visual tokens that are scored."""
+    return reference["visual_tokens"][prepared_of(reference).scored_rows]
 
 
 def _graph_score(bundle: Bundle, reference: Mapping[str, Array], atol: float | None, rtol: float | None) -> Check:
@@ -172,7 +178,7 @@ def _graph_score(bundle: Bundle, reference: Mapping[str, Array], atol: float | N
     Tokens without clear subspaces have many partitions that are about as good, and float32 eigenvectors may lead to
     another one. A graph with other labels must give the score of its own, and labels that cut as little.
     """
-    tokens = reference["visual_tokens"]
+    tokens = scored_tokens(reference)
     scored = score_visual_tokens(tokens, bundle.score_settings, backend=bundle.backend)
     tolerance = Tolerance(_SCORE_GRAPH_ATOL if atol is None else atol, rtol or 0.0, _SCORE_COSINE)
     if label_agreement(scored.labels, reference["labels"]) == 1.0:
@@ -241,14 +247,12 @@ def label_agreement(actual: Array, expected: Array) -> float:
 
 
 def _teacher_forced(bundle: Bundle, reference: Mapping[str, Array], anchored: bool, side: str) -> Array:
-    result = bundle.generate(
-        pixel_values=reference["pixel_values"],
-        input_ids=reference["input_ids"],
-        anchors=anchored,
+    gains = (reference["key_log_gain"], reference["value_gain"]) if anchored else (None, None)
+    result = bundle.answer(
+        prepared_of(reference),
+        anchoring=Anchoring(anchored, key_log_gain=gains[0], value_gain=gains[1]),
         forced_tokens=reference[f"{side}_tokens"],
         return_logits=True,
-        key_log_gain=reference["key_log_gain"] if anchored else None,
-        value_gain=reference["value_gain"] if anchored else None,
     )
     assert result.logits is not None
     return result.logits
@@ -281,13 +285,8 @@ def _free_tokens(
     bundle: Bundle, reference: Mapping[str, Array], anchored: bool, count: int, *, return_logits: bool = False
 ) -> Array:
     """What the bundle answers by itself, `count` tokens; with `return_logits` the host chooses them."""
-    return bundle.generate(
-        pixel_values=reference["pixel_values"],
-        input_ids=reference["input_ids"],
-        anchors=anchored,
-        max_new_tokens=count,
-        ignore_stop=True,
-        return_logits=return_logits,
+    return bundle.answer(
+        prepared_of(reference), count, Anchoring(anchored), ignore_stop=True, return_logits=return_logits
     ).tokens
 
 

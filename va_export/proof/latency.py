@@ -10,11 +10,14 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from va_export.proof.reference import prepared_of
+from va_export.runtime.anchoring import Anchoring
 from va_export.runtime.bundle import Bundle
 
 WARMUP = 2
@@ -86,15 +89,9 @@ def _once(
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Milliseconds by stage, the host's and the GPU's."""
     start = time.perf_counter()
-    pixels = bundle.processing.pixel_values(reference["frames"])
+    prepared = replace(prepared_of(reference), vision_inputs=bundle.processing.vision_inputs(reference["frames"]))
     preprocess = 1e3 * (time.perf_counter() - start)
-    result = bundle.generate(
-        pixel_values=pixels,
-        input_ids=reference["input_ids"],
-        anchors=anchors,
-        max_new_tokens=new_tokens,
-        ignore_stop=True,
-    )
+    result = bundle.answer(prepared, new_tokens, Anchoring(anchors), ignore_stop=True)
     end_to_end = 1e3 * (time.perf_counter() - start)
     times = {"preprocess": preprocess}
     times.update({stage: result.timings[stage] for stage in ("vision", "score", "prefill") if stage in result.timings})

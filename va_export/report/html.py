@@ -11,6 +11,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from va_export.bundle.document import ManifestDocument
 from va_export.errors import VaExportError
 from va_export.report import charts, figures
 from va_export.report.contents import environment_rows, read_contents
@@ -20,27 +21,20 @@ from va_export.report.verdict import judge, read_parity
 REPORT_NAME = "report.html"
 
 
-def render_report(bundle_directory: Path) -> Path:
-    """Write the page from a bundle's manifest.json, parity.json, latency.json and reference.npz.
+def render_report(bundle_directory: Path, manifest: ManifestDocument) -> Path:
+    """Write the page from a bundle's manifest, parity.json, latency.json and reference.npz.
 
-    Only the manifest must be there: the page says what else is missing. An earlier page is replaced in one step.
+    The page says which of the files are missing. An earlier page is replaced in one step.
 
     Returns:
         the path of report.html.
 
     Raises:
-        VaExportError: no manifest, a file that cannot be read, or tokens that do not fill the frames.
+        VaExportError: a file that cannot be read, or tokens that do not fill the frames.
     """
-    manifest = _read_json(bundle_directory / "manifest.json")
-    if manifest is None:
-        raise VaExportError(
-            "there is no manifest.json, so there is nothing to report on",
-            where=bundle_directory,
-            fix="give the directory of a bundle",
-        )
     parity = _read_json(bundle_directory / "parity.json")
     latency = _read_json(bundle_directory / "latency.json")
-    video = manifest.get("video") or {}
+    video = manifest.video or {}
     runs = read_parity(parity or {})
     groups = charts.read_latency(latency or {})
     environment = (latency or {}).get("environment") or {}
@@ -54,7 +48,7 @@ def render_report(bundle_directory: Path) -> Path:
             parity_runs=runs,
             not_run=_not_run(parity),
             gallery=read_gallery(bundle_directory / "reference.npz", video.get("indices") or ()),
-            headline=_headline(groups, manifest.get("attention")),
+            headline=_headline(groups, manifest.attention),
             latency=[(group, _chart(group, groups)) for group in groups],
             environment=environment_rows(environment),
             measured_with=sorted((environment.get("libraries") or {}).items()),

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from va_export.bundle.tensors import DimensionRange
 from va_export.errors import VaExportError
 from va_export.ops.declaration import DOMAIN
 from va_export.tensorrt.api import Flavor, TensorRT, load_tensorrt
@@ -16,7 +17,7 @@ from va_export.tensorrt.build_log import BuildLog, OnProgress, create_build_log,
 from va_export.tensorrt.engine_info import EngineInfo
 from va_export.tensorrt.inspect_engine import find_plugin_records
 from va_export.tensorrt.prepare_onnx import PLUGIN_VERSION, Attention, PluginNode, PreparedModel, prepare_onnx
-from va_export.tensorrt.profiles import DimensionRange, Profile, shape_profiles
+from va_export.tensorrt.profiles import Profile, shape_profiles
 from va_export.tensorrt.targets import check_targets, set_targets
 from va_export.tensorrt.types import Builder, BuilderConfig, Network, OnnxParser
 

@@ -7,9 +7,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import msgspec
+
+from va_export.bundle.tensors import DimensionRange
 from va_export.tensorrt.api import Flavor
 from va_export.tensorrt.prepare_onnx import Attention, PluginNode
-from va_export.tensorrt.profiles import DimensionRange, Profile, ShapeRange
+from va_export.tensorrt.profiles import Profile, ShapeRange
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,7 @@ class BuildRequest:
         """The JSON form."""
         return {
             **asdict(self),
+            "ranges": msgspec.to_builtins(self.ranges),
             "onnx_path": str(self.onnx_path),
             "targets": list(self.targets),
             "plugin_library": None if self.plugin_library is None else str(self.plugin_library),
