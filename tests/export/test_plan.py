@@ -15,6 +15,7 @@ from va_export.export.plan import Plan, PlannedFile, check_plan, describe, free_
 from va_export.export.plan_time import duration
 from va_export.export.recipe import ExportOptions, resolve_model
 from va_export.export.shard_plan import plan_shards
+from va_export.export.source import Model
 from va_export.progress import StageDisplay
 
 
@@ -53,13 +54,12 @@ def plan_of(hub_id: str, available: float, **options: object) -> Plan:
     config = published_config(hub_id)
     assert config is not None
     family = family_for(config)
-    spec = family.spec_from_config(config)
+    model = Model(family, family.spec_from_config(config))
     given = {"recipe": resolve_model("internvl2-8b"), "output": Path("b"), **options}
     chosen = ExportOptions(**given)  # type: ignore[arg-type]
     flavors = [] if chosen.onnx_only else ["tensorrt-rtx"]
-    weight_map = family.weight_map(spec)
-    shards = plan_shards(chosen, spec, weight_map, builds_engines=bool(flavors))
-    return plan_export(chosen, spec, weight_map, flavors, shards, int(available))
+    shards = plan_shards(chosen, model, builds_engines=bool(flavors))
+    return plan_export(chosen, model, flavors, shards, int(available))
 
 
 def test_an_8b_plan_is_of_the_right_size() -> None:

@@ -65,10 +65,10 @@ class FixedFrames(Form, frozen=True, tag_field="kind", tag="fixed_frames"):
             raise ValueError("image_size, tokens_per_frame, frames and std must be positive")
         if not self.image_token:
             raise ValueError("image_token is empty")
-        if any(number is not None and number < 0 for number in (self.image_token_id, self.bos_token_id)):
-            raise ValueError("token ids must be at least 0")
-        if any(number < 0 for number in self.stop_token_ids):
-            raise ValueError("stop_token_ids must be at least 0")
+        for name in ("image_token_id", "bos_token_id", "stop_token_ids"):
+            ids = getattr(self, name)
+            if any(number is not None and number < 0 for number in (ids if isinstance(ids, tuple) else (ids,))):
+                raise ValueError(f"{name} must be at least 0, not {ids}")
 
     def with_frames(self, frames: int) -> FixedFrames:
         """The same with another default number of frames."""
