@@ -74,7 +74,7 @@ def backend(
 
 
 def run(backend: OnnxRuntimeBackend) -> Logits:
-    """Logits (4, vocabulary) of an anchored prefill of 20 tokens and of three steps after it, at positions with gaps."""
+    """Logits (4, vocabulary) of an anchored prefill of 20 tokens and of three steps, at positions with gaps."""
     random = np.random.default_rng(0)
     embeds = random.normal(size=(1, 23, WIDTH)).astype(np.float32)
     key_log_gain, value_gain = np.zeros((1, CAPACITY), np.float32), np.ones((1, CAPACITY), np.float32)

@@ -11,6 +11,7 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from written import write_onnx
 
 from va_export.bundle.decoder_shards import DecoderShard
@@ -132,9 +133,12 @@ POSITIONS = {
 
 @pytest.fixture(scope="module")
 def hugging_face(source):
-    """The same weights in Hugging Face's own model with its own attention."""
+    """The same weights in Hugging Face's own model, with its own attention and rotary embedding."""
     checkpoint, family, spec = source
-    return family.load_reference(spec, checkpoint, torch.float32, "sdpa").eval()
+    model = family.load_reference(spec, checkpoint, torch.float32, "sdpa").eval()
+    text = model.model.language_model
+    text.rotary_emb = LlamaRotaryEmbedding(text.config)
+    return model
 
 
 @pytest.mark.parametrize("exported", ["fp32"], indirect=True)
@@ -148,17 +152,16 @@ def test_positions_turn_the_decoder_as_hugging_faces_does(exported, hugging_face
 
     def expected(positions):
         with torch.no_grad():
-            text = hugging_face.model.language_model
-            hidden = text(
-                inputs_embeds=torch.from_numpy(embeds), position_ids=torch.from_numpy(positions)[None], use_cache=False
-            ).last_hidden_state
-            return hugging_face.lm_head(hidden)[0].numpy()
+            text, position_ids = hugging_face.model.language_model, torch.from_numpy(positions)[None]
+            # With a cache: without one, positions that do not count up would be taken for several packed sequences.
+            state = text(inputs_embeds=torch.from_numpy(embeds), position_ids=position_ids, use_cache=True)
+            return hugging_face.lm_head(state.last_hidden_state)[0].numpy()
 
     wanted = expected(positions)[prefilled - 1 :]
     decoder = Decoder(folder, form, np.float32)
     rows = [decoder(embeds[:, :prefilled], positions=positions[:prefilled])[0]]
-    for place in range(prefilled, len(positions)):
-        rows.append(decoder(embeds[:, place : place + 1], positions=positions[place : place + 1])[0])
+    steps = (slice(place, place + 1) for place in range(prefilled, len(positions)))
+    rows += [decoder(embeds[:, step], positions=positions[step])[0] for step in steps]
     np.testing.assert_allclose(rows, wanted, atol=ATOL["fp32"])
     if name != "shifted":  # rotary embeddings see distances alone, so a shift changes nothing but rounding
         assert np.abs(wanted - expected(np.arange(len(positions)))[prefilled - 1 :]).max() > 100 * ATOL["fp32"]

@@ -109,9 +109,7 @@ def test_rows_keep_their_own_positions(plain_bundle: Bundle) -> None:
         assert_same(plain_bundle, one, alone)
 
 
-def test_rows_that_stop_early_leave_the_others_alone(
-    plain_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_rows_that_stop_early_leave_the_others_alone(plain_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = prompts(plain_bundle)
     free = plain_bundle.answer_batch(asked, 8, ignore_stop=True, return_logits=True)
     # A token that one row says early becomes the stop id; where another says it, that one stops there as well.

@@ -3,8 +3,8 @@
 inputs_embeds (B,S,D), position_ids (1,B,S), key_log_gain (B,C), value_gain (B,C), past_length (B,),
 past_key_values.{i}.key/value (B,Hkv,C,Dh) -> logits (B,V) of the last position, present.{i}.key/value. The attention is
 a node of the domain `ai.videoanchor` with a model-local function body. In place of rotary embeddings the embeddings are
-scaled by a table's entry for their position, so that wrong positions are seen. `numpy_decoder` is the same arithmetic in
-float64.
+scaled by a table's entry for their position, so that wrong positions are seen. `numpy_decoder` is the same arithmetic
+in float64.
 """
 
 from __future__ import annotations
@@ -147,9 +147,7 @@ def decoder_model(shape: DecoderShape, seed: int = 0) -> ModelProto:
         *(f'{cache} "past_key_values.{i}.{kind}"' for i, kind in pairs),
     ]
     outputs = [f"{t}[batch,{shape.vocabulary}] logits", *(f'{cache} "present.{i}.{kind}"' for i, kind in pairs)]
-    layers = "".join(
-        _layer_text(shape, i, "placed" if i == 0 else f"hidden{i - 1}") for i in range(shape.layers)
-    )
+    layers = "".join(_layer_text(shape, i, "placed" if i == 0 else f"hidden{i - 1}") for i in range(shape.layers))
     model = parser.parse_model(
         f"""
 <ir_version: 10, opset_import: ["" : 24, "ai.videoanchor" : 1]>
