@@ -14,18 +14,16 @@ import psutil
 import pytest
 from synthetic_decoder import DecoderShape, save_decoder
 
+from va_export.bundle.tensors import Profiles
 from va_export.errors import VaExportError
 from va_export.tensorrt.api import LOG, TensorRT
 from va_export.tensorrt.build import build_engine
 from va_export.tensorrt.build_process import build_in_process
 from va_export.tensorrt.engine_info import BuildRequest, EngineInfo
-from va_export.tensorrt.profiles import DimensionRange
-
-Ranges = dict[str, dict[str, DimensionRange]]
 
 
 @pytest.fixture
-def request_for(rtx: TensorRT, decoder_ranges: Ranges, capacity: int, tmp_path: Path) -> BuildRequest:
+def request_for(rtx: TensorRT, decoder_ranges: Profiles, capacity: int, tmp_path: Path) -> BuildRequest:
     """A decoder of one layer, to be built without a plugin."""
     path = save_decoder(DecoderShape(layers=1, head_dim=64, dtype="float16"), tmp_path / "decoder.onnx")
     return BuildRequest(path, "tensorrt-rtx", ("sm89",), decoder_ranges, "native", capacity)

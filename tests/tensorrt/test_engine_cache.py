@@ -21,13 +21,14 @@ import pytest
 from test_architecture import MODULES, closure
 
 from va_export.bundle.manifest import sha256
+from va_export.bundle.tensors import DimensionRange
 from va_export.errors import VaExportError
 from va_export.tensorrt import cache_key as key_module
 from va_export.tensorrt.cache_key import BUILD_SOURCES, CacheKey, cache_key, graph_sha256
 from va_export.tensorrt.engine_cache import EngineCache, resolve_engine_cache
 from va_export.tensorrt.engine_info import BuildRequest, EngineInfo
 from va_export.tensorrt.prepare_onnx import PluginNode
-from va_export.tensorrt.profiles import DimensionRange, Profile, ShapeRange
+from va_export.tensorrt.profiles import Profile, ShapeRange
 
 RANGES = {"prefill": {"batch": DimensionRange(1, 1, 2)}}
 
@@ -144,7 +145,8 @@ def test_the_sources_of_a_build_are_all_named() -> None:
         "tensorrt/types.py",  # types for the checker
         "errors.py",
         "_version.py",
-        "settings.py",  # limits, which come as values
+        "bundle/tensors.py",  # ranges, which come as values
+        "documents.py",  # the form that they have
     }
     package = Path(key_module.__file__).parents[1]
     reached = {name for name in closure("va_export.tensorrt.build") if name in MODULES}

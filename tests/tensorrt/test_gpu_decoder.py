@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from synthetic_decoder import DecoderShape, decoder_feed, numpy_decoder, save_decoder
 
+from va_export.bundle.tensors import Profiles
 from va_export.errors import VaExportError
 from va_export.runtime.backends.tensorrt_session import TensorRTSession
 from va_export.tensorrt.api import FLAVORS, Flavor, available_flavors
 from va_export.tensorrt.build import build_engine
 from va_export.tensorrt.cuda_device import CudaDevice
 from va_export.tensorrt.prepare_onnx import ATTENTIONS, Attention
-from va_export.tensorrt.profiles import DimensionRange
 from va_export.tensorrt.targets import CURRENT_GPU
 
 pytestmark = pytest.mark.gpu
@@ -36,7 +36,7 @@ def flavor(request: pytest.FixtureRequest) -> Flavor:
 def test_steps_match_float64(
     flavor: Flavor,
     plugin_library: Path,
-    decoder_ranges: dict[str, dict[str, DimensionRange]],
+    decoder_ranges: Profiles,
     capacity: int,
     tmp_path: Path,
     attention: Attention,
@@ -62,7 +62,7 @@ def test_steps_match_float64(
     tolerance = {"float32": 2e-5, "float16": 1e-2}[dtype]
     for step, q_len in enumerate((33, 7, 1, 1, 12)):
         feed = decoder_feed(shape, capacity=capacity, q_len=q_len, past=[0, 0], seed=step)
-        feed = {**state, "inputs_embeds": feed["inputs_embeds"], "past_length": past}
+        feed = {**state, **{name: feed[name] for name in ("inputs_embeds", "position_ids")}, "past_length": past}
         expected = numpy_decoder(shape, feed)
         given = {name: value for name, value in feed.items() if name not in cache.buffers}
         logits = np.asarray(session.run(given, cache)["logits"], np.float64)
