@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from va_export.bundle.manifest import read_manifest
 from va_export.errors import VaExportError
@@ -45,7 +45,7 @@ def test_the_bundles_graph_scores_as_the_host(tiny_bundle: Path, question: Array
 
 def test_the_graph_gets_no_tokens_that_it_cannot_refuse(tiny_bundle: Path, question: Arrays) -> None:
     with Bundle.open(tiny_bundle, score="graph") as bundle:
-        bundle.score_settings = dataclasses.replace(bundle.score_settings, n_subspaces=1000)
+        bundle.score_settings = replace(bundle.score_settings, n_subspaces=1000)
         with pytest.raises(VaExportError, match="128 tokens cannot form 1000 subspaces"):
             bundle.generate(**question, max_new_tokens=1)
 

@@ -6,6 +6,8 @@ import shutil
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from msgspec import structs
+
 from va_export.export.weight_losses import loss_entry
 
 if TYPE_CHECKING:
@@ -72,9 +74,9 @@ def describe(
             for name, entry in written.entries.items()
         },
         "decoder_shards": shards.to_mapping(),
-        "limits": recipe.limits.to_mapping(),
-        "gains": recipe.gains.to_mapping(),
-        "score": recipe.score.to_mapping(),
+        "limits": structs.asdict(recipe.limits),
+        "gains": structs.asdict(recipe.gains),
+        "score": structs.asdict(recipe.score),
         "plugin": engines.plugin_entry(),
         "tokenizer": "tokenizer.json" if source.checkpoint.has_tokenizer else None,
     }

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from msgspec import structs
 from scipy.optimize import linear_sum_assignment
 
 from va_export.anchor import subspace_score
@@ -177,7 +178,7 @@ def _graph_score(bundle: Bundle, reference: Mapping[str, Array], atol: float | N
     tolerance = Tolerance(_SCORE_GRAPH_ATOL if atol is None else atol, rtol or 0.0, _SCORE_COSINE)
     if label_agreement(scored.labels, reference["labels"]) == 1.0:
         return compare("score_graph", None, scored.sharing_score, reference["sharing_score"], tolerance)
-    details = subspace_score(tokens, **asdict(bundle.score_settings), return_details=True)
+    details = subspace_score(tokens, **structs.asdict(bundle.score_settings), return_details=True)
     expression = np.asarray(details.self_expression, dtype=np.float64)
     expected = sharing_score(expression.sum(axis=1), scored.labels)
     check = compare("score_graph", None, scored.sharing_score, expected, tolerance)

@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from va_export.anchor.gains import alphas_of_prompt, gains_from_score
-from va_export.bundle.manifest import Manifest, read_manifest, verify_hashes
+from va_export.bundle.manifest import MANIFEST_NAME, Manifest, read_manifest, verify_hashes
+from va_export.documents import convert
 from va_export.errors import VaExportError
 from va_export.runtime import arguments
 from va_export.runtime.backends.backend import Backend, Bool, Float32, Int64, has_score_graph
@@ -24,6 +25,8 @@ from va_export.runtime.scoring import SCORERS, Scored, Scorer, score_visual_toke
 from va_export.runtime.stage_clock import StageClock
 from va_export.runtime.tokenizer import Tokenizer, load_tokenizer
 from va_export.settings import GainSettings, Limits, ScoreSettings
+
+_Settings = TypeVar("_Settings", Limits, GainSettings, ScoreSettings)
 
 
 @dataclass(frozen=True)
@@ -65,11 +68,11 @@ class Bundle:
         self.manifest = manifest
         self.backend = backend
         self.attention: str = attention or manifest.data["attention"]
-        self.limits = Limits.from_mapping(manifest.data["limits"], "manifest.json: limits")
+        self.limits = _settings(manifest, "limits", Limits)
         self.score_cache = score_cache
         self.scorer: str = score or default_scorer(manifest, backend.name)
-        self.gains = GainSettings.from_mapping(manifest.data["gains"], "manifest.json: gains")
-        self.score_settings = ScoreSettings.from_mapping(manifest.data["score"], "manifest.json: score")
+        self.gains = _settings(manifest, "gains", GainSettings)
+        self.score_settings = _settings(manifest, "score", ScoreSettings)
         self.processing = Processing.from_json(manifest.path("processing.json").read_text(encoding="utf-8"))
         self.tokenizer: Tokenizer | None = load_tokenizer(manifest.directory)
 
@@ -375,3 +378,8 @@ def default_scorer(manifest: Manifest, backend: str) -> Scorer:
     """The engine on a GPU; on a CPU the host's solver, which is compiled for it."""
     on_gpu = backend in ("tensorrt", "tensorrt-rtx")
     return "graph" if on_gpu and has_score_graph(manifest, backend) else "host"
+
+
+def _settings(manifest: Manifest, name: str, form: type[_Settings]) -> _Settings:
+    where, fix = manifest.directory / MANIFEST_NAME, "export the bundle again"
+    return convert(manifest.data[name], form, what=f"the manifest's {name}", where=where, fix=fix)
