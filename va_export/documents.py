@@ -115,7 +115,9 @@ def convert(data: Any, form: type[T], *, what: str, where: str | Path, fix: str)
     except msgspec.ValidationError as error:
         message, steps = _place(str(error), data, form)
     except VaExportError as error:  # a check of the form's own
-        raise VaExportError(error.what, where=f"{where}: {error.where}", fix=error.fix or fix) from error
+        raise VaExportError(
+            error.what, where=f"{where}: {error.where}" if error.where else where, fix=error.fix or fix
+        ) from error
     except RecursionError:
         message = "it is nested too deep"
     place = _as_text(steps)

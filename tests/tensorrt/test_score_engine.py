@@ -11,6 +11,7 @@ from va_export.graph.score import score_model
 from va_export.settings import Limits, ScoreSettings
 from va_export.tensorrt.api import TensorRT
 from va_export.tensorrt.build import build_engine
+from va_export.tensorrt.engine_info import BuildRequest
 from va_export.tensorrt.prepare_onnx import prepare_onnx
 from va_export.tensorrt.profiles import dimension_ranges
 
@@ -25,14 +26,8 @@ def save(settings: ScoreSettings, path: Path, hidden_size: int = 48, tuned_token
 @pytest.mark.parametrize(("pca_rank", "hidden_size"), [(0, 128), (0, 16), (12, 128)])  # wide, narrow, PCA
 def test_the_body_builds(rtx: TensorRT, tmp_path: Path, pca_rank: int, hidden_size: int) -> None:
     path = save(ScoreSettings(5, pca_rank), tmp_path / "score.onnx", hidden_size)
-    info = build_engine(
-        path,
-        tmp_path / "score.engine",
-        flavor="tensorrt-rtx",
-        targets=("sm89",),
-        ranges=dimension_ranges("score", LIMITS, tokens_per_frame=16),
-        attention="native",
-    )
+    ranges = dimension_ranges("score", LIMITS, tokens_per_frame=16)
+    info = build_engine(BuildRequest(path, "tensorrt-rtx", ("sm89",), ranges, "native"), tmp_path / "score.engine")
     assert info.plugin_nodes == () and info.size_bytes > 0
     assert info.input_shapes == {"visual_tokens": ("visual_count", hidden_size)}
     (profile,) = info.profiles

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
+
+from msgspec import to_builtins
 
 from va_export.bundle.decoder_shards import DECODER, is_decoder
 from va_export.bundle.manifest import sha256
@@ -133,7 +135,7 @@ def build_engines(
                 obtained = _obtain(request, bundle, relative, options.engine_cache, stage, fix)
                 bundle.record_digest(relative, obtained.sha256)
                 info = obtained.info
-                entries.setdefault(name, {})[flavor] = _entry(info, bundle.directory)
+                entries.setdefault(name, {})[flavor] = _entry(info, relative)
                 plugins = f", {len(info.plugin_nodes)} plugin nodes" if info.plugin_nodes else ""
                 reused = ", from the engine cache" if obtained.reused else ""
                 stage.say(f"{flavor} {info.version}, {','.join(info.targets)}{plugins}{reused}")
@@ -175,9 +177,9 @@ def _advance(stage: Stage, _phase: str, done: int, total: int) -> None:
     stage.advance(done, total)
 
 
-def _entry(info: EngineInfo, directory: Path) -> dict[str, Any]:
+def _entry(info: EngineInfo, file: str) -> dict[str, Any]:
     return {
-        "file": info.path.relative_to(directory).as_posix(),
+        "file": file,
         "version": info.version,
         "targets": list(info.targets),
         "bytes": info.size_bytes,
@@ -186,5 +188,5 @@ def _entry(info: EngineInfo, directory: Path) -> dict[str, Any]:
         "plugin_nodes": len(info.plugin_nodes),
         "plugin_records": info.plugin_records,
         "layers": dict(info.layer_counts),
-        "profiles": [asdict(profile) for profile in info.profiles],
+        "profiles": to_builtins(info.profiles),
     }
