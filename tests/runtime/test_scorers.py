@@ -70,7 +70,7 @@ def test_a_bundle_without_the_component_opens_and_is_checked(copied_bundle: Path
     assert not has_score_graph(read_manifest(copied_bundle), "onnxruntime")
     with Bundle.open(copied_bundle) as bundle:
         assert bundle.generate(**question, max_new_tokens=1).sharing_score is not None
-        stages = [check["stage"] for check in check_parity(bundle, read_reference(copied_bundle))["checks"]]
+        stages = [check.stage for check in check_parity(bundle, read_reference(copied_bundle)).checks]
     assert "sharing_score" in stages and "score_graph" not in stages
     with pytest.raises(VaExportError, match="no graph of the score for onnxruntime"):
         Bundle.open(copied_bundle, score="graph")

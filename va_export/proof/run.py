@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from va_export.documents import encode
 from va_export.errors import VaExportError
 from va_export.host_memory import available_memory
 from va_export.machine import environment, gpu_name
 from va_export.proof.compare import check_parity, parity_document
+from va_export.proof.documents import Environment, Latency, LatencyRun, NotRun, Parity, ParityRun
 from va_export.proof.latency import measure_latency
 from va_export.proof.reference import FILE_NAME, Sample, read_reference
 from va_export.runtime.bundle import Bundle
@@ -47,22 +49,20 @@ def prove(
         bundle.write_manifest(manifest)
         stage.say(f"{len(sample.frames)} frames, {sample.input_ids.shape[1]} prompt tokens")
     runs = _runs_here(options)
-    parity = run_parity(bundle.directory, runs, arrays, options.atol, options.rtol, display)
-    parity["not_run"] = not_run_here(engines)
+    parity = run_parity(bundle.directory, runs, arrays, options.atol, options.rtol, display, not_run_here(engines))
     bundle.write_json("parity.json", parity)
-    if options.latency_iterations and is_finite(parity):
+    if options.latency_iterations and _are_finite(parity):
         timed, left_out = _timed_here(options, bundle.directory)
         for reason in left_out:
             display.note(reason)
         latency = run_latency(bundle.directory, timed, arrays, options.latency_iterations, options.new_tokens, display)
         bundle.write_json("latency.json", latency)
-    return bool(parity["passed"])
+    return parity.passed
 
 
-def is_finite(parity: Mapping[str, Any]) -> bool:
-    """Whether every stage of every run gave numbers; a bundle that gives NaN is not worth timing."""
-    checks = [check for run in parity["runs"] for check in run["checks"]]
-    return not any(check["nan"] or check["inf"] for check in checks)
+def _are_finite(parity: Parity) -> bool:
+    """Whether every run gave numbers; a bundle that gives NaN is not worth timing."""
+    return all(run.is_finite for run in parity.runs)
 
 
 def _runs_here(options: ExportOptions) -> list[tuple[str, str]]:
@@ -89,7 +89,7 @@ def _timed_here(options: ExportOptions, directory: Path) -> tuple[list[tuple[str
     return [("onnxruntime", options.attention), torch], []
 
 
-def not_run_here(engines: EnginePlan) -> list[dict[str, str]]:
+def not_run_here(engines: EnginePlan) -> list[NotRun]:
     """What parity did not cover, why, and the command that covers it."""
     rows = []
     for flavor in engines.flavors:
@@ -97,15 +97,9 @@ def not_run_here(engines: EnginePlan) -> list[dict[str, str]]:
             reason = "no NVIDIA GPU on the machine of the export"
         else:
             reason = "an export compares on ONNX Runtime only"
-        rows.append({"what": f"{flavor} engines", "reason": reason, "command": f"va-check BUNDLE --backend {flavor}"})
+        rows.append(NotRun(f"{flavor} engines", reason, f"va-check BUNDLE --backend {flavor}"))
     if engines.reason:
-        rows.append(
-            {
-                "what": "TensorRT engines",
-                "reason": f"not built: {engines.reason}",
-                "command": "va-export … without --onnx-only",
-            }
-        )
+        rows.append(NotRun("TensorRT engines", f"not built: {engines.reason}", "va-export … without --onnx-only"))
     return rows
 
 
@@ -116,10 +110,11 @@ def run_parity(
     atol: float | None,
     rtol: float | None,
     display: StageDisplay,
+    not_run: Sequence[NotRun] = (),
     devices: Sequence[int] | None = None,
-) -> dict[str, Any]:
-    """parity.json over the given (backend, attention form) pairs, `not_run` left empty."""
-    results = []
+) -> Parity:
+    """parity.json over the given (backend, attention form) pairs."""
+    results: list[ParityRun] = []
     for backend, attention in runs:
         with (
             display.stage(f"parity {backend}/{attention}") as stage,
@@ -127,13 +122,13 @@ def run_parity(
         ):
             result = check_parity(bundle, reference, atol, rtol)
             results.append(result)
-            failed = [check["stage"] for check in result["checks"] if not check["passed"]]
+            failed = [check.stage for check in result.checks if not check.passed]
             stage.say(
-                f"{len(result['checks'])} checks, "
+                f"{len(result.checks)} checks, "
                 + (f"FAILED: {', '.join(failed)}" if failed else "all within tolerance")
             )
             precision = bundle.manifest.data["precision"]
-    return parity_document(precision, "PyTorch float32, Hugging Face classes, score in float64", results, [])
+    return parity_document(precision, "PyTorch float32, Hugging Face classes, score in float64", results, not_run)
 
 
 def run_latency(
@@ -144,9 +139,9 @@ def run_latency(
     new_tokens: int,
     display: StageDisplay,
     devices: Sequence[int] | None = None,
-) -> dict[str, Any]:
+) -> Latency:
     """latency.json over the given (backend, attention form) pairs, with anchors and without."""
-    results = []
+    results: list[LatencyRun] = []
     for backend, attention in runs:
         with Bundle.open(directory, backend, attention=attention, devices=devices, unfinished_too=True) as bundle:
             for anchors in (True, False):
@@ -160,9 +155,17 @@ def run_latency(
                         on_step=stage.advance,
                     )
                     results.append(result)
-                    median = result["stages"]["end_to_end"]["median_ms"]
+                    median = result.stages["end_to_end"].median_ms
                     stage.say(f"median {median:.1f} ms end to end, host time on {bundle.backend.device}")
-    return {"environment": environment(), "runs": results}
+    return Latency(Environment(**environment()), tuple(results))
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What `va-check` found; no latency where none was asked for, or the numbers are none."""
+
+    parity: Parity
+    latency: Latency | None
 
 
 def check_bundle(
@@ -175,7 +178,7 @@ def check_bundle(
     iterations: int = 10,
     output: Path | None = None,
     devices: Sequence[int] | None = None,
-) -> dict[str, Any]:
+) -> Proof:
     """Repeat parity and latency of a bundle on this machine (`va-check`); needs neither PyTorch nor the checkpoint.
 
     Args:
@@ -201,16 +204,16 @@ def check_bundle(
         runs = [(backend, bundle.attention)]
     reference = read_reference(directory)
     new_tokens = len(reference["anchored_tokens"])
-    parity = run_parity(directory, runs, reference, atol, rtol, display, devices)
-    document: dict[str, Any] = {"parity": parity}
-    if iterations and is_finite(parity):
-        document["latency"] = run_latency(directory, runs, reference, iterations, new_tokens, display, devices)
+    parity = run_parity(directory, runs, reference, atol, rtol, display, devices=devices)
+    latency = None
+    if iterations and _are_finite(parity):
+        latency = run_latency(directory, runs, reference, iterations, new_tokens, display, devices)
     if output is not None:
         try:
             output.mkdir(parents=True, exist_ok=True)
-            for name, content in document.items():
-                text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
-                (output / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+            for name, document in (("parity", parity), ("latency", latency)):
+                if document is not None:
+                    (output / f"{name}.json").write_bytes(encode(document))
         except OSError as error:
             raise VaExportError(f"the results cannot be written: {error.strerror}", where=output) from error
-    return document
+    return Proof(parity, latency)
