@@ -19,12 +19,12 @@ import os
 import statistics
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from msgspec.structs import asdict
 from PIL import Image
 
 import va_export.anchor.hugging_face  # noqa: F401  registers both of our attentions

@@ -1,6 +1,6 @@
 """Every file of settings or results that is read or written: JSON (or TOML) ↔ a `msgspec.Struct` that is its form.
 
-    class Point(Form):
+    class Point(Form, frozen=True):
         x: float
         tags: tuple[str, ...] = ()
 
@@ -42,8 +42,11 @@ Step = str | int
 T = TypeVar("T")
 
 
-class Form(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A document, or a table of one, that takes the keys it declares and no others, so that a typo is found."""
+class Form(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A document, or a table of one, that takes the keys it declares and no others, so that a typo is found.
+
+    Subclasses say `frozen=True` again, which type checkers want, and `kw_only=True` where they want that.
+    """
 
 
 def read(path: Path, form: type[T], *, what: str, fix: str) -> T:
@@ -116,7 +119,9 @@ def convert(data: Any, form: type[T], *, what: str, where: str | Path, fix: str)
     except msgspec.ValidationError as error:
         message, steps = _place(str(error), data, form)
     except VaExportError as error:  # a check of the form's own
-        raise VaExportError(error.what, where=f"{where}: {error.where}", fix=error.fix or fix) from error
+        raise VaExportError(
+            error.what, where=f"{where}: {error.where}" if error.where else where, fix=error.fix or fix
+        ) from error
     except RecursionError:
         message = "it is nested too deep"
     place = _as_text(steps)

@@ -11,6 +11,7 @@ import pytest
 from documents_made import manifest_document
 
 from va_export.bundle import write
+from va_export.bundle.journal import Record
 from va_export.bundle.manifest import read_manifest
 from va_export.bundle.write import BundleWriter, bundle_writer
 from va_export.errors import VaExportError
@@ -183,6 +184,11 @@ def test_json_has_no_infinity(tmp_path: Path) -> None:
 # What an earlier run left
 
 
+class Step(Record, frozen=True, tag="step"):
+    name: str
+    number: int
+
+
 def interrupted(output: Path, inputs: dict[str, Any] | None = None) -> None:
     """A run that finished one file, began another and was stopped."""
     with pytest.raises(KeyboardInterrupt) as caught, bundle_writer(output, overwrite=False) as writer:
@@ -191,7 +197,7 @@ def interrupted(output: Path, inputs: dict[str, Any] | None = None) -> None:
             writer.path(f"onnx/{name}").write_text(name)
         writer.finish("onnx/done", write.sha256(writer.path("onnx/done")))
         writer.vouch("onnx/begun")
-        writer.journal.append("step", name="begun", number=1)
+        writer.journal.append(Step("begun", 1))
         raise KeyboardInterrupt
     assert f"kept in {output}.partial: the same command continues" in caught.value.__notes__[0]
 
@@ -207,7 +213,7 @@ def test_a_later_run_finds_what_the_journal_vouches_for_and_nothing_else(tmp_pat
         assert writer.is_worth_keeping and writer.begin({"input": 1}) == []
         assert left(tmp_path / "b") == {"done", "begun"}
         assert writer.is_finished("onnx/done") and not writer.is_finished("onnx/begun")
-        assert [record["number"] for record in writer.journal.of("step", name="begun")] == [1]
+        assert writer.journal.of(Step) == [Step("begun", 1)]
         writer.seal(manifest_document())
         writer.commit(passed=True)
     assert names(tmp_path) == {"b"} and names(tmp_path / "b" / "onnx") == {"done", "begun"}

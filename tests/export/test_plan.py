@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
+from msgspec import structs
 
 from va_export.errors import VaExportError
 from va_export.export.plan import Plan, PlannedFile, check_plan, describe, free_disk, human
@@ -149,7 +150,7 @@ def test_time_of_a_proof_follows_from_its_questions() -> None:
     assert proving(new_tokens=2) < whole and proving(precision="bf16") < whole
     no_latency, timed_once = proving(latency_iterations=0), proving(latency_iterations=1)
     assert no_latency < timed_once <= whole
-    one_frame = replace(resolve_model("internvl2-8b"), frames=1)
+    one_frame = structs.replace(resolve_model("internvl2-8b"), frames=1)
     assert proving(recipe=one_frame) < whole / 2
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,7 @@ def parity() -> dict[str, Any]:
         "passed": True,
         "precision": "fp16",
         "reference": "PyTorch float32",
-        "runs": [{**run, "attention": "plugin"}, {**run, "attention": "native"}],
+        "runs": [copy.deepcopy({**run, "attention": form}) for form in ("plugin", "native")],
         "not_run": [
             {
                 "what": "tensorrt-rtx engines",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,7 @@ def test_a_recorded_failure_is_not_covered_by_passing_checks(tmp_path: Path) -> 
     assert "parity.json records a failure" in verdict
 
 
-@pytest.mark.parametrize("data", [None, {"passed": True, "runs": []}])
+@pytest.mark.parametrize("data", [None, {**parity(), "runs": []}])
 def test_nothing_passes_without_a_check(tmp_path: Path, data: dict[str, Any] | None) -> None:
     root = page(tmp_path, parity=data)
     assert "NOT CHECKED" in by_id(root, "div", "verdict").text
@@ -320,14 +321,23 @@ def test_a_bundle_with_nothing_optional_still_gives_a_page(tmp_path: Path) -> No
     assert "NOT CHECKED" in by_id(root, "div", "verdict").text
 
 
-def test_sparse_parity_and_latency_still_give_a_page(tmp_path: Path) -> None:
-    root = page(
-        tmp_path,
-        parity={"passed": True, "runs": [{"passed": True, "checks": [{"stage": "visual_tokens", "passed": True}]}]},
-        latency={"runs": [{"backend": "onnxruntime", "stages": {"vision": {"median_ms": 3.0}}}]},
-    )
-    assert "1 of 1 checks" in by_id(root, "div", "verdict").text
-    assert "3.00 ms" in by_id(root, "section", "latency").text
+@pytest.mark.parametrize(("name", "change", "place"), [
+    ("parity", lambda data: data["runs"][0]["checks"][2].pop("passed"), "runs[0].checks[2]"),
+    ("parity", lambda data: data["runs"][1]["checks"][0]["tolerance"].update(cosine="0.9"),
+     "runs[1].checks[0].tolerance.cosine"),
+    ("latency", lambda data: data["runs"][1]["stages"]["prefill"].update(median_ms=None),
+     "runs[1].stages.prefill.median_ms"),
+    ("latency", lambda data: data["environment"].update(gpus=1), "environment"),
+])  # fmt: skip
+def test_figures_of_another_form_are_no_page(
+    tmp_path: Path, name: str, change: Callable[[Any], Any], place: str
+) -> None:
+    data = {"parity": parity, "latency": latency}[name]()
+    change(data)
+    with pytest.raises(VaExportError) as caught:
+        page(tmp_path, **{name: data})
+    assert caught.value.where == f"{tmp_path / name}.json: {place}"
+    assert not (tmp_path / "report.html").exists()
 
 
 @pytest.mark.parametrize(

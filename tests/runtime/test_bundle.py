@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 import onnx
 import pytest
+from msgspec import structs
 
 from va_export.anchor import alpha_k_for_target_share, gains_from_score, subspace_score
 from va_export.bundle.manifest import sha256
@@ -106,11 +107,9 @@ def test_given_gains_are_the_scored_ones_written_out(bundle: Bundle, question: A
 
 
 def test_automatic_settings_are_found_by_the_bundle(bundle: Bundle, question: Arrays) -> None:
-    import dataclasses
-
     before = bundle.gains, bundle.score_settings
-    bundle.gains = dataclasses.replace(bundle.gains, target_visual_share=0.6, plain_visual_share=0.3)
-    bundle.score_settings = dataclasses.replace(bundle.score_settings, n_subspaces=ScoreSettings.AUTOMATIC)
+    bundle.gains = structs.replace(bundle.gains, target_visual_share=0.6, plain_visual_share=0.3)
+    bundle.score_settings = structs.replace(bundle.score_settings, n_subspaces=ScoreSettings.AUTOMATIC)
     try:
         found = bundle.generate(**question, max_new_tokens=1, return_logits=True)
         assert found.sharing_score is not None and found.visual_tokens is not None

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import pytest
+from msgspec.structs import replace
 from synthetic_manifest import engine_entry
 
 from va_export.bundle.manifest import read_manifest
@@ -44,7 +44,7 @@ def test_the_bundles_graph_scores_as_the_host(tiny_bundle: Path, question: Prepa
 
 def test_the_graph_gets_no_tokens_that_it_cannot_refuse(tiny_bundle: Path, question: Prepared) -> None:
     with Bundle.open(tiny_bundle, score="graph") as bundle:
-        bundle.score_settings = dataclasses.replace(bundle.score_settings, n_subspaces=1000)
+        bundle.score_settings = replace(bundle.score_settings, n_subspaces=1000)
         with pytest.raises(VaExportError, match="128 tokens cannot form 1000 subspaces"):
             bundle.answer(question, 1)
 
@@ -70,7 +70,7 @@ def test_a_bundle_without_the_component_opens_and_is_checked(copied_bundle: Path
     assert not has_score_graph(read_manifest(copied_bundle), "onnxruntime")
     with Bundle.open(copied_bundle) as bundle:
         assert bundle.answer(question, 1).sharing_score is not None
-        stages = [check["stage"] for check in check_parity(bundle, read_reference(copied_bundle))["checks"]]
+        stages = [check.stage for check in check_parity(bundle, read_reference(copied_bundle)).checks]
     assert "sharing_score" in stages and "score_graph" not in stages
     with pytest.raises(VaExportError, match="no graph of the score for onnxruntime"):
         Bundle.open(copied_bundle, score="graph")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
@@ -13,16 +14,19 @@ from va_export.errors import VaExportError
 from va_export.models.component import Component
 from va_export.settings import Limits
 from va_export.tensorrt.api import TensorRT
-from va_export.tensorrt.build import EngineInfo, build_engine
+from va_export.tensorrt.build import build_engine
+from va_export.tensorrt.build_log import OnProgress
+from va_export.tensorrt.engine_info import BuildRequest, EngineInfo
 from va_export.tensorrt.inspect_engine import find_plugin_records
 from va_export.tensorrt.targets import DEFAULT_TARGETS
 
 TARGETS = DEFAULT_TARGETS["tensorrt-rtx"]
 
 
-def _build(onnx_path: Path, ranges: Profiles, **options) -> EngineInfo:  # type: ignore[no-untyped-def]
-    settings = {"flavor": "tensorrt-rtx", "targets": TARGETS, "ranges": ranges, "capacity": 96, **options}
-    return build_engine(onnx_path, onnx_path.with_suffix(".engine"), **settings)
+def _build(onnx_path: Path, ranges: Profiles, *, on_progress: OnProgress | None = None, **options: Any) -> EngineInfo:
+    settings = {"targets": TARGETS, "capacity": 96, **options}
+    request = BuildRequest(onnx_path, "tensorrt-rtx", ranges=ranges, **settings)
+    return build_engine(request, onnx_path.with_suffix(".engine"), on_progress)
 
 
 @pytest.mark.parametrize(
@@ -45,10 +49,10 @@ def test_an_engine_holds_the_plugin_once_a_layer_and_profile(
     assert info.layer_counts["PLUGIN_V3"] == len(info.plugin_nodes) == layers
     assert info.layer_counts["KV_CACHE_UPDATE"] == 2 * layers
     assert info.plugin_records == layers * len(info.profiles)
-    records = find_plugin_records(info.path, "AnchoredAttention", "1", "ai.videoanchor")
+    records = find_plugin_records(path.with_suffix(".engine"), "AnchoredAttention", "1", "ai.videoanchor")
     assert len(records) == info.plugin_records
     assert all(record.fields == {"scale": (0.125,), "is_causal": (1,)} for record in records)
-    assert info.size_bytes == info.path.stat().st_size > 100_000
+    assert info.size_bytes == path.with_suffix(".engine").stat().st_size > 100_000
     assert (info.flavor, info.version, info.targets) == ("tensorrt-rtx", rtx.version, targets)
 
 
@@ -61,7 +65,7 @@ def test_native_attention_builds_without_a_plugin(
     assert info.layer_counts["ATTENTION_INPUT"] == 2
     assert "PLUGIN_V3" not in info.layer_counts
     assert info.plugin_nodes == () and info.plugin_records == 0
-    assert find_plugin_records(info.path, "AnchoredAttention", "1", "ai.videoanchor") == ()
+    assert find_plugin_records(path.with_suffix(".engine"), "AnchoredAttention", "1", "ai.videoanchor") == ()
 
 
 def test_only_whole_engines_appear(rtx: TensorRT, decoder_ranges: Profiles, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from va_export.runtime.backends.tensorrt_session import TensorRTSession
 from va_export.tensorrt.api import FLAVORS, Flavor, available_flavors
 from va_export.tensorrt.build import build_engine
 from va_export.tensorrt.cuda_device import CudaDevice
+from va_export.tensorrt.engine_info import BuildRequest
 from va_export.tensorrt.prepare_onnx import ATTENTIONS, Attention
 from va_export.tensorrt.targets import CURRENT_GPU
 
@@ -43,17 +44,10 @@ def test_steps_match_float64(
     dtype: str,
 ) -> None:
     shape = DecoderShape(layers=2, head_dim=64, dtype=dtype)
-    info = build_engine(
-        save_decoder(shape, tmp_path / "decoder.onnx"),
-        tmp_path / "decoder.engine",
-        flavor=flavor,
-        targets=(CURRENT_GPU,),
-        ranges=decoder_ranges,
-        attention=attention,
-        capacity=capacity,
-        plugin_library=plugin_library,
-    )
-    session = TensorRTSession(info.path, flavor, plugin_library)
+    path, engine = save_decoder(shape, tmp_path / "decoder.onnx"), tmp_path / "decoder.engine"
+    request = BuildRequest(path, flavor, (CURRENT_GPU,), decoder_ranges, attention, capacity, plugin_library)
+    build_engine(request, engine)
+    session = TensorRTSession(engine, flavor, plugin_library)
     cache = session.new_cache(batch_size=2)
     state = decoder_feed(shape, capacity=capacity, q_len=1, past=[0, 0])
     for name in cache.buffers:

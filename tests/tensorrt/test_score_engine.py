@@ -14,6 +14,7 @@ from va_export.models.family import ModelSpec
 from va_export.settings import Limits, ScoreSettings
 from va_export.tensorrt.api import TensorRT
 from va_export.tensorrt.build import build_engine
+from va_export.tensorrt.engine_info import BuildRequest
 from va_export.tensorrt.prepare_onnx import prepare_onnx
 
 LIMITS = Limits(max_input_len=256, max_kv_cache_capacity=256, opt_input_len=64, max_frames=8, opt_frames=4)
@@ -32,15 +33,9 @@ def save(score: Component, settings: ScoreSettings, path: Path) -> Path:
 @pytest.mark.parametrize(("pca_rank", "hidden_size"), [(0, 128), (0, 16), (12, 128)])  # wide, narrow, PCA
 def test_the_body_builds(rtx: TensorRT, spec: ModelSpec, tmp_path: Path, pca_rank: int, hidden_size: int) -> None:
     score = component(spec, hidden_size)
-    path = save(score, ScoreSettings(5, pca_rank), tmp_path / "score.onnx")
-    info = build_engine(
-        path,
-        tmp_path / "score.engine",
-        flavor="tensorrt-rtx",
-        targets=("sm89",),
-        ranges=score.ranges(LIMITS),
-        attention="native",
-    )
+    path = save(score, ScoreSettings(n_subspaces=5, pca_rank=pca_rank), tmp_path / "score.onnx")
+    request = BuildRequest(path, "tensorrt-rtx", ("sm89",), score.ranges(LIMITS), "native")
+    info = build_engine(request, tmp_path / "score.engine")
     assert info.plugin_nodes == () and info.size_bytes > 0
     assert info.input_shapes == {"visual_tokens": ("visual_count", hidden_size)}
     (profile,) = info.profiles

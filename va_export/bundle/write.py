@@ -7,7 +7,6 @@ A run that is killed leaves it, and the same command goes on from it.
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import re
 import shutil
@@ -19,13 +18,27 @@ from typing import Any
 import msgspec
 
 from va_export.bundle.document import FileEntry, ManifestDocument
-from va_export.bundle.journal import Journal, sync_file, sync_folder
+from va_export.bundle.journal import Journal, Record, sync_file, sync_folder
 from va_export.bundle.manifest import JOURNAL_NAME, MANIFEST_NAME, Manifest, bundle_files, sha256
-from va_export.documents import encode
+from va_export.documents import decode, encode
 from va_export.errors import VaExportError
 
 _SUFFIX = ".partial"
-_INPUTS, _FILE = "inputs", "file"
+
+
+class Inputs(Record, frozen=True, tag="inputs"):
+    """The first record: what the work is on, name → plain data."""
+
+    inputs: dict[str, Any]
+
+
+class File(Record, frozen=True, tag="file"):
+    """A file that belongs to the bundle; if it is done, with its size, its time in ns and its SHA-256."""
+
+    name: str
+    bytes: int = 0
+    time: int = 0
+    sha256: str = ""
 
 
 class BundleWriter:
@@ -57,16 +70,16 @@ class BundleWriter:
         Returns:
             The names of the inputs that have changed since the earlier run; empty if none have, or there was none.
         """
-        inputs = json.loads(json.dumps(inputs))
-        earlier = self.journal.of(_INPUTS)
+        now = decode(encode(Inputs(dict(inputs))), Inputs, what="", where="", fix="").inputs
+        earlier = self.journal.of(Inputs)
         changed = []
         if earlier:
-            before = earlier[0]["inputs"]
-            changed = [name for name in {**before, **inputs} if before.get(name) != inputs.get(name)]
+            before = earlier[0].inputs
+            changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
         if not earlier or changed:
             self._clear()
-            self.journal.append(_INPUTS, inputs=inputs)
-        vouched = {record["name"]: record for record in self.journal.of(_FILE)}
+            self.journal.append(Inputs(now))
+        vouched = {record.name for record in self.journal.of(File)}
         for name, path in [*bundle_files(self.directory), (MANIFEST_NAME, self.directory / MANIFEST_NAME)]:
             if name not in vouched:
                 path.unlink(missing_ok=True)
@@ -82,7 +95,7 @@ class BundleWriter:
         for name in names:
             sync_file(self.directory / name)
             sync_folder((self.directory / name).parent)
-            self.journal.append(_FILE, name=name)
+            self.journal.append(File(name))
 
     def finish(self, name: str, digest: str) -> None:
         """Flush a file that is done and note its size, time and SHA-256 in the journal."""
@@ -91,22 +104,22 @@ class BundleWriter:
         sync_folder(path.parent)
         stat = path.stat()
         self._digests[name, stat.st_size, stat.st_mtime_ns] = digest
-        self.journal.append(_FILE, name=name, bytes=stat.st_size, time=stat.st_mtime_ns, sha256=digest)
+        self.journal.append(File(name, stat.st_size, stat.st_mtime_ns, digest))
 
     def is_finished(self, name: str) -> bool:
         """Whether an earlier run finished this file and it is still as it was then. One of the same size and another
         time is read."""
         path = self.directory / name
-        records = self.journal.of(_FILE, name=name)
-        if not records or "sha256" not in records[-1] or not path.is_file():
+        records = self.journal.of(File, name=name)
+        if not records or not records[-1].sha256 or not path.is_file():
             return False
         record, stat = records[-1], path.stat()
-        if stat.st_size != record["bytes"]:
+        if stat.st_size != record.bytes:
             return False
         key = (name, stat.st_size, stat.st_mtime_ns)
         if key not in self._digests:
-            self._digests[key] = record["sha256"] if stat.st_mtime_ns == record["time"] else sha256(path)
-        return self._digests[key] == str(record["sha256"])
+            self._digests[key] = record.sha256 if stat.st_mtime_ns == record.time else sha256(path)
+        return self._digests[key] == record.sha256
 
     def abandon(self) -> None:
         """Nothing that was done so far is of any use: the workspace is removed on the way out."""
@@ -115,7 +128,7 @@ class BundleWriter:
     @property
     def is_worth_keeping(self) -> bool:
         """Whether a later run could go on from here."""
-        return not self._abandoned and len(self.journal.of(_FILE)) > 0
+        return not self._abandoned and bool(self.journal.of(File))
 
     def path(self, relative: str) -> Path:
         """The path of a file to be written; its folder exists when this returns."""

@@ -10,18 +10,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from va_export.bundle.document import FileEntry
+from va_export.bundle.journal import Journal, Record
 from va_export.bundle.manifest import sha256
 from va_export.checkpoint.safetensors_header import header_sha256
 from va_export.errors import VaExportError
 
 if TYPE_CHECKING:
-    from va_export.bundle.journal import Journal
     from va_export.checkpoint.files import Checkpoint
     from va_export.progress import Stage
 
 _CHUNK = 8 << 20
 # Files up to this size are compared by content; of larger ones size, times and header tell whether they were edited.
 _READ_WHOLE = 64 << 20
+
+
+class Hashed(Record, frozen=True, tag="checkpoint"):
+    """A checkpoint's file, in the journal of an unfinished export."""
+
+    name: str
+    bytes: int
+    sha256: str
 
 
 class CheckpointHashes:
@@ -34,8 +42,8 @@ class CheckpointHashes:
         self._todo = []
         self._before = {file.path: identity(file.path) for file in checkpoint.files()}
         for file in checkpoint.files():
-            if known := journal.of("checkpoint", name=file.path.name):  # an earlier run's, on the same files
-                self._entries[file.path.name] = FileEntry(**known[-1]["entry"])
+            if known := journal.of(Hashed, name=file.path.name):  # an earlier run's, on the same files
+                self._entries[file.path.name] = FileEntry(bytes=known[-1].bytes, sha256=known[-1].sha256)
             else:
                 self._todo.append(file.path)
         self._done = sum(entry.bytes for entry in self._entries.values())
@@ -74,8 +82,8 @@ class CheckpointHashes:
                 )
         # Only now, by the thread that writes the journal's other records.
         for name, entry in self._entries.items():
-            if not self._journal.of("checkpoint", name=name):
-                self._journal.append("checkpoint", name=name, entry={"bytes": entry.bytes, "sha256": entry.sha256})
+            if not self._journal.of(Hashed, name=name):
+                self._journal.append(Hashed(name, entry.bytes, entry.sha256))
         return dict(sorted(self._entries.items()))
 
     def _run(self) -> None:

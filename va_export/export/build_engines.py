@@ -152,7 +152,7 @@ def build_engines(
                 obtained = _obtain(request, bundle, relative, options.engine_cache, stage, fix)
                 bundle.record_digest(relative, obtained.sha256)
                 info = obtained.info
-                engines = {**entry.engines, flavor: _entry(info, bundle.directory)}
+                engines = {**entry.engines, flavor: _entry(info, relative)}
                 written.entries[component.name] = msgspec.structs.replace(entry, engines=engines)
                 plugins = f", {len(info.plugin_nodes)} plugin nodes" if info.plugin_nodes else ""
                 reused = ", from the engine cache" if obtained.reused else ""
@@ -194,9 +194,9 @@ def _advance(stage: Stage, _phase: str, done: int, total: int) -> None:
     stage.advance(done, total)
 
 
-def _entry(info: EngineInfo, directory: Path) -> EngineEntry:
+def _entry(info: EngineInfo, file: str) -> EngineEntry:
     return EngineEntry(
-        file=info.path.relative_to(directory).as_posix(),
+        file=file,
         version=info.version,
         targets=info.targets,
         bytes=info.size_bytes,

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from va_export.export.recipe import ExportOptions
     from va_export.export.shard_plan import ShardPlan
     from va_export.export.source import Model, Source
+    from va_export.graph.weight_layout import Traced
     from va_export.models.family import WeightSource
     from va_export.progress import Stage, StageDisplay
 
@@ -106,8 +107,8 @@ def write_component(
     Args:
         graph: gives the traced graph, passes run; not called if its files are there.
     """
-    from va_export.graph.stream_weights import check_weights, mark_from_json, stream_weights
-    from va_export.graph.weight_layout import data_bytes, slot_from_json
+    from va_export.graph.stream_weights import Written, check_weights, stream_weights
+    from va_export.graph.weight_layout import data_bytes
 
     name, shard = component.name, component.shard
     files = {"onnx": _file(name), **({"onnx_native": _file(f"{name}_native")} if shard else {})}
@@ -118,9 +119,9 @@ def write_component(
     if traced is None:
         stage.say("tracing")
         traced = _trace(name, key, graph(), files, bundle)
-    slots = [slot_from_json(slot) for slot in traced["slots"]]
+    slots = traced.slots
     weight_map = source.weight_map
-    marks = [mark_from_json(record["mark"]) for record in bundle.journal.of("weights", graph=traced["graph"])]
+    marks = [record.mark for record in bundle.journal.of(Written, graph=traced.graph)]
     if marks and marks[-1].slots == len(slots) and bundle.is_finished(data):
         losses = {weight: loss for mark in marks for weight, loss in mark.losses.items()}
     else:
@@ -132,7 +133,7 @@ def write_component(
             source.checkpoint,
             clip=options.clip_overflow,
             marks=marks,
-            on_mark=lambda mark: bundle.journal.append("weights", graph=traced["graph"], mark=mark.to_json()),
+            on_mark=lambda mark: bundle.journal.append(Written(traced.graph, mark)),
             on_bytes=stage.byte_counter(data_bytes(slots)),
         )
         if streamed.unusable:
@@ -147,7 +148,7 @@ def write_component(
     written.losses |= losses
     written.names |= {slot.name for slot in slots}
     written.entries[name] = _entry(component, options, layers=layers, **files)
-    stage.say(f"{traced['nodes']} nodes, {len(slots)} tensors")
+    stage.say(f"{traced.nodes} nodes, {len(slots)} tensors")
 
 
 def _file(name: str) -> str:
@@ -164,19 +165,21 @@ def _entry(component: Component, options: ExportOptions, **files: Any) -> Compon
     )
 
 
-def _traced(name: str, key: Any, files: list[str], bundle: BundleWriter) -> Mapping[str, Any] | None:
+def _traced(name: str, key: Any, files: list[str], bundle: BundleWriter) -> Traced | None:
     """The journal's record of a graph whose files are there."""
-    records = bundle.journal.of("graph", name=name, key=key)
+    from va_export.graph.weight_layout import Traced
+
+    records = bundle.journal.of(Traced, name=name, key=key)
     if not records or not all(bundle.is_finished(file) for file in files):
         return None
     return records[-1] if bundle.path(f"{files[0]}.data").is_file() else None
 
 
-def _trace(name: str, key: Any, model: ir.Model, files: Mapping[str, str], bundle: BundleWriter) -> Mapping[str, Any]:
+def _trace(name: str, key: Any, model: ir.Model, files: Mapping[str, str], bundle: BundleWriter) -> Traced:
     """Write a graph in its forms, and a data file of the right size for its weights."""
     from va_export.bundle.manifest import sha256
     from va_export.graph.native import write_native_form
-    from va_export.graph.weight_layout import data_bytes, layout_weights
+    from va_export.graph.weight_layout import Traced, data_bytes, layout_weights
     from va_export.graph.write_onnx import check_onnx, reserve, write_graph
 
     slots = layout_weights(model)
@@ -193,10 +196,9 @@ def _trace(name: str, key: Any, model: ir.Model, files: Mapping[str, str], bundl
     bundle.vouch(data)
     nodes = sum(1 for _ in model.graph)
     graph = digests[files["onnx"]]  # marks are of this graph's layout, and of no other that had its name
-    bundle.journal.append(
-        "graph", name=name, key=key, graph=graph, nodes=nodes, slots=[slot.to_json() for slot in slots]
-    )
-    return bundle.journal.of("graph", name=name, key=key)[-1]
+    traced = Traced(name, graph, nodes, slots, key)
+    bundle.journal.append(traced)
+    return traced
 
 
 def _others(options: ExportOptions, weight_map: Mapping[str, WeightSource], done: set[str]) -> dict[str, WeightSource]:

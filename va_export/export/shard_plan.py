@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from va_export.bundle.decoder_shards import DECODER, DecoderShard
+from va_export.bundle.journal import Journal, Record
 from va_export.errors import VaExportError
 from va_export.export.split_decoder import DecoderWeights, decoder_weights, split_decoder
 from va_export.host_memory import available_memory
 
 if TYPE_CHECKING:
-    from va_export.bundle.journal import Journal
     from va_export.export.recipe import ExportOptions
     from va_export.export.source import Model
 
@@ -24,7 +24,13 @@ _BUILD_BASE = 600 << 20
 EXPORT_BASE = 1 << 30
 # What `auto` leaves to others of the memory that is free now.
 _SHARE = 0.8
-_RECORD = "decoder shards"  # in the journal of an unfinished export
+
+
+class ShardsRecord(Record, frozen=True, tag="decoder shards"):
+    """How many there are, and why, in the journal of an unfinished export."""
+
+    count: int
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -86,11 +92,11 @@ def keep_shards(planned: ShardPlan, num_layers: int, journal: Journal) -> ShardP
 
     `auto` looks at the memory that is free, which another day is another; files of two plans do not fit together.
     """
-    earlier = journal.of(_RECORD)
+    earlier = journal.of(ShardsRecord)
     if not earlier:
-        journal.append(_RECORD, count=len(planned.shards), reason=planned.reason)
+        journal.append(ShardsRecord(len(planned.shards), planned.reason))
         return planned
-    count, reason = earlier[0]["count"], earlier[0]["reason"]
+    count, reason = earlier[0].count, earlier[0].reason
     if count == len(planned.shards):
         return planned
     shards = split_decoder(num_layers, count, planned.weights)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-
 import onnx
+from msgspec.structs import asdict
 from onnx import TensorProto, helper
 
 from va_export.bundle.tensors import TensorInfo

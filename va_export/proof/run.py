@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from va_export.documents import encode
 from va_export.errors import VaExportError
 from va_export.host_memory import available_memory
 from va_export.machine import environment, gpu_name
 from va_export.proof.compare import check_parity, parity_document
+from va_export.proof.documents import Environment, Latency, LatencyRun, NotRun, Parity, ParityRun
 from va_export.proof.latency import measure_latency
 from va_export.proof.reference import FILE_NAME, read_reference
 from va_export.runtime.backends.table import open_backend
@@ -49,7 +51,8 @@ def prove(
         stage.say(f"{len(sample.frames)} frames, {sample.prepared.length} prompt tokens")
     manifest = writer.manifest(document)
     timed, left_out = _timed_here(options, writer.directory)
-    parity_runs, latency_runs = [], []
+    parity_runs: list[ParityRun] = []
+    latency_runs: list[LatencyRun] = []
     for backend, attention in dict.fromkeys([*_runs_here(options), *timed]):
         with Bundle(manifest, open_backend(backend, manifest, attention), attention) as bundle:
             if (backend, attention) in _runs_here(options):
@@ -61,13 +64,13 @@ def prove(
     if latency_runs:
         for reason in left_out:
             display.note(reason)
-        writer.write_json("latency.json", {"environment": environment(), "runs": latency_runs})
-    return bool(parity["passed"])
+        writer.write_json("latency.json", Latency(Environment(**environment()), tuple(latency_runs)))
+    return parity.passed
 
 
-def _are_finite(runs: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether every stage of every run gave numbers; a bundle that gives NaN is not worth timing."""
-    return not any(check["nan"] or check["inf"] for run in runs for check in run["checks"])
+def _are_finite(runs: Sequence[ParityRun]) -> bool:
+    """Whether every run gave numbers; a bundle that gives NaN is not worth timing."""
+    return all(run.is_finite for run in runs)
 
 
 def _runs_here(options: ExportOptions) -> list[tuple[str, str]]:
@@ -94,7 +97,7 @@ def _timed_here(options: ExportOptions, directory: Path) -> tuple[list[tuple[str
     return [("onnxruntime", options.attention), torch], []
 
 
-def not_run_here(engines: EnginePlan) -> list[dict[str, str]]:
+def not_run_here(engines: EnginePlan) -> list[NotRun]:
     """What parity did not cover, why, and the command that covers it."""
     rows = []
     for flavor in engines.flavors:
@@ -102,33 +105,27 @@ def not_run_here(engines: EnginePlan) -> list[dict[str, str]]:
             reason = "no NVIDIA GPU on the machine of the export"
         else:
             reason = "an export compares on ONNX Runtime only"
-        rows.append({"what": f"{flavor} engines", "reason": reason, "command": f"va-check BUNDLE --backend {flavor}"})
+        rows.append(NotRun(f"{flavor} engines", reason, f"va-check BUNDLE --backend {flavor}"))
     if engines.reason:
-        rows.append(
-            {
-                "what": "TensorRT engines",
-                "reason": f"not built: {engines.reason}",
-                "command": "va-export … without --onnx-only",
-            }
-        )
+        rows.append(NotRun("TensorRT engines", f"not built: {engines.reason}", "va-export … without --onnx-only"))
     return rows
 
 
 def run_parity(
     bundle: Bundle, reference: Mapping[str, Any], atol: float | None, rtol: float | None, display: StageDisplay
-) -> dict[str, Any]:
+) -> ParityRun:
     """One entry of `runs` in parity.json."""
     with display.stage(f"parity {bundle.backend.name}/{bundle.attention}") as stage:
         result = check_parity(bundle, reference, atol, rtol)
-        failed = [check["stage"] for check in result["checks"] if not check["passed"]]
+        failed = [check.stage for check in result.checks if not check.passed]
         outcome = f"FAILED: {', '.join(failed)}" if failed else "all within tolerance"
-        stage.say(f"{len(result['checks'])} checks, {outcome}")
+        stage.say(f"{len(result.checks)} checks, {outcome}")
     return result
 
 
 def run_latency(
     bundle: Bundle, reference: Mapping[str, Any], iterations: int, new_tokens: int, display: StageDisplay
-) -> list[dict[str, Any]]:
+) -> list[LatencyRun]:
     """Two entries of `runs` in latency.json: with anchors and without."""
     results = []
     for anchors in (True, False):
@@ -137,9 +134,17 @@ def run_latency(
                 bundle, reference, anchors=anchors, iterations=iterations, new_tokens=new_tokens, on_step=stage.advance
             )
             results.append(result)
-            median = result["stages"]["end_to_end"]["median_ms"]
+            median = result.stages["end_to_end"].median_ms
             stage.say(f"median {median:.1f} ms end to end, host time on {bundle.backend.device}")
     return results
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What `va-check` found; no latency where none was asked for, or the numbers are none."""
+
+    parity: Parity
+    latency: Latency | None
 
 
 def check_bundle(
@@ -152,7 +157,7 @@ def check_bundle(
     iterations: int = 10,
     output: Path | None = None,
     devices: Sequence[int] | None = None,
-) -> dict[str, Any]:
+) -> Proof:
     """Repeat parity and latency of a bundle on this machine (`va-check`); needs neither PyTorch nor the checkpoint.
 
     Args:
@@ -178,16 +183,16 @@ def check_bundle(
         reference = read_reference(directory)
         runs = [run_parity(bundle, reference, atol, rtol, display)]
         parity = parity_document(bundle.manifest.data.precision, REFERENCE, runs, [])
-        document: dict[str, Any] = {"parity": parity}
+        latency = None
         if iterations and _are_finite(runs):
-            latency = run_latency(bundle, reference, iterations, len(reference["anchored_tokens"]), display)
-            document["latency"] = {"environment": environment(), "runs": latency}
+            timed = run_latency(bundle, reference, iterations, len(reference["anchored_tokens"]), display)
+            latency = Latency(Environment(**environment()), tuple(timed))
     if output is not None:
         try:
             output.mkdir(parents=True, exist_ok=True)
-            for name, content in document.items():
-                text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
-                (output / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+            for name, document in (("parity", parity), ("latency", latency)):
+                if document is not None:
+                    (output / f"{name}.json").write_bytes(encode(document))
         except OSError as error:
             raise VaExportError(f"the results cannot be written: {error.strerror}", where=output) from error
-    return document
+    return Proof(parity, latency)

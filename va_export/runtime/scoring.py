@@ -5,11 +5,11 @@ Everything that runs a bundle asks for a score through this one function.
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
+from msgspec.structs import asdict
 
 from va_export.anchor import subspace_score
 from va_export.errors import VaExportError

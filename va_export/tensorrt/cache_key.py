@@ -11,8 +11,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import onnx
+from msgspec import to_builtins
 
 from va_export.machine import nvidia_cards, nvidia_driver
 from va_export.tensorrt.engine_info import BuildRequest
@@ -62,7 +62,7 @@ def cache_key(
         "hardware": _hardware() if CURRENT_GPU in request.targets else None,
         "attention": request.attention,
         "capacity": request.capacity,
-        "ranges": msgspec.to_builtins(request.ranges),
+        "ranges": to_builtins(request.ranges),
         "builder": _builder_sources(),
     }
     text = json.dumps(ingredients, sort_keys=True)

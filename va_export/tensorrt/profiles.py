@@ -8,16 +8,15 @@ so it is written into the graph before parsing (see `prepare_onnx`).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from va_export.bundle.tensors import DimensionRange
+from va_export.documents import Form
 from va_export.errors import VaExportError
 
 CAPACITY = "capacity"
 
 
-@dataclass(frozen=True)
-class ShapeRange:
+class ShapeRange(Form, frozen=True):
     """The smallest, the tuned and the largest shape of one input."""
 
     min: tuple[int, ...]
@@ -30,8 +29,7 @@ class ShapeRange:
             raise VaExportError(f"the shapes {self.min}, {self.opt}, {self.max} are not in ascending order")
 
 
-@dataclass(frozen=True)
-class Profile:
+class Profile(Form, frozen=True):
     """One optimisation profile: a range for every input that has a dynamic dimension."""
 
     name: str

@@ -101,10 +101,10 @@ def test_logits_that_are_not_finite_are_an_error(bundle: Bundle, loop: Loop, que
 def test_parity_judges_the_loop(tiny_bundle: Path, bundle: Bundle, loop: Loop) -> None:
     reference = read_reference(tiny_bundle)
     entry = check_parity(bundle, reference)
-    rows = [check for check in entry["checks"] if check["stage"] == "greedy_loop"]
-    assert [row["anchors"] for row in rows] == [True, False] and all(row["passed"] for row in rows)
-    assert entry["passed"]
+    rows = [check for check in entry.checks if check.stage == "greedy_loop"]
+    assert [row.anchors for row in rows] == [True, False] and all(row.passed for row in rows)
+    assert entry.passed
     loop.change = lambda step, token: (token + 1) % 263 if step == 1 else token
     entry = check_parity(bundle, reference)
-    assert not entry["passed"]
-    assert {check["stage"] for check in entry["checks"] if not check["passed"]} == {"greedy_loop"}
+    assert not entry.passed
+    assert {check.stage for check in entry.checks if not check.passed} == {"greedy_loop"}

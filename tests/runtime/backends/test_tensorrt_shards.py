@@ -145,9 +145,9 @@ def test_shards_on_one_gpu_pass_parity(sharded_bundle: Path) -> None:
         Bundle.open(sharded_bundle, "tensorrt-rtx").close()
     except VaExportError as error:
         pytest.skip(f"no GPU that the engines are built for: {error.what}")
-    document = check_bundle(sharded_bundle, "tensorrt-rtx", StageDisplay(), iterations=1)
-    assert document["parity"]["passed"] is True
-    assert "prefill/decoder_1" in document["latency"]["runs"][0]["stages"]
+    proof = check_bundle(sharded_bundle, "tensorrt-rtx", StageDisplay(), iterations=1)
+    assert proof.parity.passed
+    assert "prefill/decoder_1" in proof.latency.runs[0].stages
 
 
 @pytest.mark.gpu
