@@ -1,8 +1,8 @@
-// The Hopper kernel as the dispatcher sees it: one file an element type. Parameters are such as hopper_serves accepts.
+// The Hopper kernel as the dispatcher sees it. Parameters are such as hopper_serves accepts.
 #pragma once
 
-#include "anchored_attention.h"
-#include "mma_limits.h"
+#include "anchored_attention/anchored_attention.h"
+#include "anchored_attention/mma/mma.h"
 
 namespace va_export {
 
@@ -15,8 +15,9 @@ inline bool hopper_serves(const VaAnchoredAttentionParams& p) {
   return is_prefill && p.batch * p.query_heads <= kMaxBlocks / ceil_div(p.q_len, kHopperRows);
 }
 
-// cudaErrorNotSupported, and nothing is queued: this GPU, its driver or the tensors' strides rule the kernel out.
-cudaError_t launch_hopper_float16(const VaAnchoredAttentionParams& params, cudaStream_t stream);
-cudaError_t launch_hopper_bfloat16(const VaAnchoredAttentionParams& params, cudaStream_t stream);
+// For __half and __nv_bfloat16. cudaErrorNotSupported, and nothing is queued: this GPU, its driver or the tensors'
+// strides rule the kernel out.
+template <typename T>
+cudaError_t launch_hopper(const VaAnchoredAttentionParams& params, cudaStream_t stream);
 
 }  // namespace va_export

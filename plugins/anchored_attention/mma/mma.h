@@ -1,9 +1,9 @@
-// What the tensor-core kernels serve, and the workspace that they can use.
+// The mma.sync kernels as the dispatcher sees them: what they serve, and the workspace that they can use.
 #pragma once
 
-#include "anchored_attention.h"
-#include "geometry.h"
-#include "partials.cuh"
+#include "anchored_attention/anchored_attention.h"
+#include "anchored_attention/geometry.h"
+#include "anchored_attention/softmax_state.cuh"
 
 namespace va_export {
 
@@ -11,6 +11,23 @@ constexpr int64_t kMaxDecodeLen = 16;  // q_len up to which keys are divided amo
 constexpr int64_t kMmaMaxHeadDim = 128;
 constexpr int64_t kMinPrefillRows = 64;  // of any tile, so that the number of blocks can be bounded
 constexpr int64_t kMaxBlocks = INT32_MAX;
+constexpr int kPartialRows = 16;  // rows of a decode tile
+
+// The workspace: what the blocks that share one row tile's keys leave there. O [slots, kPartialRows, value_head_dim],
+// not normalised, then the softmax's states [slots, kPartialRows].
+struct Partials {
+  float* out;
+  SoftmaxState* states;
+
+  __host__ __device__ Partials(void* workspace, int64_t slots, int64_t value_head_dim)
+      : out(static_cast<float*>(workspace)),
+        states(reinterpret_cast<SoftmaxState*>(out + slots * kPartialRows * value_head_dim)) {}
+};
+
+__host__ __device__ inline int64_t partial_bytes(int64_t slots, int64_t value_head_dim) {
+  return slots * kPartialRows *
+         (value_head_dim * static_cast<int64_t>(sizeof(float)) + static_cast<int64_t>(sizeof(SoftmaxState)));
+}
 
 inline bool is_aligned(const void* pointer, const VaAttentionStrides& strides) {
   const auto is_multiple_of_8 = [](int64_t x) { return x % 8 == 0; };
@@ -22,7 +39,7 @@ inline bool is_multiple_of_8_within(int64_t width, int64_t most) {
   return width % 8 == 0 && width <= most;
 }
 
-// The tiles of a decode launch.
+// The row tiles of a decode launch.
 inline int64_t decode_tiles(const VaAnchoredAttentionParams& p) {
   const int64_t positions = p.q_len < kMaxDecodeLen ? p.q_len : kMaxDecodeLen;
   return p.batch * p.kv_heads * ceil_div(positions * (p.query_heads / p.kv_heads), kPartialRows);
@@ -49,5 +66,10 @@ inline size_t mma_workspace_bytes(const VaAnchoredAttentionParams& p) {
   const int64_t slots = most_slots(decode_tiles(p), p.kv_len, kDecodeTileKeys);
   return static_cast<size_t>(partial_bytes(slots, p.value_head_dim));
 }
+
+// For __half and __nv_bfloat16, each compiled in a file of its own, so that a build uses more than one core. Parameters
+// are such as mma_serves accepts.
+template <typename T>
+cudaError_t launch_mma(const VaAnchoredAttentionParams& params, cudaStream_t stream);
 
 }  // namespace va_export

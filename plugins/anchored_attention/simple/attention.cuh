@@ -6,22 +6,21 @@
 // the rows (row = position * group + head within the group), so that one decode step with a group of 4 still
 // reads each key once. In a warp, lane = key while logits are formed and lane = channel while values are
 // summed.
-//
-// The keys that a row may see are a prefix of the sequence (kv_length and the causal rule both cut its end),
-// so the whole mask is one number a row: `visible`.
 #pragma once
 
-#include "anchored_attention.h"
+#include <cuda_runtime.h>
+
+#include "anchored_attention/geometry.h"
+#include "anchored_attention/softmax_state.cuh"
 #include "common/convert.cuh"
 
 namespace va_export {
 
-constexpr int kWarpSize = 32;
 constexpr int kWarps = 8;
 constexpr int kRowsPerWarp = 4;
 constexpr int kTileRows = kWarps * kRowsPerWarp;
-constexpr int kTileKeys = kWarpSize;  // one key a lane
-constexpr float kLog2E = 1.4426950408889634f;
+constexpr int kTileKeys = kWarpSize;               // one key a lane
+constexpr size_t kDefaultSharedBytes = 48 * 1024;  // more must be asked for, function by function
 
 // Shared memory of one block, in floats. The key tile's rows have one float of padding, so that the 32 lanes,
 // each reading its own key's channel d, hit 32 different banks; the value tile then reuses the same memory.
@@ -57,20 +56,11 @@ __device__ inline float warp_sum(float x) {
 // What one warp keeps of its rows in registers. A lane has kChannelGroups channels of each row, 32 apart.
 template <int kChannelGroups>
 struct WarpRows {
-  int visible[kRowsPerWarp];  // how many keys, counted from the first, the row may see
-  int most_visible;
-  float max[kRowsPerWarp];  // of the logits so far, in units of log2
-  float sum[kRowsPerWarp];  // of the softmax weights so far; this lane's keys only, until the end
-  float acc[kRowsPerWarp][kChannelGroups];
+  int visible[kRowsPerWarp];  // keys, counted from the first, that the row may see
+  int most_visible = 0;
+  SoftmaxState softmax[kRowsPerWarp];            // its sum of this lane's keys only, until the end
+  float out[kRowsPerWarp][kChannelGroups] = {};  // the O accumulator
 };
-
-// How many keys packed row `row` may see: 0 for the rows that fill up the last tile.
-__device__ inline int visible_keys(const VaAnchoredAttentionParams& p, int64_t valid_keys, int group, int row) {
-  if (row >= p.q_len * group) return 0;
-  if (!p.is_causal) return static_cast<int>(valid_keys);
-  const int64_t seen = row / group + valid_keys - p.q_len + 1;
-  return static_cast<int>(seen < 0 ? 0 : (seen > valid_keys ? valid_keys : seen));
-}
 
 // Copies one row to shared memory as float32, all lanes of a warp together, and zeros up to padded_width.
 template <typename T>
@@ -100,14 +90,12 @@ __device__ inline void update_softmax(const float (&logit)[kRowsPerWarp], int ke
   for (int r = 0; r < kRowsPerWarp; ++r) {
     const bool seen = key < rows.visible[r];
     const float x = seen ? logit[r] : -INFINITY;
-    const float new_max = fmaxf(rows.max[r], warp_max(x));
-    const float base = new_max == -INFINITY ? 0.0f : new_max;  // nothing seen yet: exp2(-inf - 0) = 0, not NaN
-    const float weight = exp2f(x - base);
-    const float keep = exp2f(rows.max[r] - base);
-    rows.max[r] = new_max;
-    rows.sum[r] = rows.sum[r] * keep + weight;
+    SoftmaxState& softmax = rows.softmax[r];
+    const float rescale = softmax.raise_max(warp_max(x));
+    const float weight = exp2_approx(x - softmax.base());
+    softmax.sum += weight;
 #pragma unroll
-    for (int t = 0; t < kChannelGroups; ++t) rows.acc[r][t] *= keep;
+    for (int t = 0; t < kChannelGroups; ++t) rows.out[r][t] *= rescale;
     weights[r * kTileKeys + threadIdx.x % kWarpSize] = seen ? weight * value_gain : 0.0f;
   }
 }
@@ -126,8 +114,8 @@ __device__ inline void dot_queries(const float* query_rows, const float* key_row
   }
 }
 
-// acc += weights (kRowsPerWarp, keys) x values (keys, channels). Takes keys four at a time: up to three too
-// many, whose weights and values are zeros.
+// O [kRowsPerWarp, channels] += weights [kRowsPerWarp, keys] x values [keys, channels]. Takes keys four at a time: up
+// to three too many, whose weights and values are zeros.
 template <int kChannelGroups>
 __device__ inline void add_values(const float* weights, const float* values, int keys, int value_row,
                                   WarpRows<kChannelGroups>& rows) {
@@ -143,7 +131,7 @@ __device__ inline void add_values(const float* weights, const float* values, int
       const float v0 = v[0], v1 = v[value_row], v2 = v[2 * value_row], v3 = v[3 * value_row];
 #pragma unroll
       for (int r = 0; r < kRowsPerWarp; ++r) {
-        rows.acc[r][t] += w[r].x * v0 + w[r].y * v1 + w[r].z * v2 + w[r].w * v3;
+        rows.out[r][t] += w[r].x * v0 + w[r].y * v1 + w[r].z * v2 + w[r].w * v3;
       }
     }
   }
@@ -167,6 +155,7 @@ __device__ inline void attend(const VaAnchoredAttentionParams& p, int block_visi
     const int keys = block_visible - first < kTileKeys ? block_visible - first : kTileKeys;
     const bool warp_sees_tile = first < rows.most_visible;
     __syncthreads();  // the queries are written; the previous tile's values are no longer read
+    // K tile: [kTileKeys, head_dim], then S: [kRowsPerWarp, one key a lane]
     load_tile(key + first * p.key_strides.position, p.key_strides.position, keys, static_cast<int>(p.head_dim), tile,
               layout.key_row, layout.query_row);
     __syncthreads();
@@ -174,10 +163,11 @@ __device__ inline void attend(const VaAnchoredAttentionParams& p, int block_visi
       float logit[kRowsPerWarp] = {};
       dot_queries(query_rows, tile + lane * layout.key_row, layout.query_row, logit);
       const float gain = lane < keys ? key_log_gain[first + lane] : 0.0f;
-      for (int r = 0; r < kRowsPerWarp; ++r) logit[r] = (logit[r] * p.scale + gain) * kLog2E;
+      for (int r = 0; r < kRowsPerWarp; ++r) logit[r] = (logit[r] * p.scale + gain) * kLog2e;
       update_softmax(logit, first + lane, lane < keys ? value_gain[first + lane] : 0.0f, rows, weights);
     }
     __syncthreads();  // the weights are written; the keys are no longer read
+    // V tile: [kTileKeys, value_head_dim]
     load_tile(value + first * p.value_strides.position, p.value_strides.position, keys,
               static_cast<int>(p.value_head_dim), tile, layout.value_row, layout.value_row);
     __syncthreads();
@@ -199,40 +189,60 @@ __global__ void __launch_bounds__(kWarps* kWarpSize, 2) anchored_attention_kerne
   // The last rows see the most keys when causal: start them first, so that no long block is left for the end.
   const int first_row = static_cast<int>(gridDim.x - 1 - blockIdx.x) * kTileRows;
   const int last_row = first_row + kTileRows < row_count ? first_row + kTileRows - 1 : row_count - 1;
-  int64_t valid_keys = p.kv_length == nullptr ? p.kv_len : p.kv_length[batch];
-  valid_keys = valid_keys < 0 ? 0 : (valid_keys > p.kv_len ? p.kv_len : valid_keys);
+  const int valid_keys = valid_keys_of(p, batch);
+  const auto visible_of = [&](int row) { return visible_keys(row, group, p.q_len, valid_keys, p.is_causal != 0); };
 
-  WarpRows<kChannelGroups> rows = {};
+  WarpRows<kChannelGroups> rows;
 #pragma unroll
   for (int r = 0; r < kRowsPerWarp; ++r) {
     const int row = first_row + warp * kRowsPerWarp + r;
-    rows.visible[r] = visible_keys(p, valid_keys, group, row);
+    rows.visible[r] = row < row_count ? visible_of(row) : 0;  // 0: it fills up the last tile
     rows.most_visible = rows.visible[r] > rows.most_visible ? rows.visible[r] : rows.most_visible;
-    rows.max[r] = -INFINITY;
-    const T* query = static_cast<const T*>(p.query) + batch * p.query_strides.batch +
-                     (kv_head * group + row % group) * p.query_strides.head +
-                     static_cast<int64_t>(row / group) * p.query_strides.position;
-    load_row(query, row < row_count, static_cast<int>(p.head_dim),
-             shared + (warp * kRowsPerWarp + r) * layout.query_row, layout.query_row);
+    // Q tile: [kTileRows = positions x group, head_dim]
+    load_row(static_cast<const T*>(p.query) + row_offset(p.query_strides, batch, kv_head, group, row), row < row_count,
+             static_cast<int>(p.head_dim), shared + (warp * kRowsPerWarp + r) * layout.query_row, layout.query_row);
   }
 
-  attend<T>(p, visible_keys(p, valid_keys, group, last_row), layout, shared, rows);
+  attend<T>(p, visible_of(last_row), layout, shared, rows);
 
 #pragma unroll
   for (int r = 0; r < kRowsPerWarp; ++r) {
-    const float total = warp_sum(rows.sum[r]);
+    rows.softmax[r].sum = warp_sum(rows.softmax[r].sum);
     const int row = first_row + warp * kRowsPerWarp + r;
     if (row >= row_count) continue;
-    T* out = static_cast<T*>(p.out) + batch * p.out_strides.batch +
-             (kv_head * group + row % group) * p.out_strides.head +
-             static_cast<int64_t>(row / group) * p.out_strides.position;
+    T* out = static_cast<T*>(p.out) + row_offset(p.out_strides, batch, kv_head, group, row);
 #pragma unroll
     for (int t = 0; t < kChannelGroups; ++t) {
       const int channel = t * kWarpSize + lane;
-      // A row that sees nothing has sum 0.
-      if (channel < p.value_head_dim) from_float(total == 0.0f ? 0.0f : rows.acc[r][t] / total, out + channel);
+      if (channel < p.value_head_dim) from_float(rows.softmax[r].normalise(rows.out[r][t]), out + channel);
     }
   }
+}
+
+template <typename T, int kChannelGroups>
+cudaError_t launch_channels(const VaAnchoredAttentionParams& p, cudaStream_t stream) {
+  auto* kernel = anchored_attention_kernel<T, kChannelGroups>;
+  const SharedLayout layout(static_cast<int>(p.head_dim), kChannelGroups * kWarpSize);
+  const size_t shared_bytes = layout.total * sizeof(float);
+  if (shared_bytes > kDefaultSharedBytes) {
+    const cudaError_t error =
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
+    if (error != cudaSuccess) return error;
+  }
+  const int64_t rows = p.q_len * (p.query_heads / p.kv_heads);
+  const dim3 grid(static_cast<unsigned>((rows + kTileRows - 1) / kTileRows), static_cast<unsigned>(p.kv_heads),
+                  static_cast<unsigned>(p.batch));
+  VaAnchoredAttentionParams argument = p;
+  void* arguments[] = {&argument};
+  return cudaLaunchKernel(kernel, grid, dim3(kWarps * kWarpSize), arguments, shared_bytes, stream);
+}
+
+// Serves all valid parameters.
+template <typename T>
+cudaError_t launch_simple(const VaAnchoredAttentionParams& p, cudaStream_t stream) {
+  if (p.value_head_dim <= 64) return launch_channels<T, 2>(p, stream);
+  if (p.value_head_dim <= 128) return launch_channels<T, 4>(p, stream);
+  return launch_channels<T, 8>(p, stream);
 }
 
 }  // namespace va_export

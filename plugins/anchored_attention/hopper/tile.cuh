@@ -1,10 +1,9 @@
 // Tiles of the Hopper kernel: their shapes, their place in shared memory, and the products of two tiles.
 #pragma once
 
-#include "block_view.cuh"
+#include "anchored_attention/anchored_softmax.cuh"
+#include "anchored_attention/hopper/layout.h"
 #include "common/ptx_sm90.cuh"
-#include "hopper_geometry.h"
-#include "mma_softmax.cuh"
 
 namespace va_export {
 
@@ -14,7 +13,7 @@ constexpr int kWarpgroup = 128;
 // positions of one head is what the copy engine can fetch, and neighbouring blocks share keys through the L2 cache.
 struct HopperArguments {
   CUtensorMap query, key, value;
-  MmaArguments rows;
+  PlannedAttention rows;
   int group;  // query heads that share a kv head
 };
 
@@ -25,15 +24,7 @@ struct HopperBarriers {
   uint64_t key_full[kStages], key_empty[kStages];
   uint64_t value_full[kStages], value_empty[kStages];
   uint64_t gain_full[kStages], gain_empty[kStages];
-  uint64_t value_clean[kStages];  // a value tile's foreign rows are zero
-};
-
-// One tile's gains in shared memory: mma_softmax.cuh's, with what the guarded form needs worked out once a tile.
-template <int kKeys>
-struct alignas(16) HopperGains {
-  float2 folded[kKeys];   // gK, gK gV
-  float4 guarded[kKeys];  // log2(gK) + log2|gV|, log2|gV|, gV, 0
-  int unfoldable[4];      // nonzero: a gain is outside the folded form's limits
+  uint64_t value_clean[kStages];  // a value tile's stale rows are zero
 };
 
 // One producer warpgroup and kConsumers consumers, each of which owns 64 rows.
@@ -41,7 +32,7 @@ template <typename Element, int kHeadDim_>
 struct HopperTile {
   using T = Element;
   static constexpr int kHeadDim = kHeadDim_;  // head_dim and value_head_dim are at most this
-  static constexpr int kConsumers = 2, kKeyWarps = 1, kStages = 2;
+  static constexpr int kConsumers = 2, kKeyWarps = 1, kRowFragments = 1, kStages = 2;
   static constexpr int kThreads = (kConsumers + 1) * kWarpgroup;
   static constexpr int kRows = kConsumers * 64;
   static constexpr int kKeys = 128;
@@ -61,7 +52,7 @@ struct HopperTile {
   static constexpr int kKeyOffset = kQueryBytes;
   static constexpr int kValueOffset = kKeyOffset + kStages * kTileBytes;
   static constexpr int kGainOffset = kValueOffset + kStages * kTileBytes;
-  static constexpr int kGainBytes = static_cast<int>(sizeof(HopperGains<kKeys>));
+  static constexpr int kGainBytes = static_cast<int>(sizeof(TileGains<kKeys>));
   static constexpr int kBarrierOffset = kGainOffset + kStages * kGainBytes;
   static constexpr int kSharedBytes = kBarrierOffset + static_cast<int>(sizeof(HopperBarriers<kStages>)) + 1024;
   static_assert(kKeyOffset % 1024 == 0 && kTileBytes % 1024 == 0 && kPanelBytes % 1024 == 0, "the swizzle's period");
@@ -78,8 +69,8 @@ struct HopperShared {
   __device__ char* queries() const { return base; }
   __device__ char* keys(int stage) const { return base + Tile::kKeyOffset + stage * Tile::kTileBytes; }
   __device__ char* values(int stage) const { return base + Tile::kValueOffset + stage * Tile::kTileBytes; }
-  __device__ HopperGains<Tile::kKeys>& gains(int stage) const {
-    return *reinterpret_cast<HopperGains<Tile::kKeys>*>(base + Tile::kGainOffset + stage * Tile::kGainBytes);
+  __device__ TileGains<Tile::kKeys>& gains(int stage) const {
+    return *reinterpret_cast<TileGains<Tile::kKeys>*>(base + Tile::kGainOffset + stage * Tile::kGainBytes);
   }
   __device__ HopperBarriers<Tile::kStages>& barriers() const {
     return *reinterpret_cast<HopperBarriers<Tile::kStages>*>(base + Tile::kBarrierOffset);
@@ -99,41 +90,44 @@ struct RingPosition {
   }
 };
 
-// The works of this block, the longest first.
+// The work tiles of this block (a persistent one), the longest first.
 template <typename Visit>
 __device__ inline void for_each_work(const TilePlan& plan, Visit visit) {
-  const int64_t works = block_count(plan);
+  const int64_t works = work_count(plan);
   for (int64_t round = 0; round * gridDim.x < works; ++round) {
     const int64_t work = work_of_round(blockIdx.x, gridDim.x, round);
     if (work < works) visit(work);
   }
 }
 
-// Starts scores = 64 query rows x the keys, transposed. Both have head_dim innermost; a step is 16 columns.
+// Starts S [64, kKeys] = Q [64, head_dim] x K [kKeys, head_dim], transposed: a warp has 16 rows. Both have head_dim
+// innermost; a step is 16 columns.
 template <typename Tile>
-__device__ inline void multiply_queries_keys(const char* queries, const char* keys, float (&scores)[Tile::kKeys / 2]) {
+__device__ inline void start_scores(const char* queries, const char* keys, Accumulator<1, Tile::kKeys>& scores) {
   const uint64_t query =
       matrix_descriptor(shared_address(queries), 16, 8 * Tile::kSwizzleBytes, Tile::kSwizzle);  // 16 is not used
   const uint64_t key = matrix_descriptor(shared_address(keys), 16, 8 * Tile::kSwizzleBytes, Tile::kSwizzle);
 #pragma unroll
   for (int k = 0; k < Tile::kHeadDim / 16; ++k) {
-    wgmma_shared(scores, query + (column_step_byte(k, Tile::kRows, Tile::kSwizzleBytes) >> 4),
+    wgmma_shared(scores[0], query + (column_step_byte(k, Tile::kRows, Tile::kSwizzleBytes) >> 4),
                  key + (column_step_byte(k, Tile::kKeys, Tile::kSwizzleBytes) >> 4), k > 0, typename Tile::T{});
   }
 }
 
+// P in registers: [keys / 16, one fragment of 16 x 16].
 template <typename Tile>
-using HopperWeights = uint32_t[Tile::kKeys / 16][4];
+using WeightFragments = uint32_t[Tile::kKeys / 16][4];
 
-// Starts acc += weights x values. The values have head_dim innermost, which is the product's N; a step is 16 keys.
+// Starts O [64, value_head_dim] += P [64, kKeys] x V [kKeys, value_head_dim]. V has value_head_dim innermost, which is
+// the product's N; a step is 16 keys.
 template <typename Tile>
-__device__ inline void add_weighted_values(const HopperWeights<Tile>& weights, const char* values,
-                                           float (&acc)[Tile::kHeadDim / 2]) {
+__device__ inline void start_values(const WeightFragments<Tile>& weights, const char* values,
+                                    Accumulator<1, Tile::kHeadDim>& out) {
   const uint64_t value =
       matrix_descriptor(shared_address(values), Tile::kPanelBytes, 8 * Tile::kSwizzleBytes, Tile::kSwizzle);
 #pragma unroll
   for (int k = 0; k < Tile::kKeys / 16; ++k) {
-    wgmma_registers(acc, weights[k], value + (row_step_byte(k, Tile::kSwizzleBytes) >> 4), typename Tile::T{});
+    wgmma_registers(out[0], weights[k], value + (row_step_byte(k, Tile::kSwizzleBytes) >> 4), typename Tile::T{});
   }
 }
 

@@ -1,14 +1,14 @@
 // The producer warpgroup of the Hopper kernel: one thread starts the copies, one warp prepares the gains.
 //
 // Key tiles come from the last to the first: only the first few that a row meets have to be masked, and the loads of
-// the next work can begin while the last tile of this one is worked on.
+// the next work tile can begin while the last tile of this one is worked on.
 #pragma once
 
-#include "hopper_tile.cuh"
+#include "anchored_attention/hopper/tile.cuh"
 
 namespace va_export {
 
-// Copies the panels of one tile of `rows` positions, as announced on `full`.
+// Copies the panels of one tile, [positions, head_dim] of one head, as announced on `full`.
 template <typename Tile, int kPanelBytes>
 __device__ inline void copy_tile(char* tile, const CUtensorMap* map, uint64_t* full, int position, int head,
                                  int batch) {
@@ -33,7 +33,7 @@ __device__ inline void produce_tiles(const HopperArguments& arguments, const Hop
     key.advance();
   };
   for_each_work(arguments.rows.plan, [&](int64_t work) {
-    const BlockView<Tile> view(arguments.rows, work);
+    const TileView<Tile> view(arguments.rows, work);
     const int tiles = view.keys.end, batch = view.work.batch;
     const int head = view.work.kv_head, kv_head = head / arguments.group;
     if (tiles == 0) return;
@@ -59,33 +59,22 @@ __device__ inline void zero_rows(char* values, int row) {
   constexpr int kChunks = Tile::kSwizzleBytes / 16;
   for (int panel = 0; panel < Tile::kPanels; ++panel) {
     char* rows = values + panel * Tile::kPanelBytes;  // a permutation within a row stays within the row's bytes
-    for (int i = row * kChunks + static_cast<int>(threadIdx.x % kLanes); i < Tile::kKeys * kChunks; i += kLanes) {
+    for (int i = row * kChunks + static_cast<int>(threadIdx.x % kWarpSize); i < Tile::kKeys * kChunks; i += kWarpSize) {
       zero_shared_16(rows + i * 16);
     }
   }
   store_fence();
 }
 
-// Prepares the gains of the tile's key `key`; whether the folded form can take them.
-template <int kKeys>
-__device__ inline bool put_gain(float key_log_gain, float value_gain, int key, HopperGains<kKeys>& gains) {
-  const float log2_gain = key_log_gain * kLog2e, log2_value_gain = clamped_log2(value_gain);
-  const float key_gain = exp2f(log2_gain), product = key_gain * value_gain;
-  gains.folded[key] = make_float2(key_gain, product);
-  gains.guarded[key] = make_float4(log2_gain + log2_value_gain, log2_value_gain, value_gain, 0.0f);
-  return is_foldable(key_gain) && is_foldable(product);
-}
-
-// Run by one warp: the gains of every key tile, and the zeros in place of foreign values.
+// Run by one warp: the gains of every key tile, and the zeros in place of stale values.
 template <typename Tile>
 __device__ inline void produce_gains(const HopperArguments& arguments, const HopperShared<Tile>& shared) {
-  static_assert(Tile::kKeys == 4 * kLanes, "a word for each 32 keys says which gains cannot be folded");
-  const VaAnchoredAttentionParams& p = arguments.rows.attention;
+  const VaAnchoredAttentionParams& p = arguments.rows.params;
   auto& barriers = shared.barriers();
-  const int lane = threadIdx.x % kLanes;
+  const int lane = threadIdx.x % kWarpSize;
   RingPosition<Tile::kStages> ring;
   for_each_work(arguments.rows.plan, [&](int64_t work) {
-    const BlockView<Tile> view(arguments.rows, work);
+    const TileView<Tile> view(arguments.rows, work);
     const float* key_log_gain = p.key_log_gain + view.work.batch * p.key_log_gain_batch_stride;
     const float* value_gain = p.value_gain + view.work.batch * p.value_gain_batch_stride;
 #pragma unroll 1
@@ -93,16 +82,12 @@ __device__ inline void produce_gains(const HopperArguments& arguments, const Hop
       mbarrier_wait(&barriers.gain_empty[ring.stage], ring.parity ^ 1);
       auto& gains = shared.gains(ring.stage);
 #pragma unroll 1
-      for (int i = 0; i < Tile::kKeys / kLanes; ++i) {
-        const int key = tile * Tile::kKeys + i * kLanes + lane;
-        const bool exists = key < view.visible;  // others weigh nothing
-        const bool foldable =
-            put_gain(exists ? key_log_gain[key] : 0.0f, exists ? value_gain[key] : 1.0f, i * kLanes + lane, gains);
-        const unsigned bad_lanes = __ballot_sync(0xffffffffu, !foldable);
-        if (lane == 0) gains.unfoldable[i] = static_cast<int>(bad_lanes);
+      for (int key = lane; key < Tile::kKeys; key += kWarpSize) {
+        const int position = tile * Tile::kKeys + key;  // keys that nobody sees weigh nothing
+        store_gain(fetch_gain(key_log_gain, value_gain, position, position < view.visible), key, gains);
       }
       mbarrier_arrive(&barriers.gain_full[ring.stage]);  // every lane
-      if (tile + 1 == view.keys.end && has_foreign_values(view.keys.end, Tile::kKeys, view.valid_keys, view.p.kv_len)) {
+      if (tile + 1 == view.keys.end && has_stale_values(view.keys.end, Tile::kKeys, view.valid_keys, view.p.kv_len)) {
         // Values go round as gains do, but can be one round behind, where `full` would mean the round before: first the
         // stage must have been emptied.
         mbarrier_wait(&barriers.value_empty[ring.stage], ring.parity ^ 1);
