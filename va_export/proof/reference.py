@@ -41,7 +41,7 @@ class Sample:
         pixel_values: (F, 3, S, S) float32.
         input_ids: (1, S) int64.
         is_visual: (1, S), the image placeholders.
-        clip: the manifest's `video`: file, frames, indices, question.
+        clip: the manifest's `video`: frames, indices, timestamps, question, and how the clip was read.
     """
 
     frames: npt.NDArray[np.uint8]

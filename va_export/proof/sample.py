@@ -10,7 +10,7 @@ import numpy as np
 from va_export.errors import VaExportError
 from va_export.proof.reference import Sample
 from va_export.runtime.tokenizer import load_tokenizer
-from va_export.runtime.video import read_frames, sample_clip
+from va_export.runtime.video import is_by_rate, read_frames, sample_clip
 
 if TYPE_CHECKING:
     from va_export.export.recipe import ExportOptions, Recipe
@@ -31,14 +31,16 @@ def make_sample(options: ExportOptions, processing: Processing, spec: ModelSpec,
     from PIL import Image
 
     clip = options.video if options.video is not None else sample_clip()
-    n_frames = options.recipe.frames
+    rule = options.sampling or processing.frame_sampling
+    most = options.recipe.limits.max_frames if is_by_rate(rule) else options.recipe.frames
+    video = read_frames(clip, most, rule, allow_truncated=options.allow_truncated)
+    n_frames = len(video.indices)
     _check_score_settings(options.recipe, n_frames * processing.tokens_per_frame, spec.text.hidden_size)
-    video = read_frames(clip, n_frames, processing.frame_sampling)
     size = (processing.image_size, processing.image_size)
     resized = np.stack(
         [np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BICUBIC)) for frame in video.pixels]
     )
-    input_ids = _prompt(options, processing, spec, tokenizer_directory)
+    input_ids = _prompt(options, processing, spec, tokenizer_directory, n_frames)
     limits = options.recipe.limits
     needed = input_ids.shape[1] + options.new_tokens
     if input_ids.shape[1] > limits.max_input_len or needed > limits.max_kv_cache_capacity:
@@ -54,9 +56,10 @@ def make_sample(options: ExportOptions, processing: Processing, spec: ModelSpec,
         input_ids=input_ids,
         is_visual=input_ids == _placeholder(spec),
         clip={
-            "file": clip.name,
+            **video.reading.as_json(),
             "frames": n_frames,
-            "indices": [int(index) for index in video.indices],
+            "indices": list(video.indices),
+            "timestamps": list(video.timestamps),
             "question": options.question,
         },
     )
@@ -65,7 +68,7 @@ def make_sample(options: ExportOptions, processing: Processing, spec: ModelSpec,
 def _check_score_settings(recipe: Recipe, n_tokens: int, hidden_size: int) -> None:
     if n_tokens < max(2, recipe.score.n_subspaces):
         raise VaExportError(
-            f"the {n_tokens} visual tokens of {recipe.frames} frames cannot form {recipe.score.n_subspaces} subspaces",
+            f"the {n_tokens} visual tokens of the frames cannot form {recipe.score.n_subspaces} subspaces",
             where="--subspaces",
             fix="lower --subspaces, or raise --frames",
         )
@@ -82,13 +85,15 @@ def _placeholder(spec: ModelSpec) -> int:
     return spec.text.vocab_size - 1 if spec.image_token_id is None else spec.image_token_id
 
 
-def _prompt(options: ExportOptions, processing: Processing, spec: ModelSpec, directory: Path) -> np.ndarray:
+def _prompt(
+    options: ExportOptions, processing: Processing, spec: ModelSpec, directory: Path, n_frames: int
+) -> np.ndarray:
     tokenizer = load_tokenizer(directory)
     if tokenizer is not None:
-        return processing.input_ids(options.question, options.recipe.frames, tokenizer)
+        return processing.input_ids(options.question, n_frames, tokenizer)
     # No tokenizer: ids drawn from a fixed seed stand for the text, and say nothing, as the question would have.
     token = _placeholder(spec)
     text = np.random.default_rng(0).integers(0, spec.text.vocab_size - 1, _IDS_BEFORE + _IDS_AFTER)
     text[text >= token] += 1  # any id but the placeholder
-    visual = np.full(options.recipe.frames * processing.tokens_per_frame, token)
+    visual = np.full(n_frames * processing.tokens_per_frame, token)
     return np.concatenate([text[:_IDS_BEFORE], visual, text[_IDS_BEFORE:]])[None].astype(np.int64)
