@@ -58,14 +58,15 @@ def check_file(path: Path | str) -> Path:
 @contextmanager
 def open_video(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
     """The file and its film: of the streams that are no cover picture and can be decoded the one that is marked as
-    default, then has the most pixels, then comes first, as in ffmpeg.
+    default, then has the most pixels, then comes first.
 
     Raises:
         VaExportError: not a video, none that FFmpeg decodes, or frames that are too large.
     """
     import av
 
-    options = {"max_pixels": str(MOST_PIXELS), "pattern_type": "none"}  # the latter: clip%03d.png is one file's name
+    # The decoder counts what it pads frames with. And clip%03d.png is one file's name.
+    options = {"max_pixels": str(2 * MOST_PIXELS), "pattern_type": "none"}
     try:
         # file: keeps a colon, or a leading dash, from meaning something.
         container = av.open(f"file:{path.absolute()}", options=options, metadata_errors="replace")
@@ -79,7 +80,7 @@ def open_video(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
         stream = _film(path, container)
         context = stream.codec_context
         check_pixels(path, context.width, context.height)
-        context.options = {"max_pixels": str(MOST_PIXELS)}
+        context.options = {"max_pixels": options["max_pixels"]}
         yield container, stream
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from va_export.runtime.video.container import MOST_PIXELS, films, open_video
-from va_export.runtime.video.display import Orientation, Picture, display_notes, shown_pixels, shown_size
+from va_export.runtime.video.display import Orientation, Picture, display_notes, shown_pixels
 from va_export.runtime.video.survey import edges_of
 
 if TYPE_CHECKING:
@@ -86,27 +86,29 @@ def decode_video(path: Path, wanted: Collection[int], *, careful: bool = False) 
         for frame in _frames(container, stream, result):
             # Until something whole has come there is nothing that a damaged frame could be patched with.
             if not (careful and frame.is_corrupt and not result.spans):
-                _take(frame, stream, frame_length, result)
+                _take(path, frame, stream, frame_length, result)
     return result
 
 
-def _take(frame: VideoFrame, stream: VideoStream, frame_length: float, result: Decoded) -> None:
+def _take(path: Path, frame: VideoFrame, stream: VideoStream, frame_length: float, result: Decoded) -> None:
     """Count a frame, and keep it if it is wanted."""
     if frame.width * frame.height > MOST_PIXELS:  # a damaged header: the container's was checked
         result.errors += 1
         return
     index, tick = len(result.spans), float(stream.time_base or 0)
+    orientation = Orientation.of_frame(frame, path)
+    size = orientation.swap((frame.width, frame.height))
     if index == 0:
-        result.orientation, result.size = Orientation.of_frame(frame), shown_size(frame)
-        result.notes += display_notes(frame)
+        result.orientation, result.size = orientation, size
+        result.notes += display_notes(frame, orientation)
     start = sum(result.spans[-1]) if result.spans else 0.0
     length = (frame.duration or 0) * tick or frame_length
     result.spans.append((start if frame.pts is None else frame.pts * tick, length))
     result.patched += frame.is_corrupt
     result.interlaced |= frame.interlaced_frame
-    result.other_sizes += shown_size(frame) != result.size
+    result.other_sizes += size != result.size
     if index in result.wanted:
-        result.kept[index] = shown_pixels(frame, result.size)
+        result.kept[index] = shown_pixels(frame, orientation, result.size)
 
 
 def _frames(container: InputContainer, stream: VideoStream, result: Decoded) -> Iterator[VideoFrame]:

@@ -12,6 +12,7 @@ import math
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,6 +27,17 @@ Picture = npt.NDArray[np.uint8]
 
 _RESERVED, _UNTAGGED, _UNKNOWN_RANGE = 3, 2, 0  # AVColorSpace, AVColorSpace, AVColorRange
 _HDR = {16: "PQ", 18: "HLG"}  # AVColorTransferCharacteristic
+_EXIF_ORIENTATION = 0x0112
+_EXIF = {  # clockwise quarter turns after mirroring, mirrored
+    1: (0, False),
+    2: (0, True),
+    3: (2, False),
+    4: (2, True),
+    5: (3, True),
+    6: (1, False),
+    7: (1, True),
+    8: (3, False),
+}
 _ANGLE_TOLERANCE = 1.0  # degrees; the same as ffmpeg's
 
 
@@ -36,13 +48,11 @@ class Orientation:
     Attributes:
         quarter_turns: clockwise, 0 to 3.
         off_by: degrees between the matrix and the nearest quarter turn.
-        exact: False where the file's matrix cannot be read, only its angle, so that mirroring goes unseen.
     """
 
     quarter_turns: int = 0
     mirrored: bool = False
     off_by: float = 0.0
-    exact: bool = True
 
     @classmethod
     def of_matrix(cls, matrix: tuple[int, ...]) -> Orientation:
@@ -57,13 +67,13 @@ class Orientation:
         return cls(quarters % 4, determinant < 0, abs(angle - 90 * quarters))
 
     @classmethod
-    def of_frame(cls, frame: VideoFrame) -> Orientation:
-        """Of the display matrix that the container or the stream gave the frame."""
+    def of_frame(cls, frame: VideoFrame, path: Path) -> Orientation:
+        """Of the display matrix that the container or the stream gave a frame of this file."""
         try:
             side_data: Iterable[Any] = frame.side_data
             matrices = [bytes(data) for data in side_data if data.type.name == "DISPLAYMATRIX"]
         except ValueError:  # PyAV does not know all kinds of side data that FFmpeg does, and then shows none
-            return cls(round(-frame.rotation / 90) % 4, exact=False) if frame.rotation else cls()
+            return cls(*_EXIF[exif]) if (exif := _exif_orientation(path)) else cls(round(-frame.rotation / 90) % 4)
         return cls.of_matrix(struct.unpack("=9i", matrices[0])) if matrices and len(matrices[0]) == 36 else cls()
 
     def apply(self, pixels: Picture) -> Picture:
@@ -75,12 +85,19 @@ class Orientation:
         return size[::-1] if self.quarter_turns % 2 else size
 
 
-def shown_size(frame: VideoFrame) -> tuple[int, int]:
-    """(width, height) of a frame as it is shown."""
-    return Orientation.of_frame(frame).swap((frame.width, frame.height))
+def _exif_orientation(path: Path) -> int | None:
+    """A photograph's, 1 to 8; None of what Pillow does not open."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            orientation = image.getexif().get(_EXIF_ORIENTATION)
+    except (OSError, ValueError, SyntaxError):
+        return None
+    return orientation if orientation in _EXIF else None
 
 
-def shown_pixels(frame: VideoFrame, size: tuple[int, int]) -> Picture:
+def shown_pixels(frame: VideoFrame, orientation: Orientation, size: tuple[int, int]) -> Picture:
     """A frame as it is shown, [height, width, 3] uint8 RGB, resized if its own size is not `size` (width, height).
 
     Raises:
@@ -88,7 +105,6 @@ def shown_pixels(frame: VideoFrame, size: tuple[int, int]) -> Picture:
     """
     import av
 
-    orientation = Orientation.of_frame(frame)
     width, height = orientation.swap(size)
     # Values that mean nothing are what decoders took them for before there were names for them: no tag.
     if frame.colorspace == _RESERVED:
@@ -107,16 +123,13 @@ def shown_pixels(frame: VideoFrame, size: tuple[int, int]) -> Picture:
     return orientation.apply(pixels.astype(np.uint8, copy=False))
 
 
-def display_notes(frame: VideoFrame) -> list[str]:
+def display_notes(frame: VideoFrame, orientation: Orientation) -> list[str]:
     """What a viewer should know of how the first frame was brought onto the screen."""
     notes = []
-    orientation = Orientation.of_frame(frame)
     if orientation.off_by > _ANGLE_TOLERANCE:
         notes.append(
             f"the clip asks to be turned by {orientation.off_by:.0f} degrees beside a quarter turn: that was left out"
         )
-    if not orientation.exact:
-        notes.append("the clip was turned as its angle says; whether it is mirrored could not be read")
     if frame.color_trc in _HDR:
         notes.append(f"the clip is HDR ({_HDR[frame.color_trc]}); it was not tone-mapped, so pictures look flat")
     return notes

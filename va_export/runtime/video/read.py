@@ -104,11 +104,10 @@ def read_frames(
     if survey.promised is not None and not allow_truncated:
         raise _cut_short(path, _shortfall(survey.promised, survey.edges))
 
-    def wanted(edges: Edges) -> list[int]:
-        return sample_frames(sampling, len(edges) - 1, n_frames, edges)
-
     def guessed(edges: Edges) -> list[int]:
-        return wanted(edges) if is_by_rate(sampling) or len(edges) > n_frames else []
+        found = len(edges) - 1
+        enough = found >= (1 if is_by_rate(sampling) else n_frames)
+        return sample_frames(sampling, found, n_frames, edges) if enough else []
 
     decoded = decode_video(path, guessed(survey.edges))
     if decoded.errors or len(decoded.spans) < survey.packets:
@@ -118,7 +117,7 @@ def read_frames(
     if lost is not None and not allow_truncated:
         raise _cut_short(path, lost)
     try:
-        taken = wanted(decoded.edges)
+        taken = sample_frames(sampling, len(decoded.spans), n_frames, decoded.edges)
     except VaExportError as error:
         raise VaExportError(error.what, where=path if error.where == "video" else error.where, fix=error.fix) from None
     if decoded.wanted != set(taken):

@@ -16,8 +16,8 @@ from va_export.errors import VaExportError
 Edges = npt.NDArray[np.float64]
 _FPS = "fps="
 _HIGHEST_RATE = 1e6
-# Moments are moved by less than any container's clock can tell, so that rounding does not decide between two frames.
-_NUDGE = 1e-6
+# Moments are moved by what Matroska rounds times to, so that rounding does not decide between two frames.
+_NUDGE = 1e-3
 
 
 def segment_midpoints(edges: Edges, n_frames: int) -> list[int]:

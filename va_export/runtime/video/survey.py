@@ -71,15 +71,27 @@ class _Film:
     def add(self, packet: Packet[Any], start: float | None, length: float) -> None:
         start = len(self.spans) * self.frame_length if start is None else start
         self.spans.append((start, length or self.frame_length))
-        self.decode_times.append(start if packet.dts is None else float(packet.dts * packet.time_base))
+        if packet.dts is not None:
+            self.decode_times.append(float(packet.dts * packet.time_base))
         self.marked += packet.is_corrupt
         self.last = packet
 
     @property
     def tolerance(self) -> float:
-        # By decoding times: where a file is cut, the times at which frames are shown have gaps.
+        """By decoding times: where a file is cut, the times at which frames are shown have holes."""
         gaps = np.diff(np.sort(self.decode_times))
         return _FRAMES_OF_TOLERANCE * max(self.frame_length, float(gaps.max(initial=0.0)))
+
+    @property
+    def until(self) -> float:
+        """Where the frames end, or the first hole among those that the last packet was decoded ahead of."""
+        decoded, tolerance = max(self.decode_times, default=np.inf), self.tolerance
+        previous, end = np.inf, 0.0  # nothing comes before the first
+        for start, length in sorted(self.spans):
+            if start > max(decoded, previous) + tolerance:
+                break
+            previous, end = start, start + length
+        return end
 
 
 def survey_video(path: Path) -> Survey:
@@ -100,12 +112,13 @@ def survey_video(path: Path) -> Survey:
                     ticks = packet.dts if packet.pts is None else packet.pts
                     start = None if ticks is None else float(ticks * packet.time_base)
                     length = float((packet.duration or 0) * packet.time_base)
-                    until = max(until, (start or 0.0) + length)
-                    if packet.stream_index == stream.index and not packet.is_discard:
+                    if packet.stream_index != stream.index:
+                        until = max(until, (start or 0.0) + length)
+                    elif not packet.is_discard:
                         film.add(packet, start, length)
         except av.FFmpegError as error:
             stopped = f"more than can be read ({error.strerror})"
-        promised = _promised(path, container, stream, film, max(until, end_of(film.spans))) or stopped
+        promised = _promised(path, container, stream, film, until) or stopped
     return Survey(edges_of(film.spans), end_of(film.spans), film.marked, promised)
 
 
@@ -130,10 +143,10 @@ def longest_frame(edges: Edges) -> float:
 
 
 def _promised(path: Path, container: InputContainer, stream: VideoStream, film: _Film, until: float) -> str | None:
-    """What the container promises, in words, if it holds less; `until`: when the last of all its streams ends."""
+    """What the container promises, in words, if it holds less; `until`: when its other streams end."""
     kinds = set(container.format.name.split(","))
     by_stream = float(stream.duration * stream.time_base) if stream.duration and stream.time_base else 0.0
-    film_until = end_of(film.spans) + film.tolerance
+    film_until = film.until + film.tolerance
     if "mov" in kinds:
         index = stream.index_entries
         if any(entry.pos + entry.size > container.size for entry in index):
@@ -149,7 +162,7 @@ def _promised(path: Path, container: InputContainer, stream: VideoStream, film: 
     elif kinds & _TIMED and container.duration:
         # FFmpeg makes up seconds from the bit rate where a header has none, and then gives them to the stream too.
         stated = container.duration / 1e6
-        if (not by_stream or "mxf" in kinds) and stated > until + film.tolerance:
+        if (not by_stream or "mxf" in kinds) and stated > max(until + film.tolerance, film_until):
             return f"{stated:.1f} s"
     elif "gif" in kinds and film.last is not None and bytes(film.last)[-1:] != _GIF_TRAILER:
         return "more frames"
