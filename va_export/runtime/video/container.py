@@ -85,10 +85,10 @@ def open_video(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
 
 
 def films(container: InputContainer) -> list[VideoStream]:
-    """The video streams that are no cover pictures, thumbnails, or of a codec that FFmpeg does not know."""
+    """The video streams that are no cover pictures, thumbnails or tiles of another picture, and that FFmpeg decodes."""
     from av.stream import Disposition
 
-    stills = Disposition.attached_pic | Disposition.timed_thumbnails
+    stills = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.dependent
     return [
         stream
         for stream in container.streams.video
@@ -139,7 +139,7 @@ def _film(path: Path, container: InputContainer) -> VideoStream:
     if unknown:
         what, fix = "the video's codec is not one that FFmpeg decodes", "convert the clip to H.264"
     elif container.streams.video:
-        what, fix = "the only picture in the file is its cover", "give a video file"
+        what, fix = "the file has no film, only a cover or parts of a picture", "give a video file, or a PNG or JPEG"
     else:
         what, fix = "the file has no video stream", "give a video file"
     raise VaExportError(what, where=path, fix=fix)

@@ -68,11 +68,11 @@ class _Film:
     marked: int = 0
     last: Packet[Any] | None = None
 
-    def add(self, packet: Packet[Any], start: float | None, length: float) -> None:
+    def add(self, packet: Packet[Any], start: float | None, length: float, decoded: float | None) -> None:
         start = len(self.spans) * self.frame_length if start is None else start
         self.spans.append((start, length or self.frame_length))
-        if packet.dts is not None:
-            self.decode_times.append(float(packet.dts * packet.time_base))
+        if decoded is not None:
+            self.decode_times.append(decoded)
         self.marked += packet.is_corrupt
         self.last = packet
 
@@ -109,13 +109,13 @@ def survey_video(path: Path) -> Survey:
             # All streams: sound may go on when the film is over, and a container promises the longest.
             for packet in container.demux():
                 if packet.size and packet.time_base:
+                    tick = float(packet.time_base)
                     ticks = packet.dts if packet.pts is None else packet.pts
-                    start = None if ticks is None else float(ticks * packet.time_base)
-                    length = float((packet.duration or 0) * packet.time_base)
+                    start, length = None if ticks is None else ticks * tick, (packet.duration or 0) * tick
                     if packet.stream_index != stream.index:
                         until = max(until, (start or 0.0) + length)
                     elif not packet.is_discard:
-                        film.add(packet, start, length)
+                        film.add(packet, start, length, None if packet.dts is None else packet.dts * tick)
         except av.FFmpegError as error:
             stopped = f"more than can be read ({error.strerror})"
         promised = _promised(path, container, stream, film, until) or stopped
