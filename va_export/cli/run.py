@@ -20,7 +20,10 @@ def run_command(
     frames: Annotated[int | None, Option(help="Frames to take. [default: the bundle's]")] = None,
     sampling: Annotated[
         str | None,
-        Option(help="Which frames: segment-midpoint, uniform-index, uniform-time, fps=N. [default: the bundle's rule]"),
+        Option(
+            help="Which frames: segment-midpoint, uniform-index, uniform-time, or fps=N, up to --frames or as many as"
+            " the bundle takes. [default: the bundle's rule]"
+        ),
     ] = None,
     allow_truncated: Annotated[
         bool, Option("--allow-truncated", help="Take what is there of a clip that is cut short.")
