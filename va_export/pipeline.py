@@ -48,7 +48,7 @@ def export(options: ExportOptions, display: StageDisplay) -> ExportResult:
         bundle_writer(options.output, overwrite=options.overwrite, resume=options.resume) as bundle,
     ):
         with display.stage("open checkpoint") as stage:
-            source = open_source(options, Path(scratch))
+            source = open_source(options, Path(scratch), display.note)
             engines = plan_engines(options, source.spec, display)
             weight_map = source.family.weight_map(source.spec)
             shards = plan_shards(options, source.spec, weight_map, builds_engines=bool(engines.flavors))
@@ -97,7 +97,7 @@ def plan(options: ExportOptions, display: StageDisplay) -> Plan:
     """
     check_destination(options.output, options.overwrite)
     with tempfile.TemporaryDirectory(prefix="va-export-") as scratch:
-        family, spec = open_spec(options, Path(scratch))
+        family, spec = open_spec(options, Path(scratch), display.note)
         flavors = plan_engines(options, spec, display).flavors
         weight_map = family.weight_map(spec)
         shards = plan_shards(options, spec, weight_map, builds_engines=bool(flavors))

@@ -16,6 +16,7 @@ from enum import IntEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from va_export.checkpoint.special_tokens import AddedToken, add_tokens
 from va_export.errors import VaExportError
 
 if TYPE_CHECKING:
@@ -54,17 +55,6 @@ class SentencePieceModel:
     charsmap: bytes
     add_dummy_prefix: bool
     remove_extra_whitespaces: bool
-
-
-@dataclass(frozen=True)
-class AddedToken:
-    """A token that is cut out of the text before anything else."""
-
-    id: int
-    content: str
-    special: bool = True
-    lstrip: bool = False
-    rstrip: bool = False
 
 
 def read_model(path: Path) -> SentencePieceModel:
@@ -129,23 +119,14 @@ def build_tokenizer(model: SentencePieceModel, added: Sequence[AddedToken]) -> T
     )
     tokenizer.normalizer = _normalizer(model)
     tokenizer.decoder = _decoder(model)
+    # SentencePiece finds user-defined pieces in the normalized text, where blanks are visible. A dummy prefix would be
+    # put before the pieces themselves: there the text as it is must do.
     user_defined = [
-        AddedToken(number, text, special=False)
+        AddedToken(number, text, special=False, normalized=not model.add_dummy_prefix)
         for number, (text, kind) in enumerate(zip(texts, types, strict=True))
         if kind == PieceType.USER_DEFINED
     ]
-    for token in sorted([*added, *user_defined], key=lambda token: token.id):
-        spelled = token.content.replace(_SPACE, " ") if token in user_defined else token.content
-        fast = tokenizers.AddedToken(
-            spelled, special=token.special, lstrip=token.lstrip, rstrip=token.rstrip, normalized=False
-        )
-        (tokenizer.add_special_tokens if token.special else tokenizer.add_tokens)([fast])
-        if tokenizer.token_to_id(spelled) != token.id:
-            raise VaExportError(
-                f"added token {token.content} of id {token.id} would get id {tokenizer.token_to_id(spelled)}",
-                where="tokenizer_config.json",
-                fix="take tokenizer.model and the list of added tokens from one checkpoint",
-            )
+    add_tokens(tokenizer, [*added, *user_defined], "tokenizer.model")
     return tokenizer
 
 
