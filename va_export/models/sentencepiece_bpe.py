@@ -88,8 +88,13 @@ def read_model(path: Path) -> SentencePieceModel:
     )
 
 
-def build_tokenizer(model: SentencePieceModel, added: Sequence[AddedToken]) -> Tokenizer:
+def build_tokenizer(
+    model: SentencePieceModel, added: Sequence[AddedToken], strips_first_blank: bool | None = None
+) -> Tokenizer:
     """The equivalent fast tokenizer.
+
+    Args:
+        strips_first_blank: whether decoded text loses a blank at its start; None: where the model put one there.
 
     An added token with the id of a piece takes the piece's place. Text between added tokens is tokenized on its own, as
     Hugging Face's tokenizers over SentencePiece do. One difference remains: with a dummy prefix, text after a
@@ -118,7 +123,7 @@ def build_tokenizer(model: SentencePieceModel, added: Sequence[AddedToken]) -> T
         )
     )
     tokenizer.normalizer = _normalizer(model)
-    tokenizer.decoder = _decoder(model)
+    tokenizer.decoder = _decoder(model.add_dummy_prefix if strips_first_blank is None else strips_first_blank)
     # SentencePiece finds user-defined pieces in the normalized text, where blanks are visible. A dummy prefix would be
     # put before the pieces themselves: there the text as it is must do.
     user_defined = [
@@ -156,11 +161,11 @@ def _normalizer(model: SentencePieceModel) -> normalizers.Normalizer:
     return normalizers.Sequence(steps)
 
 
-def _decoder(model: SentencePieceModel) -> decoders.Decoder:
+def _decoder(strips_first_blank: bool) -> decoders.Decoder:
     from tokenizers import decoders
 
     steps: list[decoders.Decoder] = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
-    if model.add_dummy_prefix:
+    if strips_first_blank:
         steps.append(decoders.Strip(content=" ", left=1))
     return decoders.Sequence(steps)
 

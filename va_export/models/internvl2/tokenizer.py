@@ -217,7 +217,9 @@ def _from_pieces(path: Path, special: SpecialTokens) -> Tokenizer:
     for number, piece in enumerate(model.pieces[: len(_BASE_SPECIAL)]):
         if piece.text in _BASE_SPECIAL:
             added.setdefault(number, AddedToken(number, piece.text))
-    return build_tokenizer(model, list(added.values()))
+    # Transformers' LlamaTokenizer takes a blank away where its text was given none (40B).
+    strips = True if (special.tokenizer_class or "").startswith("LlamaTokenizer") else None
+    return build_tokenizer(model, list(added.values()), strips)
 
 
 def _from_bytes(directory: Path, special: SpecialTokens) -> Tokenizer:
