@@ -157,6 +157,17 @@ def test_user_defined_pieces_stay_whole(tmp_path: Path) -> None:
         assert fast.encode(text).ids == truth.encode(text)
 
 
+def test_user_defined_pieces_of_blanks_keep_their_ids(tmp_path: Path) -> None:
+    """Yi's tokenizer (40B) has one for every run of blanks up to sixteen."""
+    runs = ["\u2581" * count for count in range(2, 9)]
+    path = train(tmp_path, user_defined_symbols=[*runs, "<h1>"], **SETTINGS["without-prefix"])
+    truth = sentencepiece.SentencePieceProcessor(model_file=str(path))
+    fast = build_tokenizer(read_model(path), [])
+    for text in ("a  b", "def f(x):    return", "  <h1>   x", " " * 21, "a b", "\u2581\u2581x"):
+        assert fast.encode(text).ids == truth.encode(text), text
+        assert fast.decode(truth.encode(text)) == truth.decode(truth.encode(text))
+
+
 def test_added_tokens_of_another_model_are_refused(tmp_path: Path) -> None:
     model = read_model(train(tmp_path))
     with pytest.raises(VaExportError, match=r"<img> of id 5000 would get id \d+"):

@@ -84,14 +84,16 @@ def test_ids_are_those_of_the_originals_own_code(tokenizer: str, truth: str) -> 
     for token in ("<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>"):
         assert found.id_of(token) == expected["special"][token]
     found.check(expected["vocabulary"], None)
-    # Ours takes the place of [UNUSED_TOKEN_146] for <|im_start|> alone, and keeps NUL.
-    rows = [row for row in expected["rows"] if "[UNUSED_TOKEN_146]" not in row["text"] and "\0" not in row["text"]]
+    # The original takes 8B's [UNUSED_TOKEN_145] and 146 for <|im_end|> and <|im_start|>, whose places they had, and
+    # loses NUL; a question that spells them should not end its own turn.
+    rows = [row for row in expected["rows"] if "[UNUSED_TOKEN_14" not in row["text"] and "\0" not in row["text"]]
     assert len(rows) > 1900
     start = [] if first is None else [first]
     ids = found.fast.encode_batch([row["text"] for row in rows], add_special_tokens=False)
     wrong = [row["text"] for row, mine in zip(rows, ids, strict=True) if [*start, *mine.ids] != row["ids"]]
     assert wrong == []
     decoded = found.fast.decode_batch([ids for ids, _ in expected["decoded_ids"]])
-    # The original of 8B takes blanks before punctuation away (clean_up_tokenization_spaces): in 7 texts of 300.
+    # Known to differ, of 300: the original of 8B takes blanks before punctuation away (clean_up_tokenization_spaces),
+    # that of 40B shows no control piece (<|Assistant|>).
     differing = sum(mine != text for mine, (_, text) in zip(decoded, expected["decoded_ids"], strict=True))
-    assert differing <= (7 if truth == "OpenGVLab__InternVL2-8B" else 0)
+    assert differing <= {"OpenGVLab__InternVL2-8B": 7, "RECONSTRUCTED__InternVL2-40B": 1}.get(truth, 0)
