@@ -158,7 +158,7 @@ def _stated(directory: Path, settings: _Settings) -> Iterator[tuple[str, AddedTo
     """(file, token), most trusted file first."""
     if (path := directory / TOKENIZER_FILE).is_file():
         listed = {"added_tokens": read_json(path, what="tokenizer").get("added_tokens")}
-        for entry in as_form(listed, _TokenizerFile, where=path).added_tokens or []:
+        for entry in as_form(listed, _TokenizerFile, what="tokenizer", where=path).added_tokens or []:
             yield TOKENIZER_FILE, entry.token(entry.id)
     for key, one in (settings.added_tokens_decoder or {}).items():
         yield SETTINGS_FILE, one.token(int(key))

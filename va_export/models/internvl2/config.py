@@ -37,8 +37,9 @@ def spec_from_config(
             vocabulary is theirs.
         stop_ids: ids that end an answer besides the configuration's own and the end of a turn.
     """
-    architecture, backbone = _backbone(as_form(dict(config), DecoderName, where=CONFIG).llm_config.architectures)
-    file = as_form(dict(config), ConfigFile, where=CONFIG)
+    named = as_form(dict(config), DecoderName, what="model's configuration", where=CONFIG)
+    architecture, backbone = _backbone(named.llm_config.architectures)
+    file = as_form(dict(config), ConfigFile, what="model's configuration", where=CONFIG)
     text = _text_shape(file.llm_config, num_decoder_layers)
     _check_required(file.llm_config, backbone)
     vision = _vision_shape(file)
