@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -43,13 +42,8 @@ def as_form(content: dict[str, Any], form: type[_Form], *, what: str, where: Pat
     Raises:
         VaExportError: a key is missing or holds what it must not; `where` names it, as `FILE: section.key`.
     """
-    declared = _declared(content, _type_of(form))
+    declared = _declared(content, inspect.type_info(form))
     return convert(declared, form, what=f"the {what}", where=where, fix="take this file from the original checkpoint")
-
-
-@cache
-def _type_of(form: type) -> inspect.Type:
-    return inspect.type_info(form)
 
 
 def _declared(value: Any, kind: inspect.Type) -> Any:

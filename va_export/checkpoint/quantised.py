@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from va_export.errors import VaExportError
 
+if TYPE_CHECKING:
+    import torch
+
 _FIX = "use the checkpoint that was quantised: the original in bfloat16, float16 or float32"
-_PLAIN = {torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.bool}
+_PLAIN = {f"torch.{name}" for name in ("float64", "float32", "float16", "bfloat16", "int64", "bool")}
 # Endings of tensor names, most telling first.
 _METHODS = (
     (
@@ -66,7 +67,7 @@ def named_as_unreadable(tensors: Mapping[str, torch.dtype]) -> tuple[str, str] |
     for method, pattern in _METHODS:
         if name := next((name for name in tensors if pattern.search(name)), None):
             return f"the checkpoint is quantised ({method}: {name}); quantised weights are not read", _FIX
-    if name := next((name for name, kind in tensors.items() if kind not in _PLAIN), None):
+    if name := next((name for name, kind in tensors.items() if str(kind) not in _PLAIN), None):
         return f"the checkpoint is quantised ({name} is {tensors[name]}); quantised weights are not read", _FIX
     return None
 
