@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -191,3 +192,16 @@ def test_refuses_what_is_no_bpe_model(tmp_path: Path) -> None:
         path.write_bytes(damaged)
         with pytest.raises(VaExportError, match="not a SentencePiece model"):
             read_model(path)
+
+
+def test_a_damaged_table_of_normal_forms_is_refused(tmp_path: Path) -> None:
+    model = replace(read_model(train(tmp_path, **SETTINGS["normalising"])), charsmap=b"damaged")
+    with pytest.raises(VaExportError) as caught:
+        build_tokenizer(model, [])
+    assert caught.value.where == "tokenizer.model"
+
+
+def test_a_number_without_end_is_refused_at_once(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.model").write_bytes(b"\xff" * 2_000_000)
+    with pytest.raises(VaExportError, match="more than 64 bits"):
+        read_model(tmp_path / "tokenizer.model")

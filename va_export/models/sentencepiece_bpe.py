@@ -152,7 +152,14 @@ def _normalizer(model: SentencePieceModel) -> normalizers.Normalizer:
 
     steps: list[normalizers.Normalizer] = []
     if model.charsmap:
-        steps.append(normalizers.Precompiled(model.charsmap))
+        try:
+            steps.append(normalizers.Precompiled(model.charsmap))
+        except Exception as error:  # the library raises bare Exception
+            raise VaExportError(
+                f"the table of normal forms is damaged: {error}",
+                where="tokenizer.model",
+                fix="download tokenizer.model again",
+            ) from error
     if model.remove_extra_whitespaces:
         steps += [normalizers.Replace(Regex("^ +| +$"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
     if model.add_dummy_prefix:
@@ -222,3 +229,5 @@ def _varint(message: bytes, at: int) -> tuple[int, int]:
         at, shift = at + 1, shift + 7
         if byte < 0x80:
             return value, at
+        if shift > 63:
+            raise ValueError(f"a number of more than 64 bits at byte {at}")
