@@ -16,7 +16,7 @@ from va_export.errors import VaExportError
 from va_export.models import family_named
 from va_export.models.family import ModelSpec
 from va_export.models.internvl2.tokenizer import write_tokenizer
-from va_export.runtime.processing.fixed_frames import Processing
+from va_export.runtime.processing import Processing
 from va_export.runtime.tokenizer import load_tokenizer
 
 PROMPT_TOKENS = ("<|im_end|>", "<|im_start|>", "<img>", "</img>", "<IMG_CONTEXT>")

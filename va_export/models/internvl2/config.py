@@ -10,7 +10,7 @@ from typing import Any
 from va_export.checkpoint.json_files import as_form
 from va_export.checkpoint.special_tokens import as_tuple
 from va_export.errors import VaExportError
-from va_export.models.family import DynamicNtkScaling, ModelSpec, TextShape, VisionShape
+from va_export.models.family import DynamicNtkScaling, ModelSpec, TextShape
 from va_export.models.internvl2.config_file import ConfigFile, DecoderName, LlmConfig, Rope
 from va_export.models.internvl2.text_backbones import (
     OTHER_TEMPLATES,
@@ -18,6 +18,7 @@ from va_export.models.internvl2.text_backbones import (
     TEXT_BACKBONES,
     TextBackbone,
 )
+from va_export.models.internvl2.tiles import TileShape
 
 FAMILY = "internvl2"
 CONFIG = "config.json"
@@ -180,7 +181,7 @@ def _listed(said: Mapping[str, object]) -> str:
     return ", ".join(f"{value} in {place}" for place, value in said.items())
 
 
-def _vision_shape(file: ConfigFile) -> VisionShape:
+def _vision_shape(file: ConfigFile) -> TileShape:
     vit, ratio = file.vision_config, file.downsample_ratio
     image, patch = vit.image_size, vit.patch_size
     if (file.force_image_size or image) != image:
@@ -200,7 +201,8 @@ def _vision_shape(file: ConfigFile) -> VisionShape:
             f"image_size {image}, patch_size {patch} and downsample_ratio {ratio} do not divide evenly",
             "vision_config",
         )
-    return VisionShape(
+    return TileShape(
+        positions_per_frame=grid**2 + 1,  # a class token beside the patches
         image_size=image,
         patch_size=patch,
         tokens_per_frame=(grid // step) ** 2,
@@ -212,7 +214,7 @@ def _vision_shape(file: ConfigFile) -> VisionShape:
 
 
 def _hf_config(
-    file: ConfigFile, text: TextShape, vision: VisionShape, image_token_id: int | None, backbone: TextBackbone
+    file: ConfigFile, text: TextShape, vision: TileShape, image_token_id: int | None, backbone: TextBackbone
 ) -> dict[str, Any]:
     """Arguments of `transformers.InternVLConfig` that describe the same model."""
     rope: dict[str, Any] = {"rope_type": "default", "rope_theta": text.rope_theta}
