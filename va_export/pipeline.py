@@ -50,7 +50,7 @@ def export(options: ExportOptions, display: StageDisplay) -> ExportResult:
         bundle_writer(options.output, overwrite=options.overwrite, resume=options.resume) as bundle,
     ):
         with display.stage("open checkpoint") as stage:
-            source = open_source(options, Path(scratch))
+            source = open_source(options, Path(scratch), display.note)
             engines = plan_engines(options, source, display)
             shards = plan_shards(options, source, builds_engines=bool(engines.flavors))
             check_plan(plan_export(options, source, engines.flavors, shards), bundle.output)
@@ -95,7 +95,7 @@ def plan(options: ExportOptions, display: StageDisplay) -> Plan:
     """
     check_destination(options.output, options.overwrite)
     with tempfile.TemporaryDirectory(prefix="va-export-") as scratch:
-        model = open_model(options, Path(scratch))
+        model = open_model(options, Path(scratch), display.note)
         flavors = plan_engines(options, model, display).flavors
         shards = plan_shards(options, model, builds_engines=bool(flavors))
         return plan_export(options, model, flavors, shards)

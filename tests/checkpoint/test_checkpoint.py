@@ -153,7 +153,7 @@ def test_refuses_what_is_no_checkpoint(tmp_path: Path) -> None:
     refused(tmp_path / "nowhere", "no such checkpoint directory", "nowhere")
     refused(tmp_path, "configuration is missing", "config.json")
     (tmp_path / "config.json").write_text("{ not json")
-    refused(tmp_path, "not readable JSON")
+    refused(tmp_path, "not valid JSON")
     (tmp_path / "config.json").write_text("[]")
     refused(tmp_path, "a JSON list")
     (tmp_path / "config.json").write_text("{}")

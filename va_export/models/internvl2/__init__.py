@@ -47,14 +47,20 @@ class InternVL2:
     def spec_from_checkpoint(
         self, checkpoint: Checkpoint, num_decoder_layers: int | None = None, image_token_id: int | None = None
     ) -> ModelSpec:
-        from va_export.models.internvl2.prompt import END_OF_TURN, IMAGE_TOKEN
-        from va_export.models.internvl2.tokenizer import added_tokens
+        from va_export.models.internvl2.tokenizer import read_tokenizer
 
-        ids = {token.content: token.id for token in added_tokens(checkpoint.directory)}
-        if image_token_id is None:
-            image_token_id = ids.get(IMAGE_TOKEN)
-        eos = (ids[END_OF_TURN],) if END_OF_TURN in ids else ()
-        return _config.spec_from_config(checkpoint.config, num_decoder_layers, image_token_id, eos)
+        tokens = read_tokenizer(checkpoint.directory)
+        for text in tokens.notes:
+            checkpoint.note(text)
+        spec = _config.spec_from_config(
+            checkpoint.config,
+            num_decoder_layers,
+            tokens.image_token_id if image_token_id is None else image_token_id,
+            tokens.stop_ids,
+            tokens.end_of_turn_id,
+        )
+        tokens.check(spec.text.vocab_size, image_token_id)
+        return spec
 
     def build_model(self, spec: ModelSpec, attention: str = "anchored") -> nn.Module:
         from va_export.models.internvl2 import reference
@@ -95,11 +101,14 @@ class InternVL2:
         return reference.load_reference(spec, checkpoint, dtype, attention)
 
     def processing(self, spec: ModelSpec, checkpoint: Checkpoint) -> Processing:
-        from va_export.models.internvl2 import prompt, tokenizer
+        from va_export.models.internvl2 import prompt
         from va_export.models.internvl2.text_backbones import TEXT_BACKBONES
+        from va_export.models.internvl2.tokenizer import read_tokenizer
 
         default = TEXT_BACKBONES[spec.text_architecture].adds_bos
-        return prompt.processing(spec, add_bos=tokenizer.adds_bos(checkpoint.directory, default))
+        config_bos = spec.hf_config["text_config"]["bos_token_id"]
+        tokens = read_tokenizer(checkpoint.directory)
+        return prompt.processing(spec, tokens.first_id(default, config_bos, checkpoint.note))
 
     def write_tokenizer(self, checkpoint: Checkpoint, directory: Path) -> Path | None:
         from va_export.models.internvl2 import tokenizer
