@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from va_export.errors import VaExportError
+from va_export.runtime.backends.table import ATTENTIONS
 from va_export.settings import GainSettings, Limits, ScoreSettings, check_tolerances
 
 PRECISIONS = ("fp32", "fp16", "bf16")
-ATTENTIONS = ("plugin", "native")
 WEIGHTS = ("checkpoint", "random")
 COMPONENTS = ("vision", "embedding", "decoder")  # the model's, which have weights
 SCORE = "score"  # beside them: SubspaceScore's graph

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Never, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -15,9 +15,9 @@ import numpy.typing as npt
 from va_export.anchor.gains import alphas_of_prompt, gains_from_score
 from va_export.bundle.manifest import Manifest, read_manifest, verify_hashes
 from va_export.errors import VaExportError
-from va_export.runtime import arguments
+from va_export.runtime import arguments, values
 from va_export.runtime.backends.backend import Backend, Bool, Float32, Int64, has_score_graph
-from va_export.runtime.backends.table import open_backend
+from va_export.runtime.backends.table import ATTENTIONS, BACKENDS, open_backend
 from va_export.runtime.processing.fixed_frames import Processing
 from va_export.runtime.score_cache import ScoreCache
 from va_export.runtime.scoring import SCORERS, Scored, Scorer, score_visual_tokens
@@ -72,6 +72,7 @@ class Bundle:
         self.score_settings = ScoreSettings.from_mapping(manifest.data["score"], "manifest.json: score")
         self.processing = Processing.from_json(manifest.path("processing.json").read_text(encoding="utf-8"))
         self.tokenizer: Tokenizer | None = load_tokenizer(manifest.directory)
+        self._is_closed = False
 
     @property
     def default_frames(self) -> int:
@@ -110,9 +111,23 @@ class Bundle:
             VaExportError: not a bundle, an unfinished one, damaged, of an unknown version, or the backend is not
                 available.
         """
-        if score is not None and score not in SCORERS:
-            raise VaExportError(f"unknown scorer {score!r}", where="score", fix=f"use one of: {', '.join(SCORERS)}")
-        manifest = read_manifest(Path(path), unfinished_too=unfinished_too)
+        directory = values.absolute_path("path", path)
+        values.choice("backend", backend, BACKENDS)
+        if attention is not None:
+            values.choice("attention", attention, ATTENTIONS)
+        if score is not None:
+            values.choice("score", score, SCORERS)
+        if devices is not None:
+            devices = values.devices("devices", devices)
+        cache = None if score_cache is None else ScoreCache(values.absolute_path("score_cache", score_cache))
+        check_hashes = values.flag("check_hashes", check_hashes)
+        manifest = read_manifest(directory, unfinished_too=values.flag("unfinished_too", unfinished_too))
+        if attention not in (None, manifest.data["attention"]) and backend != "onnxruntime":
+            raise VaExportError(
+                f"the bundle has {manifest.data['attention']} attention, and {backend} runs no other form of it",
+                where="attention",
+                fix="leave attention out, or export the bundle with the other --attention",
+            )
         if score == "graph" and not has_score_graph(manifest, backend):
             raise VaExportError(
                 f"this bundle has no graph of the score for {backend}",
@@ -121,12 +136,19 @@ class Bundle:
             )
         if check_hashes:
             verify_hashes(manifest)
-        cache = None if score_cache is None else ScoreCache(Path(score_cache))
         return cls(manifest, open_backend(backend, manifest, attention, devices), attention, cache, score)
 
     def close(self) -> None:
-        """Free the backend."""
+        """Free the backend; a closed bundle answers no more."""
+        self._is_closed = True
         self.backend.close()
+
+    def __reduce__(self) -> Never:
+        raise VaExportError(
+            "an open bundle cannot be pickled or copied: it holds sessions of this process",
+            where="Bundle",
+            fix="open it again where it is needed, from its directory",
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -137,11 +159,14 @@ class Bundle:
         self.close()
 
     def prompt(self, question: str, n_frames: int) -> Int64:
-        """Ids (1, S) of a question about `n_frames` frames.
+        """Ids (1, S) of a question about `n_frames` frames; 0 frames: of a question without a video.
 
         Raises:
-            VaExportError: the bundle has no tokenizer.
+            VaExportError: the bundle has no tokenizer, a question that is no text, or more frames than it takes.
         """
+        question = values.text("question", question)
+        n_frames = values.whole_number("n_frames", n_frames, least=0)
+        arguments.frame_count(n_frames, self.limits.max_frames)
         if self.tokenizer is None:
             raise VaExportError(
                 "this bundle has no tokenizer: its checkpoint came without tokenizer files",
@@ -180,12 +205,19 @@ class Bundle:
             on_token: called with each token as it is chosen.
 
         Raises:
-            VaExportError: shapes that do not fit each other, or a prompt beyond the bundle's limits.
+            VaExportError: values of a wrong type, shapes that do not fit each other, or a prompt beyond the bundle's
+                limits; `where` names the argument.
         """
+        if self._is_closed:
+            raise VaExportError("the bundle is closed", where="generate", fix="open it again")
+        max_new_tokens = values.whole_number("max_new_tokens", max_new_tokens, least=1)
+        anchors, ignore_stop = values.flag("anchors", anchors), values.flag("ignore_stop", ignore_stop)
+        return_logits = values.flag("return_logits", return_logits)
+        alpha_k, alpha_v = arguments.alphas(alpha_k, alpha_v, key_log_gain, value_gain)
+        if on_token is not None and not callable(on_token):
+            raise VaExportError("on_token cannot be called", where="on_token", fix="give a function of one token")
         vocab: int = self.manifest.data["model"]["text"]["vocab_size"]
-        forced = (
-            None if forced_tokens is None else arguments.token_ids("forced_tokens", forced_tokens, vocab).reshape(-1)
-        )
+        forced = None if forced_tokens is None else arguments.one_row("forced_tokens", forced_tokens, vocab)[0]
         n_new = max_new_tokens if forced is None else len(forced)
         ids = self._checked_ids(input_ids, vocab, n_new)
         given = (alpha_k, alpha_v, key_log_gain, value_gain)
@@ -225,14 +257,8 @@ class Bundle:
 
     def _checked_ids(self, input_ids: npt.ArrayLike | None, vocab: int, n_new: int) -> Int64:
         if input_ids is None:
-            raise VaExportError("generate needs input_ids", where="generate", fix="make them with Bundle.prompt")
-        ids = np.atleast_2d(arguments.token_ids("input_ids", input_ids, vocab))
-        if ids.ndim != 2 or ids.shape[0] != 1 or ids.shape[1] < 1:
-            raise VaExportError(
-                f"input_ids has shape {ids.shape}; generate takes one prompt, (S,) or (1, S)", where="generate"
-            )
-        if n_new < 1:
-            raise VaExportError(f"max_new_tokens must be at least 1, not {n_new}", where="generate")
+            raise VaExportError("generate needs input_ids", where="input_ids", fix="make them with Bundle.prompt")
+        ids = arguments.one_row("input_ids", input_ids, vocab)
         length = ids.shape[1]
         if length > self.limits.max_input_len:
             raise VaExportError(
