@@ -6,8 +6,10 @@ Each step is one module with one public function, and leaves something on disk t
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from va_export.bundle.manifest import read_manifest
 from va_export.bundle.write import bundle_writer, check_destination
@@ -24,16 +26,31 @@ from va_export.export.weight_losses import loss_note
 from va_export.progress import StageDisplay
 from va_export.proof.run import prove
 from va_export.proof.sample import make_sample
+from va_export.proof.verdict import verdict
 from va_export.report.html import render_report
 
 
 @dataclass(frozen=True)
 class ExportResult:
-    """Where the bundle lies; `passed` is None when parity was not run (not all components, or nothing to run them
-    on)."""
+    """A bundle and what is known of it.
+
+    Attributes:
+        directory: where it lies.
+        parity: parity.json; None when it was not run (not all components, or nothing to run them on).
+    """
 
     directory: Path
-    passed: bool | None
+    parity: Mapping[str, Any] | None
+
+    @property
+    def passed(self) -> bool | None:
+        """Whether it agrees with the reference; None when that is not known."""
+        return None if self.parity is None else bool(self.parity["passed"])
+
+    @property
+    def verdict(self) -> str:
+        """The same in words, and what ran for it."""
+        return verdict(self.parity)
 
 
 def export(options: ExportOptions, display: StageDisplay) -> ExportResult:
@@ -74,19 +91,21 @@ def export(options: ExportOptions, display: StageDisplay) -> ExportResult:
                 checkpoint_files = hashes.wait(stage)
         manifest = describe(options, source, shards, written, checkpoint_files, engine_entries, engines)
         bundle.write_manifest(manifest)
-        passed = None
+        parity = None
         if sample is not None:
             manifest["video"] = sample.clip
-            passed = prove(options, source, sample, bundle, engines, manifest, display)
+            parity = prove(options, source, sample, bundle, engines, manifest, display)
+        result = ExportResult(bundle.output, parity)
+        manifest["parity"] = {"passed": result.passed, "verdict": result.verdict}
         with display.stage("report"):
-            bundle.write_manifest({**manifest, "parity": {"passed": passed}})
+            bundle.write_manifest(manifest)
             render_report(bundle.directory)
         with display.stage("seal bundle") as stage:
-            bundle.write_manifest({**manifest, "parity": {"passed": passed}}, finished=True)
+            bundle.write_manifest(manifest, finished=True)
             read_manifest(bundle.directory)
-            directory = bundle.commit(passed is not False)
+            directory = bundle.commit(result.passed is not False)
             stage.say(str(directory))
-    return ExportResult(directory, passed)
+    return ExportResult(directory, parity)
 
 
 def plan(options: ExportOptions, display: StageDisplay) -> Plan:

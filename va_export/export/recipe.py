@@ -12,6 +12,7 @@ from typing import Any
 
 from va_export.errors import VaExportError
 from va_export.runtime.backends.table import ATTENTIONS
+from va_export.runtime.values import text
 from va_export.settings import GainSettings, Limits, ScoreSettings, check_tolerances
 
 PRECISIONS = ("fp32", "fp16", "bf16")
@@ -176,6 +177,7 @@ class ExportOptions:
                 fix="give a number of at least 1, or leave it out",
             )
         check_tolerances(self.atol, self.rtol)
+        text("--question", self.question)
 
     @property
     def exports_score(self) -> bool:

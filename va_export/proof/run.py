@@ -13,6 +13,7 @@ from va_export.machine import environment, gpu_name
 from va_export.proof.compare import check_parity, parity_document
 from va_export.proof.latency import measure_latency
 from va_export.proof.reference import FILE_NAME, Sample, read_reference
+from va_export.proof.verdict import NOT_BUILT, engines_not_run
 from va_export.runtime.bundle import Bundle
 from va_export.settings import check_tolerances
 
@@ -35,8 +36,8 @@ def prove(
     engines: EnginePlan,
     manifest: dict[str, Any],
     display: StageDisplay,
-) -> bool:
-    """Compute the reference, compare the bundle with it, and measure; returns whether parity passed."""
+) -> dict[str, Any]:
+    """Compute the reference, compare the bundle with it, and measure; returns parity.json."""
     from va_export.proof.reference import compute_reference, write_reference
 
     with display.stage("reference (PyTorch, float32)") as stage:
@@ -56,7 +57,7 @@ def prove(
             display.note(reason)
         latency = run_latency(bundle.directory, timed, arrays, options.latency_iterations, options.new_tokens, display)
         bundle.write_json("latency.json", latency)
-    return bool(parity["passed"])
+    return parity
 
 
 def is_finite(parity: Mapping[str, Any]) -> bool:
@@ -91,18 +92,16 @@ def _timed_here(options: ExportOptions, directory: Path) -> tuple[list[tuple[str
 
 def not_run_here(engines: EnginePlan) -> list[dict[str, str]]:
     """What parity did not cover, why, and the command that covers it."""
-    rows = []
-    for flavor in engines.flavors:
-        if gpu_name() is None:
-            reason = "no NVIDIA GPU on the machine of the export"
-        else:
-            reason = "an export compares on ONNX Runtime only"
-        rows.append({"what": f"{flavor} engines", "reason": reason, "command": f"va-check BUNDLE --backend {flavor}"})
+    has_gpu = gpu_name() is not None
+    rows = engines_not_run(
+        engines.flavors,
+        "an export compares on ONNX Runtime only" if has_gpu else "no NVIDIA GPU on the machine of the export",
+    )
     if engines.reason:
         rows.append(
             {
                 "what": "TensorRT engines",
-                "reason": f"not built: {engines.reason}",
+                "reason": f"{NOT_BUILT}{engines.reason}",
                 "command": "va-export … without --onnx-only",
             }
         )
@@ -199,9 +198,12 @@ def check_bundle(
         )
     with Bundle.open(directory, backend, check_hashes=True, devices=devices) as bundle:
         runs = [(backend, bundle.attention)]
+        components = bundle.manifest.data["components"].values()
+        flavors = sorted({flavor for entry in components for flavor in entry.get("engines", {})} - {backend})
     reference = read_reference(directory)
     new_tokens = len(reference["anchored_tokens"])
     parity = run_parity(directory, runs, reference, atol, rtol, display, devices)
+    parity["not_run"] = engines_not_run(flavors, f"the check was of {backend}")
     document: dict[str, Any] = {"parity": parity}
     if iterations and is_finite(parity):
         document["latency"] = run_latency(directory, runs, reference, iterations, new_tokens, display, devices)

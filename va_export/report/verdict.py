@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from va_export.proof.verdict import scope
 from va_export.report import figures
 
 STAGES: Mapping[str, str] = {
@@ -149,7 +150,7 @@ def judge(parity: Mapping[str, Any] | None, runs: tuple[ParityRun, ...]) -> Verd
         return Verdict("NOT CHECKED", f"{why}, so nothing is known about its numbers", 0, 0, None)
     within = sum(check.passed for _, check in checks)
     run, worst = max(checks, key=lambda pair: pair[1].badness)
-    reason = f"{within} of {len(checks)} checks within tolerance; worst: {worst.stage}"
+    reason = f"{scope(parity)}: {within} of {len(checks)} checks within tolerance; worst: {worst.stage}"
     if len(runs) > 1:
         reason += f" ({run.backend}, {run.attention} attention)"
     reason += f", {worst.outcome}"
