@@ -124,7 +124,9 @@ class BundleWriter:
     def write_json(self, relative: str, data: Any) -> Path:
         """Write a JSON file."""
         path = self.path(relative)
-        path.write_text(json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+        text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False)
+        # A byte of a path that is not UTF-8 is a lone surrogate here; its escape is JSON's too.
+        path.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
         return path
 
     def write_manifest(self, data: Mapping[str, Any], *, finished: bool = False) -> None:
@@ -273,18 +275,18 @@ def check_destination(output: Path, overwrite: bool) -> None:
     Raises:
         VaExportError: something is there that must not be replaced.
     """
-    if output.exists() and not overwrite:
-        raise VaExportError(
-            "the output exists already", where=output, fix="choose another --output, or give --overwrite"
-        )
     for place in (output, _failed(output)):
         is_bundle = (place / MANIFEST_NAME).is_file()
-        if place.exists() and not is_bundle and (place.is_file() or any(place.iterdir())):
+        if place.exists() and not is_bundle and (not place.is_dir() or any(place.iterdir())):
             raise VaExportError(
                 "the output exists and is not a bundle, so it will not be overwritten",
                 where=place,
                 fix="choose another --output",
             )
+    if output.exists() and not overwrite:
+        raise VaExportError(
+            "the output exists already", where=output, fix="choose another --output, or give --overwrite"
+        )
 
 
 def _failed(output: Path) -> Path:

@@ -12,7 +12,7 @@ from typing import Any
 
 from va_export.errors import VaExportError
 from va_export.runtime.backends.table import ATTENTIONS
-from va_export.runtime.values import text
+from va_export.runtime.values import absolute_path, expanded, text
 from va_export.settings import GainSettings, Limits, ScoreSettings, check_tolerances
 
 PRECISIONS = ("fp32", "fp16", "bf16")
@@ -178,6 +178,7 @@ class ExportOptions:
             )
         check_tolerances(self.atol, self.rtol)
         text("--question", self.question)
+        absolute_path("--output", self.output)
 
     @property
     def exports_score(self) -> bool:
@@ -216,7 +217,7 @@ def resolve_model(model: str) -> Recipe:
     """
     if model in recipe_names():
         return read_recipe(recipe_directory() / f"{model}.toml")
-    path = Path(model).expanduser()
+    path = expanded("--model", model)
     if path.is_dir():
         return Recipe(name=path.resolve().name, checkpoint=str(path))
     if path.suffix == ".toml" and path.is_file():
@@ -241,7 +242,7 @@ def read_recipe(path: Path) -> Recipe:
         VaExportError: not TOML, unknown or contradicting settings.
     """
     try:
-        data: Mapping[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+        data: Mapping[str, Any] = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise VaExportError(f"the recipe is not valid TOML: {error}", where=path) from error
     if unknown := sorted(set(data) - set(_KEYS)):

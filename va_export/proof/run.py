@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -190,12 +191,8 @@ def check_bundle(
         raise VaExportError(
             f"at least 0 iterations are needed, not {iterations}", where="--latency-iterations", fix="raise it"
         )
-    if output is not None and output.resolve().is_relative_to(directory.resolve()):
-        raise VaExportError(
-            "the results may not be written into the bundle, which stays as it is",
-            where=output,
-            fix="choose another --output",
-        )
+    if output is not None:
+        _check_results_directory(output, directory)
     with Bundle.open(directory, backend, check_hashes=True, devices=devices) as bundle:
         runs = [(backend, bundle.attention)]
         components = bundle.manifest.data["components"].values()
@@ -216,3 +213,20 @@ def check_bundle(
         except OSError as error:
             raise VaExportError(f"the results cannot be written: {error.strerror}", where=output) from error
     return document
+
+
+def _check_results_directory(output: Path, bundle: Path) -> None:
+    """Refuse, before anything is run, a place where results cannot be written."""
+    place = output.resolve()
+    if place.is_relative_to(bundle.resolve()):
+        raise VaExportError(
+            "the results may not be written into the bundle, which stays as it is",
+            where=output,
+            fix="choose another --output",
+        )
+    nearest = next(folder for folder in (place, *place.parents) if folder.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        reason = "may not be written" if nearest.is_dir() else "is a file"
+        raise VaExportError(
+            f"the results cannot be written: {nearest} {reason}", where=output, fix="choose another --output"
+        )

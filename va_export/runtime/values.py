@@ -70,7 +70,7 @@ def text(name: str, value: Any) -> str:
         raise VaExportError(
             f"{name} is not UTF-8 from character {error.start + 1} on: {_shown(value[error.start :])}",
             where=name,
-            fix="write it in UTF-8, and set the terminal's encoding to UTF-8",
+            fix="use UTF-8 (for a path: rename it), in the terminal's settings too",
         ) from None
     return value
 
@@ -98,7 +98,21 @@ def absolute_path(name: str, value: Any) -> Path:
         raise _wrong(name, value, "a path") from None
     if not path or "\0" in path:
         raise _wrong(name, path, "a path")
-    return Path(path).absolute()
+    return Path(text(name, str(Path(path).absolute())))  # ONNX Runtime and tokenizers open no other
+
+
+def expanded(name: str, path: str) -> Path:
+    """A path with `~` and `~user` written out.
+
+    Raises:
+        VaExportError: there is no such user, or no home directory.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise VaExportError(
+            f"there is no home directory for {path.split('/')[0]}", where=name, fix="write the directory out"
+        ) from None
 
 
 def devices(name: str, value: Any) -> tuple[int, ...]:
