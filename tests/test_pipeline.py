@@ -87,6 +87,7 @@ def test_manifest_tells_true_sizes_and_hashes(tiny_bundle: Path) -> None:
         content = (tiny_bundle / name).read_bytes()
         assert entry == {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}, name
     assert manifest["parity"]["passed"] is True
+    assert manifest["parity"]["verdict"].startswith("parity passed on ONNX Runtime, CPU; engines not ")
     assert manifest["video"]["file"] == "bikes.mp4"
     assert manifest["model"]["weights"] == "random"
 

@@ -75,8 +75,8 @@ def test_a_certificate_that_is_not_accepted(monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.parametrize("files", [
     {"config.json": "{}"},
-    {"config.json": "{}", "model.safetensors.index.json": '{"weight_map": {"a": "1.safetensors", "b": "2.safetensors"}}',
-     "1.safetensors": ""},
+    {"config.json": "{}", "1.safetensors": "",
+     "model.safetensors.index.json": '{"weight_map": {"a": "1.safetensors", "b": "2.safetensors"}}'},
     {"model.safetensors": ""},
 ], ids=["configuration", "one-shard", "weights"])  # fmt: skip
 def test_a_cache_that_holds_a_part(tmp_path: Path, files: dict[str, str]) -> None:
