@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from va_export.proof.documents import NotRun, Parity, ParityRun
 from va_export.proof.verdict import NOT_BUILT, engines_not_run, verdict, what_ran
 
-ORT = {"backend": "onnxruntime", "device": "cpu", "checks": []}
-RTX = {"backend": "tensorrt-rtx", "device": "cuda", "checks": []}
-FAILED = {**ORT, "checks": [{"stage": "prefill_logits", "passed": False}, {"stage": "score_graph", "passed": True}]}
+ORT = ParityRun("onnxruntime", "cpu", "plugin", True, ())
+RTX = ParityRun("tensorrt-rtx", "cuda", "plugin", True, ())
+FAILED = ParityRun(
+    "onnxruntime",
+    "cpu",
+    "plugin",
+    False,
+    (SimpleNamespace(stage="prefill_logits", passed=False),),  # type: ignore
+)
 BUILT = engines_not_run(["tensorrt-rtx"], "no NVIDIA GPU on the machine of the export")
-UNBUILT = [{"what": "TensorRT engines", "reason": f"{NOT_BUILT}--onnx-only", "command": ""}]
+UNBUILT = [NotRun("TensorRT engines", f"{NOT_BUILT}--onnx-only", "")]
+
+
+def document(passed: bool, runs: list[ParityRun], not_run: list[NotRun]) -> Parity:
+    return Parity(passed, "fp16", "PyTorch", tuple(runs), tuple(not_run))
 
 
 @pytest.mark.parametrize(("parity", "said"), [
@@ -25,8 +37,11 @@ UNBUILT = [{"what": "TensorRT engines", "reason": f"{NOT_BUILT}--onnx-only", "co
      "PARITY FAILED on ONNX Runtime, CPU; engines not run here: prefill_logits"),
 ])  # fmt: skip
 def test_the_sentence(parity: dict[str, Any] | None, said: str) -> None:
-    assert verdict(parity) == said
+    assert verdict(None if parity is None else document(**parity)) == said
 
 
 def test_two_backends_are_both_named() -> None:
-    assert what_ran({"runs": [ORT, RTX, ORT]}) == ["ONNX Runtime, CPU", "TensorRT-RTX, GPU"]
+    assert what_ran(document(passed=True, runs=[ORT, RTX, ORT], not_run=[])) == [
+        "ONNX Runtime, CPU",
+        "TensorRT-RTX, GPU",
+    ]

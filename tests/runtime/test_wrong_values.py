@@ -117,7 +117,6 @@ def test_prompt_refuses_by_name(bundle: Bundle, where: str, arguments: tuple[Any
     *(("devices", value) for value in ("0,1", 0, [], [-1], [0.0], [True], [0, 0], [None], ["0"])),
     *(("score_cache", value) for value in (1, "", object())),
     *(("check_hashes", value) for value in (None, 1, "yes")),
-    *(("unfinished_too", value) for value in (None, 0)),
 ])  # fmt: skip
 def test_open_refuses_by_name(tiny_bundle: Path, name: str, value: Any) -> None:
     with pytest.raises(VaExportError) as caught:

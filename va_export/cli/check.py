@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
+from msgspec import to_builtins
 from typer import Argument, Option
 
 from va_export.cli.console import AsJson, LogLevel, Result, Version, run, set_up_logging
@@ -37,7 +38,7 @@ def check_command(
     from va_export.runtime.backends.decoder_parts import parse_devices
 
     display = StageDisplay()
-    document = check_bundle(
+    proof = check_bundle(
         bundle,
         backend,
         display,
@@ -47,17 +48,17 @@ def check_command(
         output=output,
         devices=parse_devices(devices),
     )
-    parity = document["parity"]
-    said, passed = verdict(parity), bool(parity["passed"])
+    parity = proof.parity
+    said, passed = verdict(parity), parity.passed
     if not as_json:
         print(f"{said}: {bundle}")
     answer = {"bundle": str(bundle), "backend": backend, "passed": passed, "verdict": said, "ran": what_ran(parity)}
     latency = {
-        "anchored" if timed["anchors"] else "plain": timed["stages"]["end_to_end"]["median_ms"]
-        for timed in document.get("latency", {}).get("runs", ())
+        "anchored" if timed.anchors else "plain": timed.stages["end_to_end"].median_ms
+        for timed in (proof.latency.runs if proof.latency else ())
     }
     return Result(
-        {**answer, "not_run": parity["not_run"], "seconds": display.seconds, "median_ms": latency},
+        {**answer, "not_run": to_builtins(parity.not_run), "seconds": display.seconds, "median_ms": latency},
         0 if passed else EXIT_FAILED_PARITY,
     )
 

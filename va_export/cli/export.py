@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+from msgspec import to_builtins
 from typer import Option
 
 from va_export.cli.console import AsJson, LogLevel, Result, Version, run, set_up_logging
@@ -100,8 +101,9 @@ def export_command(
     OUTPUT.failed), 2 when something was wrong with the input.
     """
     set_up_logging(log_level)
-    from va_export.export.recipe import SCORE, ExportOptions, resolve_model, with_overrides
+    from va_export.export.recipe import ExportOptions, resolve_model, with_overrides
     from va_export.export.shard_plan import parse_shards
+    from va_export.models.component import SCORE
     from va_export.tensorrt.engine_cache import resolve_engine_cache
 
     recipe = with_overrides(
@@ -169,10 +171,15 @@ def _run(options: ExportOptions, dry_run: bool, as_json: bool) -> Result:
     if not as_json:
         print(result.directory, flush=True)
     display.note(f"{result.verdict}: {result.directory}")
-    parity = result.parity or {}
+    parity = result.parity
     answer = {"bundle": str(result.directory), "passed": result.passed, "verdict": result.verdict}
     return Result(
-        {**answer, "ran": what_ran(parity), "not_run": parity.get("not_run", []), "seconds": display.seconds},
+        {
+            **answer,
+            "ran": what_ran(parity) if parity else [],
+            "not_run": to_builtins(parity.not_run) if parity else [],
+            "seconds": display.seconds,
+        },
         EXIT_FAILED_PARITY if result.passed is False else 0,
     )
 

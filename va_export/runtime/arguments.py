@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from va_export.bundle.document import ComponentEntry
 from va_export.errors import VaExportError
 from va_export.runtime import values
-from va_export.runtime.backends.backend import Float32, Int64
+
+Float32 = npt.NDArray[np.float32]
+Int64 = npt.NDArray[np.int64]
 
 # A pixel over its channel's standard deviation: at most 5 with those of published models. What is larger was not
 # normalised.
 _LARGEST_PIXEL = 32.0
 _LEAST_ALPHA, _ALPHA_BELOW = -1.0, 1e4  # as for the gains of a recipe (settings.py)
+
+
+def prompt_ids(given: npt.ArrayLike | None, vocab_size: int) -> Int64:
+    """The ids of one prompt, (1, S).
+
+    Raises:
+        VaExportError: none, several prompts, or no ids of the vocabulary.
+    """
+    if given is None:
+        raise VaExportError("generate needs input_ids", where="input_ids", fix="make them with Bundle.prompt")
+    return one_row("input_ids", given, vocab_size)
 
 
 def one_row(name: str, given: npt.ArrayLike, vocab_size: int) -> Int64:
@@ -164,3 +179,26 @@ def _floats(name: str, array: npt.NDArray[Any]) -> Float32:
         )
     with np.errstate(over="ignore"):  # becomes infinite, and is refused as that
         return np.ascontiguousarray(array, dtype=np.float32)
+
+
+def check_ranges(component: ComponentEntry, inputs: Mapping[str, npt.NDArray[Any]]) -> None:
+    """Hold inputs against what a component takes: names, ranks, fixed sizes and the ranges of the others.
+
+    Raises:
+        VaExportError: naming the input and what it may be.
+    """
+    for tensor in component.inputs:
+        if tensor.name not in inputs or inputs[tensor.name].ndim != len(tensor.shape):
+            raise VaExportError(f"{tensor.name} is missing or not of shape {tensor.shape}", where="generate")
+        for size, dimension in zip(inputs[tensor.name].shape, tensor.shape, strict=True):
+            if isinstance(dimension, int):
+                low = high = dimension
+            else:
+                ranges = [sizes[dimension] for sizes in component.ranges.values() if dimension in sizes]
+                low, high = min(r.min for r in ranges), max(r.max for r in ranges)
+            if not low <= size <= high:
+                raise VaExportError(
+                    f"{tensor.name} has {size} in {dimension}; this bundle takes {low} to {high}",
+                    where="generate",
+                    fix="use fewer frames, or export with larger limits (--max-frames)",
+                )
