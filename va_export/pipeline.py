@@ -24,18 +24,34 @@ from va_export.export.shard_plan import keep_shards, plan_shards
 from va_export.export.source import open_model, open_source
 from va_export.export.weight_losses import loss_note
 from va_export.progress import StageDisplay
+from va_export.proof.documents import Parity
 from va_export.proof.run import prove
 from va_export.proof.sample import make_sample
+from va_export.proof.verdict import verdict
 from va_export.report.html import render_report
 
 
 @dataclass(frozen=True)
 class ExportResult:
-    """Where the bundle lies; `passed` is None when parity was not run (not all components, or nothing to run them
-    on)."""
+    """A bundle and what is known of it.
+
+    Attributes:
+        directory: where it lies.
+        parity: parity.json; None when it was not run (not all components, or nothing to run them on).
+    """
 
     directory: Path
-    passed: bool | None
+    parity: Parity | None
+
+    @property
+    def passed(self) -> bool | None:
+        """Whether it agrees with the reference; None when that is not known."""
+        return None if self.parity is None else self.parity.passed
+
+    @property
+    def verdict(self) -> str:
+        """The same in words, and what ran for it."""
+        return verdict(self.parity)
 
 
 def export(options: ExportOptions, display: StageDisplay) -> ExportResult:
@@ -75,16 +91,17 @@ def export(options: ExportOptions, display: StageDisplay) -> ExportResult:
                 checkpoint_files = hashes.wait(stage)
         video = sample.clip if sample else None
         document = describe(options, source, shards, written, checkpoint_files, engines, video)
-        passed = None if sample is None else prove(options, source, sample, bundle, engines, document, display)
-        document = msgspec.structs.replace(document, parity={"passed": passed})
+        parity = None if sample is None else prove(options, source, sample, bundle, engines, document, display)
+        result = ExportResult(bundle.output, parity)
+        document = msgspec.structs.replace(document, parity={"passed": result.passed, "verdict": result.verdict})
         with display.stage("report"):
             render_report(bundle.directory, bundle.manifest(document).data)
         with display.stage("seal bundle") as stage:
             bundle.seal(document)
             read_manifest(bundle.directory)
-            directory = bundle.commit(passed is not False)
+            directory = bundle.commit(result.passed is not False)
             stage.say(str(directory))
-    return ExportResult(directory, passed)
+    return ExportResult(directory, parity)
 
 
 def plan(options: ExportOptions, display: StageDisplay) -> Plan:

@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import save_file
 
 import va_export.checkpoint.files as checkpoint_module
-from va_export.checkpoint.files import Checkpoint, download
+from va_export.checkpoint.files import Checkpoint
+from va_export.checkpoint.hub import download
 from va_export.errors import VaExportError
 
 TENSORS = {

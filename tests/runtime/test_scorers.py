@@ -77,7 +77,7 @@ def test_a_bundle_without_the_component_opens_and_is_checked(copied_bundle: Path
 
 
 @pytest.mark.parametrize(("score", "backend", "message"), [
-    ("gpu", "onnxruntime", "unknown scorer 'gpu'"),
+    ("gpu", "onnxruntime", "score cannot be 'gpu'"),
     ("graph", "torch", "no graph of the score for torch"),
 ])  # fmt: skip
 def test_scorers_that_are_not_there(tiny_bundle: Path, score: str, backend: str, message: str) -> None:

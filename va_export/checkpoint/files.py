@@ -26,16 +26,10 @@ from va_export.errors import VaExportError
 
 CONFIG_FILE = "config.json"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
-# Everything a family may read; weights in other formats and remote code are left on the server.
-DOWNLOAD_PATTERNS = ("*.safetensors", "*.json", "tokenizer.model", "merges.txt", "LICENSE*")
 
 _WEIGHT_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _READ_BYTES = 1 << 30  # Linux reads no more than 2 GB at once
 _FINITE_CHECK_ELEMENTS = 1 << 24  # 16 M at a time, so that the mask of a 700 MB embedding is never held at once
-
-
-class HubUnreachable(VaExportError):
-    """The Hub cannot be reached, and the local cache does not hold what was asked of it."""
 
 
 @dataclass(frozen=True)
@@ -180,44 +174,6 @@ class Checkpoint:
             return self._entries[name]
         except KeyError:
             raise VaExportError(f"the checkpoint has no tensor {name}", where=self.directory) from None
-
-
-def download(hub_id: str, revision: str | None = None, *, weights: bool = True) -> Path:
-    """Fetch a checkpoint from the Hugging Face Hub (or its local cache) and return the directory.
-
-    Only safetensors, JSON and tokenizer files are taken: no pickles, no remote code.
-
-    Args:
-        weights: False leaves the safetensors files out, which is all but a few megabytes.
-
-    Raises:
-        HubUnreachable: no connection and nothing in the cache.
-        VaExportError: unknown or gated repository or revision.
-    """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    ignored = None if weights else ["*.safetensors"]
-    try:
-        directory = snapshot_download(
-            hub_id, revision=revision, allow_patterns=list(DOWNLOAD_PATTERNS), ignore_patterns=ignored
-        )
-        return Path(directory)
-    except LocalEntryNotFoundError as error:
-        raise HubUnreachable(
-            f"the Hub cannot be reached and {hub_id} is not in the local cache",
-            where=hub_id,
-            fix="connect to the network once, or give the path of a checkpoint directory",
-        ) from error
-    except (HfHubHTTPError, HFValidationError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise VaExportError(
-            f"the Hub refused {hub_id} at revision {revision or 'main'}: {reason}",
-            where=hub_id,
-            fix="check the name and revision, and log in with `hf auth login` if the repository is gated",
-        ) from error
-    except OSError as error:
-        raise VaExportError(f"downloading {hub_id} failed: {error}", where=hub_id) from error
 
 
 def _count_non_finite(tensor: torch.Tensor) -> int:

@@ -15,6 +15,7 @@ from va_export.bundle.document import Attention, Precision
 from va_export.documents import Form, convert, parse, read_bytes
 from va_export.errors import VaExportError
 from va_export.models.component import ROLES, SCORE
+from va_export.runtime.values import absolute_path, expanded, text
 from va_export.runtime.video import check_sampling
 from va_export.settings import GainSettings, Limits, ScoreSettings, check_tolerances
 
@@ -185,6 +186,8 @@ class ExportOptions:
                 fix="give a number of at least 1, or leave it out",
             )
         check_tolerances(self.atol, self.rtol)
+        text("--question", self.question)
+        absolute_path("--output", self.output)
 
     @property
     def exports_score(self) -> bool:
@@ -223,7 +226,7 @@ def resolve_model(model: str) -> Recipe:
     """
     if model in recipe_names():
         return read_recipe(recipe_directory() / f"{model}.toml")
-    path = Path(model).expanduser()
+    path = expanded("--model", model)
     if path.is_dir():
         return Recipe(name=path.resolve().name, checkpoint=str(path))
     if path.suffix == ".toml" and path.is_file():

@@ -10,10 +10,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from va_export.checkpoint.files import Checkpoint, HubUnreachable, download
+from va_export.checkpoint.files import Checkpoint
+from va_export.checkpoint.hub import HubUnreachable, download
 from va_export.checkpoint.json_files import read_json
 from va_export.checkpoint.random_weights import RandomCheckpoint
 from va_export.models import family_for, family_named, published_config
+from va_export.runtime.values import expanded
 
 if TYPE_CHECKING:
     from va_export.export.recipe import ExportOptions, Recipe
@@ -96,7 +98,7 @@ def open_model(options: ExportOptions, scratch: Path, note: Callable[[str], None
     """What an export would be of, for planning. Of a hub id only the configuration is downloaded (a published
     checkpoint's is known where the Hub is out of reach); a local checkpoint is checked as `open_source` does."""
     recipe = options.recipe
-    if recipe.is_random or Path(recipe.checkpoint).expanduser().is_dir():
+    if recipe.is_random or expanded("--model", recipe.checkpoint).is_dir():
         return open_source(options, scratch, note)
     config = _hub_config(recipe)
     family = family_for(config)
@@ -116,14 +118,14 @@ def _hub_config(recipe: Recipe) -> Mapping[str, Any]:
 def _checkpoint_directory(recipe: Recipe, scratch: Path) -> Path:
     if recipe.random_weights:
         return family_named(recipe.random_weights).write_tiny_checkpoint(scratch / recipe.name, recipe.seed)
-    local = Path(recipe.checkpoint).expanduser()
+    local = expanded("--model", recipe.checkpoint)
     return local if local.is_dir() else download(recipe.checkpoint, recipe.revision)
 
 
 def _random_source(options: ExportOptions, scratch: Path) -> Source:
     """The sizes of a checkpoint and its tokenizer, if there is one, with random weights."""
     recipe = options.recipe
-    local = Path(recipe.checkpoint).expanduser()
+    local = expanded("--model", recipe.checkpoint)
     directory = local if local.is_dir() else _sizes_of(recipe, scratch)
     config = read_json(directory / "config.json", what="the model's configuration")
     family = family_for(config)

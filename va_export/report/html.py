@@ -115,7 +115,7 @@ def _write(path: Path, page: str) -> Path:
     """Write beside the destination, then rename: a reader sees the old page or the new one."""
     temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
     try:
-        temporary.write_text(page, encoding="utf-8")
+        temporary.write_text(page, encoding="utf-8", errors="backslashreplace")
         temporary.replace(path)
     except OSError as error:
         raise VaExportError(f"the report cannot be written: {error.strerror or error}", where=path) from error

@@ -6,18 +6,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Never, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from va_export.bundle.manifest import Manifest, read_manifest, verify_hashes
 from va_export.errors import VaExportError
-from va_export.runtime import arguments
+from va_export.runtime import arguments, values
 from va_export.runtime.anchoring import Anchoring
 from va_export.runtime.backends.backend import Backend, Float32, Int64, has_score_graph
 from va_export.runtime.backends.decoder_parts import position_axes
-from va_export.runtime.backends.table import open_backend
+from va_export.runtime.backends.table import ATTENTIONS, BACKENDS, open_backend
 from va_export.runtime.processing import PROCESSING_NAME, Prepared, read_processing
 from va_export.runtime.processing.fixed_frames import Frames
 from va_export.runtime.score_cache import ScoreCache
@@ -83,6 +83,7 @@ class Bundle:
         self.score_settings = manifest.data.score
         self.processing = read_processing(manifest.path(PROCESSING_NAME))
         self.tokenizer: Tokenizer | None = load_tokenizer(manifest.directory)
+        self._is_closed = False
 
     @property
     def default_frames(self) -> int:
@@ -118,9 +119,23 @@ class Bundle:
             VaExportError: not a bundle, an unfinished one, damaged, of an unknown version, or the backend is not
                 available.
         """
-        if score is not None and score not in SCORERS:
-            raise VaExportError(f"unknown scorer {score!r}", where="score", fix=f"use one of: {', '.join(SCORERS)}")
-        manifest = read_manifest(Path(path))
+        directory = values.absolute_path("path", path)
+        values.choice("backend", backend, BACKENDS)
+        if attention is not None:
+            values.choice("attention", attention, ATTENTIONS)
+        if score is not None:
+            values.choice("score", score, SCORERS)
+        if devices is not None:
+            devices = values.devices("devices", devices)
+        cache = None if score_cache is None else ScoreCache(values.absolute_path("score_cache", score_cache))
+        check_hashes = values.flag("check_hashes", check_hashes)
+        manifest = read_manifest(directory)
+        if attention not in (None, manifest.data.attention) and backend != "onnxruntime":
+            raise VaExportError(
+                f"the bundle has {manifest.data.attention} attention, and {backend} runs no other form of it",
+                where="attention",
+                fix="leave attention out, or export the bundle with the other --attention",
+            )
         if score == "graph" and not has_score_graph(manifest, backend):
             raise VaExportError(
                 f"this bundle has no graph of the score for {backend}",
@@ -129,12 +144,19 @@ class Bundle:
             )
         if check_hashes:
             verify_hashes(manifest)
-        cache = None if score_cache is None else ScoreCache(Path(score_cache))
         return cls(manifest, open_backend(backend, manifest, attention, devices), attention, cache, score)
 
     def close(self) -> None:
-        """Free the backend."""
+        """Free the backend; a closed bundle answers no more."""
+        self._is_closed = True
         self.backend.close()
+
+    def __reduce__(self) -> Never:
+        raise VaExportError(
+            "an open bundle cannot be pickled or copied: it holds sessions of this process",
+            where="Bundle",
+            fix="open it again where it is needed, from its directory",
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -145,11 +167,14 @@ class Bundle:
         self.close()
 
     def prompt(self, question: str, n_frames: int) -> Int64:
-        """Ids (1, S) of a question about `n_frames` frames.
+        """Ids (1, S) of a question about `n_frames` frames; 0 frames: of a question without a video.
 
         Raises:
-            VaExportError: the bundle has no tokenizer.
+            VaExportError: the bundle has no tokenizer, a question that is no text, or more frames than it takes.
         """
+        question = values.text("question", question)
+        n_frames = values.whole_number("n_frames", n_frames, least=0)
+        arguments.frame_count(n_frames, self.limits.max_frames)
         return self.processing.input_ids(question, n_frames, self._tokenizer())
 
     def prepare(self, frames: Frames, question: str) -> Prepared:
@@ -158,7 +183,7 @@ class Bundle:
         Raises:
             VaExportError: the bundle has no tokenizer, or frames of another kind.
         """
-        return self.processing.prepare(frames, question, self._tokenizer())
+        return self.processing.prepare(frames, values.text("question", question), self._tokenizer())
 
     def _tokenizer(self) -> Tokenizer:
         if self.tokenizer is None:
@@ -200,8 +225,10 @@ class Bundle:
             on_token: called with each token as it is chosen.
 
         Raises:
-            VaExportError: shapes that do not fit each other, or a prompt beyond the bundle's limits.
+            VaExportError: values of a wrong type, shapes that do not fit each other, or a prompt beyond the bundle's
+                limits; `where` names the argument.
         """
+        anchors, ignore_stop = values.flag("anchors", anchors), values.flag("ignore_stop", ignore_stop)
         ids = arguments.prompt_ids(input_ids, self._vocab_size)
         given = {} if pixel_values is None else {"pixel_values": pixel_values}
         return self.answer(
@@ -226,9 +253,16 @@ class Bundle:
         on_token: Callable[[int], None] | None = None,
     ) -> Generation:
         """Answer a prepared prompt greedily; see `generate` for the arguments and errors."""
+        if self._is_closed:
+            raise VaExportError("the bundle is closed", where="generate", fix="open it again")
+        max_new_tokens = values.whole_number("max_new_tokens", max_new_tokens, least=1)
+        ignore_stop = values.flag("ignore_stop", ignore_stop)
+        return_logits = values.flag("return_logits", return_logits)
+        if on_token is not None and not callable(on_token):
+            raise VaExportError("on_token cannot be called", where="on_token", fix="give a function of one token")
         forced = None
         if forced_tokens is not None:
-            forced = arguments.token_ids("forced_tokens", forced_tokens, self._vocab_size).reshape(1, -1)
+            forced = arguments.one_row("forced_tokens", forced_tokens, self._vocab_size)
         n_new = max_new_tokens if forced is None else forced.shape[1]
         self._check_length(prepared, n_new)
         stops = () if ignore_stop else self.processing.stop_token_ids
@@ -271,6 +305,9 @@ class Bundle:
                 where="answer_batch",
                 fix="give fewer, or export with a larger --max-batch-size",
             )
+        max_new_tokens = values.whole_number("max_new_tokens", max_new_tokens, least=1)
+        if self._is_closed:
+            raise VaExportError("the bundle is closed", where="answer_batch", fix="open it again")
         for prepared in prompts:
             self._check_length(prepared, max_new_tokens)
         stops = () if ignore_stop else self.processing.stop_token_ids
@@ -303,8 +340,6 @@ class Bundle:
 
     def _check_length(self, prepared: Prepared, n_new: int) -> None:
         length = prepared.length
-        if n_new < 1:
-            raise VaExportError(f"max_new_tokens must be at least 1, not {n_new}", where="generate")
         if length > self.limits.max_input_len:
             raise VaExportError(
                 f"the prompt has {length} tokens; this bundle takes {self.limits.max_input_len}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     import onnxruntime as ort
 
     from va_export.bundle.manifest import Manifest
+
+# Read when the library is loaded, which only happens below. Whoever sets it otherwise is heard.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 # ONNX element types (onnx.TensorProto.DataType) of the KV cache.
 _CACHE_TYPES = {"fp32": 1, "fp16": 10, "bf16": 16}

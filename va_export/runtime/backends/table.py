@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from va_export.bundle.manifest import Manifest
     from va_export.runtime.backends.backend import Backend
 
+ATTENTIONS = ("plugin", "native")
 BACKENDS = ("onnxruntime", "tensorrt", "tensorrt-rtx", "torch")
 
 
