@@ -25,8 +25,8 @@ from va_export.export.recipe import recipe_names
 from va_export.tensorrt.targets import DEFAULT_TARGETS
 
 REPOSITORY = Path(__file__).parents[1]
-README, CONTRIBUTING, CHANGELOG = "README.md", "CONTRIBUTING.md", "CHANGELOG.md"
-DOCUMENTS = (README, CONTRIBUTING, CHANGELOG)
+README, CONTRIBUTING, CHANGELOG, SECURITY = "README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md"
+DOCUMENTS = (README, CONTRIBUTING, CHANGELOG, SECURITY)
 COMMANDS: dict[str, Callable[..., None]] = {
     "va-export": export_command,
     "va-run": run_command,
@@ -42,8 +42,9 @@ OPTIONS = {
         --pca-rank --precision --question --revision --rtol --seed --subspaces --target --tensorrt --version
         --video --weights -o""",
     "va-run": """--alpha-k --alpha-v --backend --devices --frames --log-level --max-new-tokens --no-anchors --prompt
-        --score --timings --version --video""",
-    "va-check": "--atol --backend --devices --latency-iterations --log-level --output --rtol --version -o",
+        --score --timings --trust-plugins --version --video""",
+    "va-check": """--atol --backend --devices --latency-iterations --log-level --output --rtol --trust-plugins
+        --version -o""",
 }
 
 # What the walk-throughs of CONTRIBUTING leave open, and the example that stands for it.

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from va_export.bundle.manifest import read_manifest
+from va_export.bundle.trust import remember_own_code
 from va_export.bundle.write import bundle_writer, check_destination
 from va_export.checkpoint.hashes import hashing
 from va_export.export.build_engines import build_engines, plan_engines
@@ -83,8 +84,9 @@ def export(options: ExportOptions, display: StageDisplay) -> ExportResult:
             render_report(bundle.directory)
         with display.stage("seal bundle") as stage:
             bundle.write_manifest({**manifest, "parity": {"passed": passed}}, finished=True)
-            read_manifest(bundle.directory)
+            sealed = read_manifest(bundle.directory)
             directory = bundle.commit(passed is not False)
+            remember_own_code(sealed, directory)
             stage.say(str(directory))
     return ExportResult(directory, passed)
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from va_export.bundle.held import HeldFiles
 from va_export.errors import VaExportError
 
 MANIFEST_NAME = "manifest.json"
@@ -17,6 +19,7 @@ MANIFEST_NAME = "manifest.json"
 MANIFEST_VERSIONS = (1, 2)
 UNFINISHED = "unfinished"
 _CHUNK = 1 << 22
+_MOST_BYTES = 1 << 26
 _REQUIRED = ("tool", "model", "precision", "attention", "components", "limits", "gains", "score", "files")
 
 
@@ -27,13 +30,24 @@ class Manifest:
     Attributes:
         directory: the bundle.
         data: the JSON document, version checked and required keys present.
+        held: the listed files, open since the manifest was read; all reading goes through them.
     """
 
     directory: Path
     data: Mapping[str, Any]
+    held: HeldFiles
+
+    def text(self, relative: str) -> str:
+        """The content of a file of the bundle.
+
+        Raises:
+            VaExportError: the manifest does not list it, or it is no text, or not what it was.
+        """
+        self.path(relative)
+        return self.held.text(relative)
 
     def path(self, relative: str) -> Path:
-        """A file of the bundle, by its name in the manifest.
+        """Where a file of the bundle lies, by its name in the manifest; to be told, not to be read: see `held`.
 
         Raises:
             VaExportError: the manifest lists no such file, so that its place and its size were never checked.
@@ -69,19 +83,17 @@ def read_manifest(directory: Path, *, unfinished_too: bool = False) -> Manifest:
             size, or a name that leaves the directory.
     """
     path = directory / MANIFEST_NAME
-    if not directory.is_dir():
-        raise VaExportError(
-            "no such bundle directory", where=directory, fix="check the path, or make one with va-export"
-        )
-    if not path.is_file():
+    held = HeldFiles(directory)
+    if not path.exists():
         raise VaExportError(
             f"the directory holds no {MANIFEST_NAME}, so it is not a bundle",
             where=directory,
             fix="give the directory that va-export printed",
         )
+    held.hold(MANIFEST_NAME)
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+        data = json.loads(held.text(MANIFEST_NAME, _MOST_BYTES), object_pairs_hook=_without_repeats)
+    except (ValueError, RecursionError) as error:
         raise VaExportError(
             f"the manifest cannot be read: {error}", where=path, fix="export the bundle again"
         ) from error
@@ -92,9 +104,17 @@ def read_manifest(directory: Path, *, unfinished_too: bool = False) -> Manifest:
             where=directory,
             fix="give the same va-export command again, which continues, and use the bundle at its --output",
         )
-    manifest = Manifest(directory, data)
-    _check_sizes(manifest)
+    manifest = Manifest(directory, data, held)
+    _hold_files(manifest)
     return manifest
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; one that says two things of a name would be read differently by different readers."""
+    table = dict(pairs)
+    if len(table) < len(pairs):
+        raise ValueError("a key stands twice in one table")
+    return table
 
 
 def _check_form(data: Any, path: Path) -> None:
@@ -118,28 +138,37 @@ def _check_form(data: Any, path: Path) -> None:
             raise VaExportError(
                 f"the manifest does not give size and SHA-256 of {name}", where=path, fix="export the bundle again"
             )
-        pure = PurePosixPath(name)
-        if pure.is_absolute() or ".." in pure.parts or "\\" in name:
-            raise VaExportError(
-                f"the manifest names a file outside of the bundle: {name}",
-                where=path,
-                fix="do not use this bundle",
-            )
+        if fault := _fault_of_name(name):
+            raise VaExportError(fault, where=path, fix="do not use this bundle")
+    # On some file systems these would be one file.
+    if len({unicodedata.normalize("NFC", name).casefold() for name in data["files"]}) < len(data["files"]):
+        raise VaExportError(
+            "the manifest lists a file twice, in different spellings", where=path, fix="do not use this bundle"
+        )
 
 
-def _check_sizes(manifest: Manifest) -> None:
+def _fault_of_name(name: str) -> str | None:
+    """What is wrong with the name of a file of a bundle."""
+    pure = PurePosixPath(name)
+    if pure.is_absolute() or ".." in pure.parts or "\\" in name:
+        return f"the manifest names a file outside of the bundle: {name!r}"
+    if not name.isprintable() or pure.as_posix() != name or name in (".", MANIFEST_NAME):
+        return f"the manifest lists a file under a name that no bundle has: {name!r}"
+    return None
+
+
+def _hold_files(manifest: Manifest) -> None:
+    """Open all files, and compare their sizes with the manifest's."""
     for name, entry in manifest.files.items():
-        path = manifest.path(name)
-        if not path.is_file():
+        size = manifest.held.hold(name)
+        if size != entry["bytes"]:
             raise VaExportError(
-                f"the bundle lacks {name}", where=manifest.directory, fix="copy or export the bundle again"
-            )
-        if path.stat().st_size != entry["bytes"]:
-            raise VaExportError(
-                f"{name} has {path.stat().st_size} bytes; the manifest says {entry['bytes']}",
+                f"{name} has {size} bytes; the manifest says {entry['bytes']}",
                 where=manifest.directory,
                 fix="copy or export the bundle again",
             )
+    with manifest.held.in_place(MANIFEST_NAME):
+        pass  # the files are those of the manifest that was read, not of one that took its place meanwhile
 
 
 def verify_hashes(manifest: Manifest) -> None:
@@ -149,7 +178,7 @@ def verify_hashes(manifest: Manifest) -> None:
         VaExportError: naming the first file that differs.
     """
     for name, entry in manifest.files.items():
-        if sha256(manifest.path(name)) != entry["sha256"]:
+        if manifest.held.sha256(name) != entry["sha256"]:
             raise VaExportError(
                 f"{name} is not the file that was exported: its SHA-256 differs from the manifest's",
                 where=manifest.directory,

@@ -22,12 +22,16 @@ def check_command(
     output: Annotated[
         Path | None, Option("-o", "--output", help="Directory for parity.json and latency.json of this run.")
     ] = None,
+    trust_plugins: Annotated[
+        bool, Option("--trust-plugins", help="Execute the bundle's own library and engines, whoever made them.")
+    ] = False,
     log_level: Annotated[str, Option(help="debug, info, warning or error.")] = "warning",
     version: Annotated[
         bool, Option("--version", callback=show_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Compare a bundle with the reference that it carries, and time it. Hashes of all its files are verified first.
+    """Compare a bundle with the reference that it carries, and time it. Hashes of all its files are verified
+    first, and what will be executed of it is told, with what vouches for it (SECURITY.md).
 
     The exit code is 0 when everything is within tolerance, 1 when it is not, 2 when the bundle or the backend cannot
     be used.
@@ -47,6 +51,7 @@ def check_command(
             iterations=latency_iterations,
             output=output,
             devices=parse_devices(devices),
+            trust_plugins=trust_plugins,
         )
         passed = document["parity"]["passed"]
         print(json.dumps({"bundle": str(bundle), "backend": backend, "passed": passed}))

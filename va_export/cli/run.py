@@ -28,6 +28,9 @@ def run_command(
         str | None, Option(help="host, or graph: the bundle's own. [default: graph on TensorRT, else host]")
     ] = None,
     timings: Annotated[bool, Option("--timings", help="Print milliseconds by stage to standard error.")] = False,
+    trust_plugins: Annotated[
+        bool, Option("--trust-plugins", help="Execute the bundle's own library and engines, whoever made them.")
+    ] = False,
     log_level: Annotated[str, Option(help="debug, info, warning or error.")] = "warning",
     version: Annotated[
         bool, Option("--version", callback=show_version, is_eager=True, help="Print the version.")
@@ -42,7 +45,8 @@ def run_command(
 
         if frames is not None and frames < 1:
             raise VaExportError(f"--frames must be at least 1, not {frames}", where="--frames", fix="raise it")
-        with Bundle.open(bundle, backend, devices=parse_devices(devices), score=score) as opened:
+        gpus = parse_devices(devices)
+        with Bundle.open(bundle, backend, devices=gpus, score=score, trust_plugins=trust_plugins) as opened:
             n_frames = opened.default_frames if frames is None else frames
             input_ids = opened.prompt(prompt, n_frames)
             clip = read_frames(video, n_frames, opened.processing.frame_sampling)

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from va_export.bundle.manifest import Manifest, read_manifest, verify_hashes
+from va_export.bundle.trust import admit_code, judge_code
 from va_export.errors import VaExportError
 from va_export.host_memory import available_memory
 from va_export.machine import environment, gpu_name
@@ -110,20 +112,28 @@ def not_run_here(engines: EnginePlan) -> list[dict[str, str]]:
 
 
 def run_parity(
-    directory: Path,
+    source: Manifest | Path,
     runs: list[tuple[str, str]],
     reference: Mapping[str, Any],
     atol: float | None,
     rtol: float | None,
     display: StageDisplay,
     devices: Sequence[int] | None = None,
+    trust_plugins: bool = False,
 ) -> dict[str, Any]:
     """parity.json over the given (backend, attention form) pairs, `not_run` left empty."""
     results = []
     for backend, attention in runs:
         with (
             display.stage(f"parity {backend}/{attention}") as stage,
-            Bundle.open(directory, backend, attention=attention, devices=devices, unfinished_too=True) as bundle,
+            Bundle.open(
+                source,
+                backend,
+                attention=attention,
+                devices=devices,
+                unfinished_too=True,
+                trust_plugins=trust_plugins,
+            ) as bundle,
         ):
             result = check_parity(bundle, reference, atol, rtol)
             results.append(result)
@@ -137,18 +147,21 @@ def run_parity(
 
 
 def run_latency(
-    directory: Path,
+    source: Manifest | Path,
     runs: list[tuple[str, str]],
     reference: Mapping[str, Any],
     iterations: int,
     new_tokens: int,
     display: StageDisplay,
     devices: Sequence[int] | None = None,
+    trust_plugins: bool = False,
 ) -> dict[str, Any]:
     """latency.json over the given (backend, attention form) pairs, with anchors and without."""
     results = []
     for backend, attention in runs:
-        with Bundle.open(directory, backend, attention=attention, devices=devices, unfinished_too=True) as bundle:
+        with Bundle.open(
+            source, backend, attention=attention, devices=devices, unfinished_too=True, trust_plugins=trust_plugins
+        ) as bundle:
             for anchors in (True, False):
                 with display.stage(f"latency {backend} {'anchored' if anchors else 'plain'}") as stage:
                     result = measure_latency(
@@ -175,12 +188,13 @@ def check_bundle(
     iterations: int = 10,
     output: Path | None = None,
     devices: Sequence[int] | None = None,
+    trust_plugins: bool = False,
 ) -> dict[str, Any]:
     """Repeat parity and latency of a bundle on this machine (`va-check`); needs neither PyTorch nor the checkpoint.
 
     Args:
         output: a directory for `parity.json` and `latency.json` of this run; the bundle itself is never changed.
-        devices: as for `Bundle.open`.
+        devices, trust_plugins: as for `Bundle.open`.
 
     Raises:
         VaExportError: the bundle is damaged, has no reference, or the backend is not available; the output cannot be
@@ -197,14 +211,23 @@ def check_bundle(
             where=output,
             fix="choose another --output",
         )
-    with Bundle.open(directory, backend, check_hashes=True, devices=devices) as bundle:
-        runs = [(backend, bundle.attention)]
-    reference = read_reference(directory)
+    manifest = read_manifest(directory)  # all that follows is of this one bundle, also if another takes its place
+    verify_hashes(manifest)
+    codes = judge_code(manifest, backend, trust_plugins)
+    for code in codes:
+        display.note(f"executed: {code}")
+    if not codes:
+        display.note("executed: nothing of the bundle; its graphs and weights are data")
+    admit_code(manifest, backend, trust_plugins)
+    runs = [(backend, manifest.data["attention"])]
+    reference = read_reference(manifest)
     new_tokens = len(reference["anchored_tokens"])
-    parity = run_parity(directory, runs, reference, atol, rtol, display, devices)
+    parity = run_parity(manifest, runs, reference, atol, rtol, display, devices, trust_plugins)
     document: dict[str, Any] = {"parity": parity}
     if iterations and is_finite(parity):
-        document["latency"] = run_latency(directory, runs, reference, iterations, new_tokens, display, devices)
+        document["latency"] = run_latency(
+            manifest, runs, reference, iterations, new_tokens, display, devices, trust_plugins
+        )
     if output is not None:
         try:
             output.mkdir(parents=True, exist_ok=True)

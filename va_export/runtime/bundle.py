@@ -22,7 +22,7 @@ from va_export.runtime.processing.fixed_frames import Processing
 from va_export.runtime.score_cache import ScoreCache
 from va_export.runtime.scoring import SCORERS, Scored, Scorer, score_visual_tokens
 from va_export.runtime.stage_clock import StageClock
-from va_export.runtime.tokenizer import Tokenizer, load_tokenizer
+from va_export.runtime.tokenizer import TOKENIZER_FILE, Tokenizer, load_tokenizer
 from va_export.settings import GainSettings, Limits, ScoreSettings
 
 
@@ -70,19 +70,22 @@ class Bundle:
         self.scorer: str = score or default_scorer(manifest, backend.name)
         self.gains = GainSettings.from_mapping(manifest.data["gains"], "manifest.json: gains")
         self.score_settings = ScoreSettings.from_mapping(manifest.data["score"], "manifest.json: score")
-        self.processing = Processing.from_json(manifest.path("processing.json").read_text(encoding="utf-8"))
-        self.tokenizer: Tokenizer | None = load_tokenizer(manifest.directory)
+        self.processing = Processing.from_json(manifest.text("processing.json"))
+        self.tokenizer: Tokenizer | None = None
+        if TOKENIZER_FILE in manifest.files:
+            with manifest.held.in_place(TOKENIZER_FILE) as directory:
+                self.tokenizer = load_tokenizer(directory)
 
     @property
     def default_frames(self) -> int:
         """Frames that a question takes unless asked otherwise."""
-        settings = json.loads(self.manifest.path("generation.json").read_text(encoding="utf-8"))
+        settings = json.loads(self.manifest.text("generation.json"))
         return int(settings["frames"])
 
     @classmethod
     def open(
         cls,
-        path: str | Path,
+        path: str | Path | Manifest,
         backend: str = "onnxruntime",
         *,
         attention: str | None = None,
@@ -91,10 +94,12 @@ class Bundle:
         devices: Sequence[int] | None = None,
         unfinished_too: bool = False,
         score: str | None = None,
+        trust_plugins: bool = False,
     ) -> Self:
-        """Open a bundle directory.
+        """Open a bundle directory. What is read later is what lies there now; a file that was exchanged is refused.
 
         Args:
+            path: a manifest opens the bundle that it was read from.
             backend: `onnxruntime`, `tensorrt`, `tensorrt-rtx` or `torch`.
             attention: `plugin` or `native` form of the decoder; None: the form that the bundle was exported with.
             check_hashes: also compare the SHA-256 of every file; sizes are always compared.
@@ -105,14 +110,16 @@ class Bundle:
             unfinished_too: for the export that is making the bundle, to prove it.
             score: `host`, the solver of this package, or `graph`, the bundle's own `score` component in the backend;
                 None: the engine where TensorRT has one, else the host.
+            trust_plugins: execute the bundle's own plugin library and engines, whoever made them (SECURITY.md); as
+                VA_EXPORT_TRUST_PLUGINS=1.
 
         Raises:
-            VaExportError: not a bundle, an unfinished one, damaged, of an unknown version, or the backend is not
-                available.
+            VaExportError: not a bundle, an unfinished one, damaged, of an unknown version, with code to execute that
+                nothing vouches for, or the backend is not available.
         """
         if score is not None and score not in SCORERS:
             raise VaExportError(f"unknown scorer {score!r}", where="score", fix=f"use one of: {', '.join(SCORERS)}")
-        manifest = read_manifest(Path(path), unfinished_too=unfinished_too)
+        manifest = path if isinstance(path, Manifest) else read_manifest(Path(path), unfinished_too=unfinished_too)
         if score == "graph" and not has_score_graph(manifest, backend):
             raise VaExportError(
                 f"this bundle has no graph of the score for {backend}",
@@ -122,7 +129,8 @@ class Bundle:
         if check_hashes:
             verify_hashes(manifest)
         cache = None if score_cache is None else ScoreCache(Path(score_cache))
-        return cls(manifest, open_backend(backend, manifest, attention, devices), attention, cache, score)
+        opened = open_backend(backend, manifest, attention, devices, trust_plugins)
+        return cls(manifest, opened, attention, cache, score)
 
     def close(self) -> None:
         """Free the backend."""
@@ -194,6 +202,7 @@ class Bundle:
         pixels = None
         if pixel_values is not None:
             pixels = arguments.pixels(pixel_values, self.processing.image_size, self.limits.max_frames)
+        self.manifest.held.check_open()
         clock = StageClock(self.backend)
         with clock("total"):
             visual = None
@@ -213,6 +222,7 @@ class Bundle:
             tokens, logits = self._decode(
                 ids, is_visual, visual, gains, n_new, forced, stops, on_token, clock, chooses_here
             )
+        self.manifest.held.check_open()  # an edit while it ran: what was computed may be of both contents
         return Generation(
             tokens=tokens,
             logits=logits if return_logits else None,
