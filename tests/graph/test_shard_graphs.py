@@ -13,6 +13,7 @@ import pytest
 from written import write_onnx
 
 from va_export.bundle.decoder_shards import DecoderWeights, split_decoder
+from va_export.bundle.held import HeldFiles
 from va_export.bundle.manifest import Manifest
 from va_export.checkpoint.files import Checkpoint
 from va_export.graph.native import write_native_form
@@ -60,7 +61,10 @@ def backend(
         text = {"num_layers": LAYERS, "num_kv_heads": 2, "head_dim": 32}
         files = {path.name: {} for path in folder.iterdir()}
         data = {"components": entries, "precision": precision, "model": {"text": text}, "files": files}
-        return Manifest(folder, data)
+        held = HeldFiles(folder)
+        for name in files:
+            held.hold(name)
+        return Manifest(folder, data, held)
 
     def opened(precision: str, n_shards: int, attention: str) -> OnnxRuntimeBackend:
         if (precision, n_shards) not in folders:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from command_line import va_check, va_run
 
+from va_export.bundle.held import HeldFiles
 from va_export.bundle.manifest import Manifest
 from va_export.errors import VaExportError
 from va_export.runtime.backends.decoder_parts import assign_devices, decoder_parts, parse_devices
@@ -16,7 +17,8 @@ from va_export.runtime.bundle import Bundle
 
 
 def manifest(components: dict[str, Any], num_layers: int = 4) -> Manifest:
-    return Manifest(Path("b"), {"components": components, "model": {"text": {"num_layers": num_layers}}})
+    data = {"components": components, "model": {"text": {"num_layers": num_layers}}}
+    return Manifest(Path("b"), data, HeldFiles(Path.cwd()))
 
 
 def test_a_decoder_in_one_piece_is_one_part() -> None:

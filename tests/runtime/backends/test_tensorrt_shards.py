@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from va_export.bundle.held import HeldFiles
 from va_export.bundle.manifest import Manifest
 from va_export.errors import VaExportError
 from va_export.progress import StageDisplay
@@ -30,6 +31,20 @@ class Device:
 
     def close(self) -> None:
         self.closed = True
+
+
+class Code:
+    """Everything is admitted, and has its own name."""
+
+    library = Path("plugin.so")
+
+    def engine(self, name: str) -> Path:
+        return Path(name)
+
+    def check_unchanged(self) -> None: ...
+
+
+CODE: Any = Code()
 
 
 class Session:
@@ -68,17 +83,12 @@ def manifest(tmp_path: Path) -> Manifest:
         return {"engines": engines, **({"layers": LAYERS[name]} if name in LAYERS else {})}
 
     names = ("vision", "embedding", *LAYERS)
-    return Manifest(
-        tmp_path,
-        {
-            "components": {name: entry(name) for name in names},
-            "files": {"plugin.so": {}, **{f"engines/{name}.engine": {} for name in names}},
-            "limits": {"max_kv_cache_capacity": 8},
-            "plugin": {"library": "plugin.so"},
-            "attention": "plugin",
-            "model": {"text": {"num_layers": 3}},
-        },
-    )
+    data = {
+        "components": {name: entry(name) for name in names},
+        "limits": {"max_kv_cache_capacity": 8},
+        "model": {"text": {"num_layers": 3}},
+    }
+    return Manifest(tmp_path, data, HeldFiles(tmp_path))
 
 
 @pytest.fixture
@@ -97,7 +107,7 @@ def decode(backend: TensorRTBackend) -> float:
 
 @pytest.mark.usefixtures("stand_ins")
 def test_hidden_states_pass_through_all_shards_and_change_devices_once(manifest: Manifest) -> None:
-    backend = TensorRTBackend(manifest, "tensorrt-rtx", (4, 2))
+    backend = TensorRTBackend(manifest, "tensorrt-rtx", CODE, (4, 2))
     sessions: dict[str, Any] = backend._sessions
     assert {name: session.device.index for name, session in sessions.items()} == {
         "vision": 4,
@@ -113,7 +123,7 @@ def test_hidden_states_pass_through_all_shards_and_change_devices_once(manifest:
         (run,) = sessions[name].runs
         assert run["cache"] is sessions[name].cache
         assert {"key_log_gain", "value_gain", "past_length"} < set(run)
-        assert sessions[name].library == manifest.directory / "plugin.so"
+        assert sessions[name].library == Code.library
     assert [sessions[name].runs[0]["keep"] for name in LAYERS] == [*[("next_hidden_states",)] * 2, ()]
     assert sessions["vision"].library is None
     assert list(backend.part_milliseconds) == list(LAYERS) and backend.device == "cuda:4,2"
@@ -124,7 +134,7 @@ def test_hidden_states_pass_through_all_shards_and_change_devices_once(manifest:
 
 @pytest.mark.usefixtures("stand_ins")
 def test_one_device_moves_nothing(manifest: Manifest) -> None:
-    backend = TensorRTBackend(manifest, "tensorrt-rtx")
+    backend = TensorRTBackend(manifest, "tensorrt-rtx", CODE)
     assert decode(backend) == 5 + 3 and backend.device == "cuda"
     sessions: dict[str, Any] = backend._sessions
     assert [sessions[name].received for name in LAYERS] == [[], [], []]
@@ -133,7 +143,7 @@ def test_one_device_moves_nothing(manifest: Manifest) -> None:
 @pytest.mark.usefixtures("stand_ins")
 def test_more_devices_than_shards_are_refused(manifest: Manifest) -> None:
     with pytest.raises(VaExportError, match="4 devices were given, and this bundle's decoder is in 3 shards"):
-        TensorRTBackend(manifest, "tensorrt-rtx", (0, 1, 2, 3))
+        TensorRTBackend(manifest, "tensorrt-rtx", CODE, (0, 1, 2, 3))
 
 
 @pytest.mark.gpu
