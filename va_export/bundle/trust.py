@@ -1,9 +1,9 @@
 """Which code of a bundle may be executed here: SECURITY.md, kept to.
 
-TensorRT executes two kinds of files of a bundle: the plugin library, and engines, which NVIDIA documents as safe to
-load from trusted sources only. Hashes inside a bundle vouch for nothing. A file is executed where something outside
-of the bundle vouches for its content: the installed package, the record of what exports on this machine wrote, or the
-user.
+TensorRT executes two kinds of files of a bundle: the plugin library, and engines, which NVIDIA's documentation calls
+executable artifacts to be loaded from trusted sources only. Hashes inside a bundle vouch for nothing. A file is
+executed where something outside of the bundle vouches for its content: the installed package, the record of what
+exports on this machine wrote, or the user.
 """
 
 from __future__ import annotations
