@@ -104,7 +104,7 @@ RUNTIME = [
     name
     for name in MODULES
     if (name.startswith(("va_export.runtime", "va_export.bundle")) and name != "va_export.runtime.backends.pytorch")
-    or name in ("va_export", "va_export.settings", "va_export.errors", "va_export.native")
+    or name in ("va_export", "va_export.settings", "va_export.errors", "va_export.documents", "va_export.native")
 ]
 
 
