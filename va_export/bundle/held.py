@@ -78,7 +78,7 @@ class HeldFiles:
                 os.close(handle)
         self._descriptors.append(descriptor)
         self._held[name] = _Held(descriptor, _identity(descriptor))
-        return os.fstat(descriptor).st_size
+        return self.size(name)
 
     def _check_kind(self, name: str, handle: int) -> None:
         mode = os.fstat(handle).st_mode
@@ -97,6 +97,10 @@ class HeldFiles:
                 fix="do not use this bundle; if the links are your own, copy it with `cp -rL`, which resolves them",
             )
 
+    def size(self, name: str) -> int:
+        """Bytes of a file that was held."""
+        return self._held[name].identity[2]
+
     def path(self, name: str) -> Path:
         """A path of the very file that was opened, for this process; errors show the file's own."""
         return Path(f"/proc/self/fd/{self._held[name].descriptor}")
@@ -107,7 +111,7 @@ class HeldFiles:
         Raises:
             VaExportError: it has changed since, or has more than `most_bytes`.
         """
-        size = self._held[name].identity[2]
+        size = self.size(name)
         if most_bytes is not None and size > most_bytes:
             what = f"{name} has {size} bytes, more than the {most_bytes} that such a file can have"
             raise self._fault(what, name, _COPY)

@@ -41,7 +41,8 @@ class OnnxRuntimeBackend(HostBackend):
         self._providers = _providers()
         self.device = "cuda" if self._providers[0] == _CUDA else "cpu"
         # Decided once for all components, for they are open together.
-        self._streams = self.device == "cpu" and must_stream(manifest.directory)
+        weights = sum(manifest.held.size(name) for name in manifest.files if name.endswith(".data"))
+        self._streams = self.device == "cpu" and must_stream(weights)
         if devices is not None and self.device == "cpu":
             raise VaExportError(
                 "ONNX Runtime finds no GPU here to put shards on",
