@@ -15,6 +15,7 @@ from va_export.bundle.manifest import read_manifest, sha256
 from va_export.errors import VaExportError
 from va_export.progress import StageDisplay
 from va_export.proof.run import check_bundle
+from va_export.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from va_export.runtime.bundle import Bundle
 
 IDS = np.arange(1, 13)
@@ -139,6 +140,21 @@ def test_a_check_compares_one_bundle_with_itself(
     monkeypatch.setattr(Bundle, "open", classmethod(open_late))
     document = check_bundle(copied_bundle, "onnxruntime", StageDisplay(), iterations=0)
     assert document["parity"]["passed"] is True and replaced
+
+
+def test_a_check_finds_an_edit_while_it_runs(copied_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = copied_bundle / "onnx" / "vision.onnx.data"
+    vision = OnnxRuntimeBackend.vision
+
+    def edit_after(backend: OnnxRuntimeBackend, pixel_values: np.ndarray) -> np.ndarray:
+        tokens = vision(backend, pixel_values)
+        data.write_bytes(data.read_bytes())
+        return tokens
+
+    monkeypatch.setattr(OnnxRuntimeBackend, "vision", edit_after)
+    with pytest.raises(VaExportError) as caught:
+        check_bundle(copied_bundle, "onnxruntime", StageDisplay(), iterations=0)
+    assert caught.value.where == str(data)
 
 
 def test_external_data_that_the_manifest_does_not_list_are_refused(copied_bundle: Path) -> None:

@@ -176,7 +176,7 @@ class HeldFiles:
         Raises:
             VaExportError: one was. (A file that was removed keeps its content for who has it open, and is fine.)
         """
-        for name in self._watched:
+        for name in tuple(self._watched):  # another thread may open a part
             self.check(name)
 
     def check(self, name: str) -> None:

@@ -228,6 +228,7 @@ def check_bundle(
         document["latency"] = run_latency(
             manifest, runs, reference, iterations, new_tokens, display, devices, trust_plugins
         )
+    manifest.held.check_open()  # stages were run one by one, without the checks of a whole answer
     if output is not None:
         try:
             output.mkdir(parents=True, exist_ok=True)
