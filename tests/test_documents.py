@@ -19,7 +19,7 @@ from va_export.errors import VaExportError
 Size = Annotated[int, msgspec.Meta(ge=1)]
 
 
-class Part(Form):
+class Part(Form, frozen=True):
     size: Size
     pair: tuple[float, float] = (0.0, 1.0)
     file: Path | None = None
@@ -31,7 +31,7 @@ class Part(Form):
             raise VaExportError("13 is refused", where="size", fix="take 14")
 
 
-class Whole(Form):
+class Whole(Form, frozen=True):
     name: str
     parts: dict[str, Part] = msgspec.field(default_factory=dict)
     rows: tuple[Part, ...] | None = None

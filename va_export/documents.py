@@ -1,6 +1,6 @@
 """Every file of settings or results that is read or written: JSON (or TOML) ↔ a `msgspec.Struct` that is its form.
 
-    class Point(Form):
+    class Point(Form, frozen=True):
         x: float
         tags: tuple[str, ...] = ()
 
@@ -42,8 +42,11 @@ Step = str | int
 T = TypeVar("T")
 
 
-class Form(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A document, or a table of one, that takes the keys it declares and no others, so that a typo is found."""
+class Form(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A document, or a table of one, that takes the keys it declares and no others, so that a typo is found.
+
+    Subclasses say `frozen=True` again, which type checkers want, and `kw_only=True` where they want that.
+    """
 
 
 def read(path: Path, form: type[T], *, what: str, fix: str) -> T:
@@ -56,15 +59,24 @@ def read(path: Path, form: type[T], *, what: str, fix: str) -> T:
     Raises:
         VaExportError: no such file, no JSON or TOML, or another form; with the file and the place in it.
     """
+    content = read_bytes(path, what=what, fix=fix)
+    return decode(content, form, what=what, where=path, fix=fix, is_toml=path.suffix == ".toml")
+
+
+def read_bytes(path: Path, *, what: str, fix: str) -> bytes:
+    """The content of a document's file, not looked at.
+
+    Raises:
+        VaExportError: no such file, or it cannot be read.
+    """
     try:
         if not path.is_file():
             raise FileNotFoundError("there is no such file")
         if (size := path.stat().st_size) > MAX_BYTES:
             raise OSError(f"{size} bytes are more than the {MAX_BYTES} of any such file")
-        content = path.read_bytes()
+        return path.read_bytes()
     except OSError as error:
         raise VaExportError(f"{what} cannot be read: {error.strerror or error}", where=path, fix=fix) from error
-    return decode(content, form, what=what, where=path, fix=fix, is_toml=path.suffix == ".toml")
 
 
 def decode(content: bytes, form: type[T], *, what: str, where: str | Path, fix: str, is_toml: bool = False) -> T:
@@ -107,7 +119,9 @@ def convert(data: Any, form: type[T], *, what: str, where: str | Path, fix: str)
     except msgspec.ValidationError as error:
         message, steps = _place(str(error), data, form)
     except VaExportError as error:  # a check of the form's own
-        raise VaExportError(error.what, where=f"{where}: {error.where}", fix=error.fix or fix) from error
+        raise VaExportError(
+            error.what, where=f"{where}: {error.where}" if error.where else where, fix=error.fix or fix
+        ) from error
     except RecursionError:
         message = "it is nested too deep"
     place = _as_text(steps)

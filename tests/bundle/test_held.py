@@ -9,18 +9,15 @@ import shutil
 import socket
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
+from documents_made import manifest_document
 
 from va_export.bundle.held import HeldFiles
 from va_export.bundle.manifest import Manifest, read_manifest, verify_hashes
 from va_export.bundle.write import bundle_writer
 from va_export.errors import VaExportError
 
-TABLES: dict[str, Any] = {
-    "model": {}, "precision": "fp32", "attention": "plugin", "components": {}, "limits": {}, "gains": {}, "score": {},
-}  # fmt: skip
 NAME = "onnx/a.onnx"
 
 
@@ -28,7 +25,7 @@ def write_bundle(place: Path, content: bytes = b"graph") -> Path:
     with bundle_writer(place, overwrite=True) as writer:
         writer.path(NAME).write_bytes(content)
         writer.path("config.json").write_bytes(b"{}")
-        writer.write_manifest(TABLES, finished=True)
+        writer.seal(manifest_document())
         return writer.commit(passed=True)
 
 
@@ -148,7 +145,7 @@ def test_names_that_no_bundle_has_are_refused(bundle: Path, name: str) -> None:
     (bundle / "manifest.json").write_text(json.dumps(data))
     with pytest.raises(VaExportError) as caught:
         read_manifest(bundle)
-    assert caught.value.where == str(bundle / "manifest.json")
+    assert str(caught.value.where).startswith(str(bundle / "manifest.json"))
 
 
 def test_one_name_in_two_forms_of_unicode_is_refused(bundle: Path) -> None:

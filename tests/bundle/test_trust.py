@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from command_line import va_check, va_run
+from synthetic_manifest import component_entry, engine_entry, manifest_of
 
 import va_export.bundle.trust as trust
 from va_export.bundle.manifest import Manifest, read_manifest
@@ -46,13 +47,13 @@ def bundle(tmp_path: Path) -> Path:
 
 
 def write_bundle(place: Path, library: bytes = b"evil", engine: bytes = b"plan", attention: str = "plugin") -> Path:
-    data: dict[str, Any] = {key: {} for key in ("model", "limits", "gains", "score")}
-    data |= {"precision": "fp32", "attention": attention, "plugin": {"library": LIBRARY, "contract": {}}}
-    data["components"] = {"decoder": {"engines": {RTX: {"file": ENGINE}}}}
+    components = {"decoder": component_entry("decoder", engines={RTX: engine_entry(ENGINE)})}
+    plugin = {"library": LIBRARY, "contract": {}}
+    document = manifest_of(place, components, attention=attention, plugin=plugin).data
     with bundle_writer(place, overwrite=True) as writer:
         writer.path(LIBRARY).write_bytes(library)
         writer.path(ENGINE).write_bytes(engine)
-        writer.write_manifest(data, finished=True)
+        writer.seal(document)
         return writer.commit(passed=True)
 
 

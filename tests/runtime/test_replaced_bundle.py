@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -85,9 +86,11 @@ def test_the_answer_is_the_old_models_or_none(
 ) -> None:
     with Bundle.open(copied_bundle) as bundle:
         if used_before == ("embedding",):
-            hidden_size = bundle.manifest.data["model"]["text"]["hidden_size"]
+            hidden_size = bundle.manifest.data.model.text.hidden_size
             is_visual = np.zeros((1, len(IDS)), np.bool_)
-            bundle.backend.embed(IDS[None], is_visual, np.zeros((1, hidden_size), np.float32))
+            visual_tokens = np.zeros((1, hidden_size), np.float32)
+            inputs = {"input_ids": IDS[None], "is_visual": is_visual, "visual_tokens": visual_tokens}
+            bundle.backend.run("embedding", inputs)
         elif used_before:
             assert answer(bundle) == answers[0]
         change(copied_bundle, other_bundle)
@@ -139,19 +142,20 @@ def test_a_check_compares_one_bundle_with_itself(
 
     monkeypatch.setattr(Bundle, "open", classmethod(open_late))
     document = check_bundle(copied_bundle, "onnxruntime", StageDisplay(), iterations=0)
-    assert document["parity"]["passed"] is True and replaced
+    assert document.parity.passed and replaced
 
 
 def test_a_check_finds_an_edit_while_it_runs(copied_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = copied_bundle / "onnx" / "vision.onnx.data"
-    vision = OnnxRuntimeBackend.vision
+    run = OnnxRuntimeBackend.run
 
-    def edit_after(backend: OnnxRuntimeBackend, pixel_values: np.ndarray) -> np.ndarray:
-        tokens = vision(backend, pixel_values)
-        data.write_bytes(data.read_bytes())
-        return tokens
+    def edit_after(backend: OnnxRuntimeBackend, component: str, inputs: dict[str, Any]) -> Any:
+        outputs = run(backend, component, inputs)
+        if component == "vision":
+            data.write_bytes(data.read_bytes())
+        return outputs
 
-    monkeypatch.setattr(OnnxRuntimeBackend, "vision", edit_after)
+    monkeypatch.setattr(OnnxRuntimeBackend, "run", edit_after)
     with pytest.raises(VaExportError) as caught:
         check_bundle(copied_bundle, "onnxruntime", StageDisplay(), iterations=0)
     assert caught.value.where == str(data)

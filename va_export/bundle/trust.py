@@ -135,7 +135,7 @@ def remember_own_code(manifest: Manifest, place: Path) -> None:
     """
     names = [_library_of(manifest), *(name for flavor in _EXECUTING for name in _engines_of(manifest, flavor))]
     known = _recorded()
-    digests = {manifest.files[name]["sha256"]: name for name in names if name is not None}
+    digests = {manifest.data.files[name].sha256: name for name in names if name is not None}
     lines = [f"{digest}  {place / name}\n" for digest, name in digests.items() if digest not in known]
     path = _record()
     if not lines or path is None:
@@ -151,16 +151,17 @@ def remember_own_code(manifest: Manifest, place: Path) -> None:
 
 def _library_of(manifest: Manifest) -> str | None:
     """The plugin library that a bundle's engines need."""
-    plugin = manifest.data.get("plugin")
-    if not plugin or manifest.data["attention"] != "plugin":
+    plugin = manifest.data.plugin
+    if not plugin or manifest.data.attention != "plugin":
         return None
-    manifest.path(plugin["library"])
-    return str(plugin["library"])
+    name = str(plugin.get("library"))
+    manifest.path(name)
+    return name
 
 
 def _engines_of(manifest: Manifest, flavor: str) -> list[str]:
-    entries = (entry.get("engines", {}).get(flavor) for entry in manifest.data["components"].values())
-    names = sorted({str(entry["file"]) for entry in entries if entry})
+    engines = (entry.engines.get(flavor) for entry in manifest.data.components.values())
+    names = sorted({engine.file for engine in engines if engine})
     for name in names:
         manifest.path(name)
     return names
@@ -171,7 +172,7 @@ def _judge_library(manifest: Manifest, name: str, recorded: dict[str, str], cons
         installed = plugin_library()
     except VaExportError:  # installed without one
         installed = None
-    asked = manifest.files[name]["sha256"]
+    asked = manifest.data.files[name].sha256
     if installed is not None and sha256(installed) == asked:
         return Code(name, asked, f"the installed library is the same, and is loaded: {installed}", installed)
     digest = manifest.held.sha256(name)

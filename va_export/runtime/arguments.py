@@ -6,7 +6,9 @@ import numpy as np
 import numpy.typing as npt
 
 from va_export.errors import VaExportError
-from va_export.runtime.backends.backend import Float32, Int64
+
+Float32 = npt.NDArray[np.float32]
+Int64 = npt.NDArray[np.int64]
 
 
 def token_ids(name: str, values: npt.ArrayLike, vocab_size: int) -> Int64:
@@ -21,6 +23,24 @@ def token_ids(name: str, values: npt.ArrayLike, vocab_size: int) -> Int64:
     if ids.size and (ids.min() < 0 or ids.max() >= vocab_size):
         raise VaExportError(f"{name} has ids outside of [0, {vocab_size})", where="generate")
     return ids.astype(np.int64)
+
+
+def prompt_ids(values: npt.ArrayLike | None, vocab_size: int) -> Int64:
+    """The ids of one prompt, (1, S).
+
+    Raises:
+        VaExportError: none, several prompts, or no ids of the vocabulary.
+    """
+    if values is None:
+        raise VaExportError("generate needs input_ids", where="generate", fix="make them with Bundle.prompt")
+    ids = np.atleast_2d(token_ids("input_ids", values, vocab_size))
+    if ids.ndim != 2 or ids.shape[0] != 1 or ids.shape[1] < 1:
+        raise VaExportError(
+            f"input_ids has shape {ids.shape}; generate takes one prompt, (S,) or (1, S)",
+            where="generate",
+            fix="give one prompt, or several to answer_batch",
+        )
+    return ids
 
 
 def pixels(values: npt.ArrayLike, image_size: int, max_frames: int) -> Float32:

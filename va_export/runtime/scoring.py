@@ -5,11 +5,11 @@ Everything that runs a bundle asks for a score through this one function.
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
+from msgspec.structs import asdict
 
 from va_export.anchor import subspace_score
 from va_export.errors import VaExportError
@@ -76,5 +76,5 @@ def _score_in_graph(visual_tokens: npt.NDArray[np.float32], settings: ScoreSetti
         )
     if not np.isfinite(visual_tokens).all():
         raise VaExportError("visual tokens hold NaN or infinity", where="score", fix="check the vision component")
-    score, labels = backend.score(visual_tokens)
-    return Scored(score, labels, iterations=0)
+    outputs = backend.run("score", {"visual_tokens": np.ascontiguousarray(visual_tokens)})
+    return Scored(outputs["sharing_score"], outputs["labels"], iterations=0)

@@ -38,6 +38,10 @@ class KvCache:
         """Size of all its buffers."""
         return sum(buffer.size_bytes for buffer in self.buffers.values())
 
+    def row(self, index: int) -> KvCache:
+        """One row of the batch, in the same memory."""
+        return KvCache({name: buffer.row(index) for name, buffer in self.buffers.items()})
+
 
 class TensorRTSession:
     """One engine, ready to run.
