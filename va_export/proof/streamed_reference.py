@@ -36,7 +36,6 @@ class StreamedReference:
     """
 
     def __init__(self, source: Source, on_step: Callable[[int, int], None] | None, new_tokens: int) -> None:
-        source.family.check_weights(source.spec, source.checkpoint)
         with torch.device("meta"):
             model = source.family.build_model(source.spec)
         self._source = source

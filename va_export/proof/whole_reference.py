@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 
 from va_export.export.source import Source
+from va_export.models.weights import load_parameters
 from va_export.proof.vision import run_vision
 from va_export.runtime.processing import Prepared
 
@@ -27,7 +28,9 @@ class WholeReference:
 
     def __init__(self, source: Source, on_step: Callable[[int, int], None] | None, new_tokens: int) -> None:
         self._source = source
-        self._model: Any = source.family.load_reference(source.spec, source.checkpoint)
+        with torch.device("meta"):
+            self._model: Any = source.family.build_model(source.spec)
+        load_parameters(self._model, source.weight_map, source.checkpoint, torch.float32)
         self._on_step, self._done, self._new_tokens = on_step, 0, new_tokens
         self._caches: list[Any] = []
         self._next_position = 0

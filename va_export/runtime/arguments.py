@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
+from va_export.bundle.document import ComponentEntry
 from va_export.errors import VaExportError
 
 Float32 = npt.NDArray[np.float32]
@@ -101,3 +105,26 @@ def _floats(name: str, values: npt.ArrayLike) -> Float32:
         return np.ascontiguousarray(values, dtype=np.float32)
     except (TypeError, ValueError) as error:
         raise VaExportError(f"{name} is not an array of numbers: {error}", where="generate") from error
+
+
+def check_ranges(component: ComponentEntry, inputs: Mapping[str, npt.NDArray[Any]]) -> None:
+    """Hold inputs against what a component takes: names, ranks, fixed sizes and the ranges of the others.
+
+    Raises:
+        VaExportError: naming the input and what it may be.
+    """
+    for tensor in component.inputs:
+        if tensor.name not in inputs or inputs[tensor.name].ndim != len(tensor.shape):
+            raise VaExportError(f"{tensor.name} is missing or not of shape {tensor.shape}", where="generate")
+        for size, dimension in zip(inputs[tensor.name].shape, tensor.shape, strict=True):
+            if isinstance(dimension, int):
+                low = high = dimension
+            else:
+                ranges = [sizes[dimension] for sizes in component.ranges.values() if dimension in sizes]
+                low, high = min(r.min for r in ranges), max(r.max for r in ranges)
+            if not low <= size <= high:
+                raise VaExportError(
+                    f"{tensor.name} has {size} in {dimension}; this bundle takes {low} to {high}",
+                    where="generate",
+                    fix="use fewer frames, or export with larger limits (--max-frames)",
+                )

@@ -351,6 +351,7 @@ class Bundle:
 
     def _visual_tokens(self, prepared: Prepared) -> Float32:
         """(N, hidden_size), one for each placeholder."""
+        arguments.check_ranges(self.manifest.component("vision"), prepared.vision_inputs)
         visual = self.backend.run("vision", prepared.vision_inputs)["visual_tokens"]
         expected = int(prepared.is_visual.sum())
         if len(visual) != expected:

@@ -121,7 +121,11 @@ def greedy(
     running = [True] * batch
     for number in range(n_new):
         done.logits.append(logits)
-        chosen = likeliest(logits) if forced is None else forced[:, number]
+        if forced is None:
+            _check_finite(logits[running])  # rows that have ended may do as they like
+            chosen = logits.argmax(axis=-1).astype(np.int64)
+        else:
+            chosen = forced[:, number]
         for row in range(batch):
             if not running[row]:
                 continue
@@ -160,10 +164,14 @@ def likeliest(logits: Float32) -> Int64:
     Raises:
         VaExportError: logits that are not finite.
     """
-    if not np.isfinite(logits).all():
-        raise not_finite()
+    _check_finite(logits)
     chosen: Int64 = logits.argmax(axis=-1).astype(np.int64)
     return chosen
+
+
+def _check_finite(logits: Float32) -> None:
+    if not np.isfinite(logits).all():
+        raise not_finite()
 
 
 def not_finite() -> VaExportError:
