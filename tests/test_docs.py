@@ -26,8 +26,8 @@ from va_export.export.recipe import recipe_names
 from va_export.tensorrt.targets import DEFAULT_TARGETS
 
 REPOSITORY = Path(__file__).parents[1]
-README, CONTRIBUTING, CHANGELOG = "README.md", "CONTRIBUTING.md", "CHANGELOG.md"
-DOCUMENTS = (README, CONTRIBUTING, CHANGELOG)
+README, CONTRIBUTING, CHANGELOG, SECURITY = "README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md"
+DOCUMENTS = (README, CONTRIBUTING, CHANGELOG, SECURITY)
 COMMANDS: dict[str, Callable[..., Result]] = {
     "va-export": export_command,
     "va-run": run_command,
@@ -44,8 +44,9 @@ OPTIONS = {
         --pca-rank --precision --question --revision --rtol --sampling --seed --subspaces --target --tensorrt --version
         --video --weights -o""",
     "va-run": """--allow-truncated --alpha-k --alpha-v --backend --devices --frames --json --log-level --max-new-tokens
-        --no-anchors --prompt --sampling --score --timings --version --video""",
-    "va-check": "--atol --backend --devices --json --latency-iterations --log-level --output --rtol --version -o",
+        --no-anchors --prompt --sampling --score --timings --trust-plugins --version --video""",
+    "va-check": """--atol --backend --devices --json --latency-iterations --log-level --output --rtol --trust-plugins
+        --version -o""",
 }
 
 # What the walk-throughs of CONTRIBUTING leave open, and the example that stands for it.

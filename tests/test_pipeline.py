@@ -19,7 +19,8 @@ from command_line import TINY, va_export
 from va_export.native import plugin_contract
 from va_export.ops.anchored_attention import schema
 from va_export.ops.declaration import DOMAIN
-from va_export.runtime.bundle import Bundle, Generation
+from va_export.runtime.bundle import Bundle
+from va_export.runtime.generation import Generation
 from va_export.tensorrt.inspect_engine import find_plugin_records
 
 Golden = Mapping[str, np.ndarray[Any, Any]]

@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 
 from va_export.bundle.manifest import read_manifest
+from va_export.bundle.trust import remember_own_code
 from va_export.bundle.write import bundle_writer, check_destination
 from va_export.checkpoint.hashes import hashing
 from va_export.export.build_engines import build_engines, plan_engines
@@ -98,8 +99,9 @@ def export(options: ExportOptions, display: StageDisplay) -> ExportResult:
             render_report(bundle.directory, bundle.manifest(document).data)
         with display.stage("seal bundle") as stage:
             bundle.seal(document)
-            read_manifest(bundle.directory)
+            sealed = read_manifest(bundle.directory)
             directory = bundle.commit(result.passed is not False)
+            remember_own_code(sealed, directory)
             stage.say(str(directory))
     return ExportResult(directory, parity)
 

@@ -63,7 +63,8 @@ def backend(
                 check_onnx(folder / name)
             entries[part.name] = entry_of(part, onnx_native=f"{part.name}_native.onnx")
         assert tracer.n_traces == min(n_shards, 2)  # the last one, and one for all others, which are alike
-        return manifest_of(folder, entries, LAYERS, precision=precision)
+        data = [path.name for path in folder.glob("*.data")]
+        return manifest_of(folder, entries, LAYERS, precision=precision, files=data)
 
     def opened(precision: str, n_shards: int, attention: str) -> OnnxRuntimeBackend:
         if (precision, n_shards) not in folders:

@@ -8,7 +8,7 @@ from typing import Annotated
 from msgspec import to_builtins
 from typer import Argument, Option
 
-from va_export.cli.console import AsJson, LogLevel, Result, Version, run, set_up_logging
+from va_export.cli.console import AsJson, LogLevel, Result, TrustPlugins, Version, run, set_up_logging
 from va_export.cli.failures import EXIT_FAILED_PARITY
 
 
@@ -22,11 +22,13 @@ def check_command(
     output: Annotated[
         Path | None, Option("-o", "--output", help="Directory for parity.json and latency.json of this run.")
     ] = None,
+    trust_plugins: TrustPlugins = False,
     as_json: AsJson = False,
     log_level: LogLevel = "warning",
     version: Version = False,
 ) -> Result:
-    """Compare a bundle with the reference that it carries, and time it. Hashes of all its files are verified first.
+    """Compare a bundle with the reference that it carries, and time it. Hashes of all its files are verified
+    first, and what will be executed of it is told, with what vouches for it (SECURITY.md).
 
     The exit code is 0 when everything is within tolerance, 1 when it is not, 2 when the bundle or the backend cannot
     be used.
@@ -47,6 +49,7 @@ def check_command(
         iterations=latency_iterations,
         output=output,
         devices=parse_devices(devices),
+        trust_plugins=trust_plugins,
     )
     parity = proof.parity
     said, passed = verdict(parity), parity.passed

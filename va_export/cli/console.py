@@ -36,6 +36,9 @@ def _show_version(asked: bool) -> None:
 
 LogLevel = Annotated[str, Option(help="debug, info, warning or error.")]
 AsJson = Annotated[bool, Option(_JSON, help="Print the result as one line of JSON, and nothing else, to stdout.")]
+TrustPlugins = Annotated[
+    bool, Option("--trust-plugins", help="Execute the bundle's own library and engines, whoever made them.")
+]
 Version = Annotated[bool, Option("--version", callback=_show_version, is_eager=True, help="Print the version.")]
 
 

@@ -9,7 +9,7 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from va_export.cli.console import AsJson, LogLevel, Result, Version, run, set_up_logging
+from va_export.cli.console import AsJson, LogLevel, Result, TrustPlugins, Version, run, set_up_logging
 
 
 def run_command(
@@ -37,6 +37,7 @@ def run_command(
         str | None, Option(help="host, or graph: the bundle's own. [default: graph on TensorRT, else host]")
     ] = None,
     timings: Annotated[bool, Option("--timings", help="Print milliseconds by stage to standard error.")] = False,
+    trust_plugins: TrustPlugins = False,
     as_json: AsJson = False,
     log_level: LogLevel = "warning",
     version: Version = False,
@@ -54,7 +55,8 @@ def run_command(
         values.whole_number("--frames", frames, least=1)
     if sampling is not None:
         check_sampling(sampling, "--sampling")
-    with Bundle.open(bundle, backend, devices=parse_devices(devices), score=score) as opened:
+    gpus = parse_devices(devices)
+    with Bundle.open(bundle, backend, devices=gpus, score=score, trust_plugins=trust_plugins) as opened:
         rule = sampling or opened.processing.frame_sampling
         usual = opened.limits.max_frames if is_by_rate(rule) else opened.default_frames
         clip = read_frames(video, frames or usual, rule, allow_truncated=allow_truncated)

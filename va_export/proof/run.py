@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from va_export.bundle.manifest import read_manifest, verify_hashes
+from va_export.bundle.trust import judge_code
 from va_export.documents import encode
 from va_export.errors import VaExportError
 from va_export.host_memory import available_memory
@@ -155,12 +157,13 @@ def check_bundle(
     iterations: int = 10,
     output: Path | None = None,
     devices: Sequence[int] | None = None,
+    trust_plugins: bool = False,
 ) -> Proof:
     """Repeat parity and latency of a bundle on this machine (`va-check`); needs neither PyTorch nor the checkpoint.
 
     Args:
         output: a directory for `parity.json` and `latency.json` of this run; the bundle itself is never changed.
-        devices: as for `Bundle.open`.
+        devices, trust_plugins: as for `Bundle.open`.
 
     Raises:
         VaExportError: the bundle is damaged, has no reference, or the backend is not available; the output cannot be
@@ -173,8 +176,15 @@ def check_bundle(
         )
     if output is not None:
         _check_results_directory(output, directory)
-    with Bundle.open(directory, backend, check_hashes=True, devices=devices) as bundle:
-        reference = read_reference(directory)
+    manifest = read_manifest(directory)  # all that follows is of this one bundle, also if another takes its place
+    verify_hashes(manifest)
+    codes = judge_code(manifest, backend, trust_plugins)
+    for code in codes:
+        display.note(f"executed: {code}")
+    if not codes:
+        display.note("executed: nothing of the bundle; its graphs and weights are data")
+    with Bundle.open(manifest, backend, devices=devices, trust_plugins=trust_plugins) as bundle:
+        reference = read_reference(manifest)
         runs = [run_parity(bundle, reference, atol, rtol, display)]
         components = bundle.manifest.data.components.values()
         others = sorted({flavor for component in components for flavor in component.engines} - {backend})
@@ -184,6 +194,7 @@ def check_bundle(
         if iterations and _are_finite(runs):
             timed = run_latency(bundle, reference, iterations, len(reference["anchored_tokens"]), display)
             latency = Latency(Environment(**environment()), tuple(timed))
+    manifest.held.check_open()  # stages were run one by one, without the checks of a whole answer
     if output is not None:
         try:
             output.mkdir(parents=True, exist_ok=True)
