@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from va_export.anchor.subspace_details import SubspaceScore
 from va_export.errors import VaExportError
 from va_export.native.subspace_score_params import EQUAL_TOKENS, LONE_TOKEN, NOT_FINITE, OVERFLOW
 from va_export.settings import ScoreSettings
-
-if TYPE_CHECKING:
-    from va_export.anchor.scoring import SubspaceScore
 
 _WHERE = "subspace_score"
 _REFUSALS = {
@@ -44,7 +42,6 @@ def details_by_kernels(tokens: Any, settings: ScoreSettings) -> SubspaceScore:
     Raises:
         VaExportError: as `subspace_score`, or as `subspace_score_cuda` where the kernels do not take these tokens.
     """
-    from va_export.anchor.scoring import SubspaceScore
     from va_export.native.subspace_score import subspace_score_cuda
 
     result = subspace_score_cuda(tokens, settings, self_expression=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import warnings
 from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 import array_api_compat
@@ -16,6 +15,7 @@ from va_export.anchor.projection import project_to_principal_components, scale_t
 from va_export.anchor.self_expression import AdmmOptions, SelfExpression, solve_self_expression
 from va_export.anchor.sharing import sharing_score
 from va_export.anchor.spectral import cluster_subspaces
+from va_export.anchor.subspace_details import SubspaceScore
 from va_export.anchor.warm_start import SolverState
 from va_export.errors import VaExportError
 from va_export.settings import ScoreSettings
@@ -27,34 +27,6 @@ if TYPE_CHECKING:
 
 _WHERE = "subspace_score"
 _SMALL = 512  # tokens up to which threads of the BLAS cost more than they give: on a busy machine, several times
-
-
-@dataclass(frozen=True)
-class SubspaceScore:
-    """Sharing scores and how they came about. Arrays are of the tokens' kind (NumPy or torch), on their
-    device.
-
-    Attributes:
-        sharing_score: [N], in [0, 1].
-        self_expression: C [N, N]: column j writes token j as a combination of the others; zero diagonal.
-        labels: [N] int64, the subspace of each token; the numbering means nothing.
-        iterations: ADMM iterations taken; 0 where all tokens are equal and there was nothing to solve.
-        lambda_e, lambda_z: weights of the error terms, for the tokens as given; NaN where nothing was solved.
-        converged: whether the residual fell below eps within max_iter.
-        residual: max row sum of |A − C| at the end; after a warm start with more tokens, in such units that converged
-            still means below eps.
-        state: what a later call's `warm_start` needs; None unless `keep_state` asked for it.
-    """
-
-    sharing_score: Any
-    self_expression: Any
-    labels: Any
-    iterations: int
-    lambda_e: float
-    lambda_z: float
-    converged: bool
-    residual: float
-    state: SolverState | None = None
 
 
 @overload
