@@ -12,6 +12,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from va_export.anchor.projection import project_to_principal_components, scale_to_unit
+from va_export.anchor.scorable import are_equal
 from va_export.anchor.self_expression import AdmmOptions, SelfExpression, solve_self_expression
 from va_export.anchor.sharing import sharing_score
 from va_export.anchor.spectral import cluster_subspaces
@@ -113,16 +114,18 @@ def subspace_score(
     between subspaces (noise 0.2), some change theirs, and their score with it.
 
     Returns:
-        sharing score [N], in [0, 1], of the tokens' kind and on their device. Tokens that are all equal score
-        0.
+        sharing score [N], in [0, 1], of the tokens' kind and on their device. Tokens that are all equal (to the
+        rounding of their type) score 0.
 
     Raises:
         VaExportError: if the tokens are not a finite real [N, D] with N >= max(2, n_subspaces), a setting is
-            out of range, a token (after PCA) is zero or orthogonal to every other, for which the paper's λ is
-            infinite, or `warm_start` has no state, more tokens, or arrays of another kind.
+            out of range, a token (after PCA) is zero or orthogonal to every other to the precision of `dtype`, for
+            which the paper's λ is infinite, the solver ends with a residual that leaves no result (`scorable.py`
+            has both bounds and their reasons), or `warm_start` has no state, more tokens, or arrays of another kind.
 
     Warns:
-        RuntimeWarning: if max_iter came before convergence; the score is that of the last iterate.
+        RuntimeWarning: if max_iter came before convergence, with a residual below that; the score is that of the
+            last iterate.
     """
     options = AdmmOptions(rho, alpha_e, alpha_z, eps, max_iter)
     count = None if isinstance(n_subspaces, str) and n_subspaces == "auto" else n_subspaces
@@ -169,9 +172,9 @@ def _score(
     xp = array_api_compat.array_namespace(tokens)
     solver_dtype = getattr(xp, dtype)
     exact = xp.astype(tokens, xp.float64)
-    if bool(xp.all(exact == exact[0, :])):
-        return _score_of_equal_tokens(exact, solver_dtype)
     scaled, scale = scale_to_unit(exact)
+    if are_equal(scaled, "float64" if xp.isdtype(tokens.dtype, ("integral", xp.float64)) else "float32"):
+        return _score_of_equal_tokens(exact, solver_dtype)
     if pca_rank:
         scaled = project_to_principal_components(scaled, pca_rank)
     solution: SelfExpression = solve_self_expression(
