@@ -19,7 +19,7 @@ from va_export.graph.native import write_native_form
 from va_export.graph.shards import ShardTracer, _signature
 from va_export.graph.write_onnx import check_onnx
 from va_export.models import family_for
-from va_export.proof.compare import tolerance_for
+from va_export.proof.tolerances import tolerance_for
 from va_export.runtime.backends.onnxruntime import OnnxRuntimeBackend
 
 EVEN = DecoderWeights(1, 0)

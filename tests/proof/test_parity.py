@@ -13,16 +13,10 @@ import pytest
 
 from va_export.anchor import subspace_score
 from va_export.anchor.sharing import sharing_score
-from va_export.proof.compare import (
-    Tolerance,
-    check_parity,
-    compare,
-    label_agreement,
-    normalized_cut,
-    parity_document,
-    tolerance_for,
-)
+from va_export.proof.compare import check_parity, compare, parity_document
+from va_export.proof.partition import label_agreement, normalized_cut
 from va_export.proof.reference import read_reference
+from va_export.proof.tolerances import Tolerance, tolerance_for
 from va_export.runtime.bundle import Bundle
 
 LOOSE = Tolerance(atol=1e9, rtol=0.0, cosine=-1.0)

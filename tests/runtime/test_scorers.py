@@ -12,7 +12,8 @@ import pytest
 
 from va_export.bundle.manifest import read_manifest
 from va_export.errors import VaExportError
-from va_export.proof.compare import check_parity, label_agreement
+from va_export.proof.compare import check_parity
+from va_export.proof.partition import label_agreement
 from va_export.proof.reference import read_reference
 from va_export.runtime.backends.backend import has_score_graph
 from va_export.runtime.bundle import Bundle, default_scorer

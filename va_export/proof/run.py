@@ -12,6 +12,7 @@ from va_export.host_memory import available_memory
 from va_export.machine import environment, gpu_name
 from va_export.proof.compare import check_parity, parity_document
 from va_export.proof.latency import measure_latency
+from va_export.proof.partition import UNDETERMINED
 from va_export.proof.reference import FILE_NAME, Sample, read_reference
 from va_export.runtime.bundle import Bundle
 from va_export.settings import check_tolerances
@@ -128,9 +129,11 @@ def run_parity(
             result = check_parity(bundle, reference, atol, rtol)
             results.append(result)
             failed = [check["stage"] for check in result["checks"] if not check["passed"]]
+            is_open = any(check["partition"] == UNDETERMINED for check in result["checks"])
             stage.say(
                 f"{len(result['checks'])} checks, "
                 + (f"FAILED: {', '.join(failed)}" if failed else "all within tolerance")
+                + ("; the frames leave the subspaces open" if is_open else "")
             )
             precision = bundle.manifest.data["precision"]
     return parity_document(precision, "PyTorch float32, Hugging Face classes, score in float64", results, [])

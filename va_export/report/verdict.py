@@ -40,6 +40,7 @@ class Check:
 
     Attributes:
         tolerance_used: the error's largest share of what the tolerance allows, 1 at the limit.
+        partition: how a score's subspaces stand to the reference's; None for other stages and in older bundles.
     """
 
     stage: str
@@ -55,6 +56,7 @@ class Check:
     tolerance: Tolerance
     tolerance_used: float | None
     passed: bool
+    partition: str | None = None
 
     @property
     def meaning(self) -> str:
@@ -71,9 +73,14 @@ class Check:
             return f"cosine {figures.cosine(self.cosine)}, below {figures.cosine(floor)}"
         if self.tolerance.atol is None:
             return f"cosine {figures.cosine(self.cosine)}"
+        if self.partition == "worse":
+            return "subspaces that cut more than the reference's"
         if self.tolerance_used is None:
             return "no figure"
-        return f"{figures.percent(self.tolerance_used)} of its tolerance"
+        outcome = f"{figures.percent(self.tolerance_used)} of its tolerance"
+        if self.partition == "undetermined":
+            return f"{outcome}, for its own subspaces: the frames leave them open"
+        return f"{outcome}, for its own subspaces" if self.partition == "as good" else outcome
 
     @property
     def badness(self) -> tuple[bool, float]:
@@ -176,6 +183,7 @@ def _check(data: Mapping[str, Any]) -> Check:
         tolerance=Tolerance(*(_finite(bounds.get(name)) for name in ("atol", "rtol", "cosine"))),
         tolerance_used=_finite(data.get("tolerance_used")),
         passed=data.get("passed") is True,
+        partition=data.get("partition"),
     )
 
 
