@@ -26,7 +26,6 @@ Golden = Mapping[str, np.ndarray[Any, Any]]
 FORMS = [("onnxruntime", "plugin"), ("onnxruntime", "native"), ("torch", None)]
 FILES = {
     "config.json",
-    "generation.json",
     "manifest.json",
     "onnx/decoder.onnx",
     "onnx/decoder.onnx.data",

@@ -1,4 +1,4 @@
-// AnchoredAttention: checks the parameters, picks the instance of the kernel and launches it.
+// AnchoredAttention: checks the parameters and picks the kernel.
 #include "anchored_attention.h"
 
 #include <cuda_runtime.h>
@@ -7,17 +7,15 @@
 #include <cstdlib>
 #include <cstring>
 
-#include "hopper_launch.h"
-#include "kernel.cuh"
-#include "mma_launch.h"
-#include "mma_limits.h"
+#include "hopper/hopper.h"
+#include "mma/mma.h"
+#include "simple/attention.cuh"
 
 namespace va_export {
 namespace {
 
 constexpr int64_t kMaxGridYZ = 65535;
 constexpr int64_t kMaxRows = INT32_MAX - kTileRows;  // positions and packed rows are counted in int32
-constexpr size_t kDefaultSharedBytes = 48 * 1024;    // more must be asked for, function by function
 
 bool in_range(int64_t x, int64_t low, int64_t high) {
   return low <= x && x <= high;
@@ -46,48 +44,17 @@ KernelChoice kernel_choice() {
   return KernelChoice::kSimple;
 }
 
-using Launch = cudaError_t (*)(const VaAnchoredAttentionParams&, cudaStream_t);
-
-// One element type's kernels. `hopper` is nullptr in a library without code for sm_90a.
-cudaError_t launch_best(const VaAnchoredAttentionParams& p, cudaStream_t stream, Launch hopper, Launch mma,
-                        Launch simple) {
+// The kernel for 16-bit elements. Only a library with code for sm_90a has the Hopper kernel.
+template <typename T>
+cudaError_t launch(const VaAnchoredAttentionParams& p, cudaStream_t stream) {
   const KernelChoice choice = mma_serves(p) ? kernel_choice() : KernelChoice::kSimple;
-  if (choice == KernelChoice::kTensorCore && hopper != nullptr && hopper_serves(p)) {
-    const cudaError_t error = hopper(p, stream);
+#ifdef VA_EXPORT_HAS_HOPPER
+  if (choice == KernelChoice::kTensorCore && hopper_serves(p)) {
+    const cudaError_t error = launch_hopper<T>(p, stream);
     if (error != cudaErrorNotSupported) return error;
   }
-  return choice == KernelChoice::kSimple ? simple(p, stream) : mma(p, stream);
-}
-
-#ifdef VA_EXPORT_HAS_HOPPER
-constexpr Launch kHopperFloat16 = launch_hopper_float16, kHopperBfloat16 = launch_hopper_bfloat16;
-#else
-constexpr Launch kHopperFloat16 = nullptr, kHopperBfloat16 = nullptr;
 #endif
-
-template <typename T, int kChannelGroups>
-cudaError_t launch(const VaAnchoredAttentionParams& p, cudaStream_t stream) {
-  auto* kernel = anchored_attention_kernel<T, kChannelGroups>;
-  const SharedLayout layout(static_cast<int>(p.head_dim), kChannelGroups * kWarpSize);
-  const size_t shared_bytes = layout.total * sizeof(float);
-  if (shared_bytes > kDefaultSharedBytes) {
-    const cudaError_t error =
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
-    if (error != cudaSuccess) return error;
-  }
-  const int64_t rows = p.q_len * (p.query_heads / p.kv_heads);
-  const dim3 grid(static_cast<unsigned>((rows + kTileRows - 1) / kTileRows), static_cast<unsigned>(p.kv_heads),
-                  static_cast<unsigned>(p.batch));
-  VaAnchoredAttentionParams argument = p;
-  void* arguments[] = {&argument};
-  return cudaLaunchKernel(kernel, grid, dim3(kWarps * kWarpSize), arguments, shared_bytes, stream);
-}
-
-template <typename T>
-cudaError_t launch_for_channels(const VaAnchoredAttentionParams& p, cudaStream_t stream) {
-  if (p.value_head_dim <= 64) return launch<T, 2>(p, stream);
-  if (p.value_head_dim <= 128) return launch<T, 4>(p, stream);
-  return launch<T, 8>(p, stream);
+  return choice == KernelChoice::kSimple ? launch_simple<T>(p, stream) : launch_mma<T>(p, stream);
 }
 
 }  // namespace
@@ -105,11 +72,11 @@ extern "C" cudaError_t va_anchored_attention_launch(const VaAnchoredAttentionPar
   using namespace va_export;
   switch (params->dtype) {
     case VA_FLOAT16:
-      return launch_best(*params, stream, kHopperFloat16, launch_mma_float16, launch_for_channels<__half>);
+      return launch<__half>(*params, stream);
     case VA_BFLOAT16:
-      return launch_best(*params, stream, kHopperBfloat16, launch_mma_bfloat16, launch_for_channels<__nv_bfloat16>);
+      return launch<__nv_bfloat16>(*params, stream);
     case VA_FLOAT32:
-      return launch_for_channels<float>(*params, stream);
+      return launch_simple<float>(*params, stream);
     default:
       return cudaErrorInvalidValue;
   }

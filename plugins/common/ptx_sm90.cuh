@@ -116,9 +116,9 @@ __device__ inline void wgmma_wait() {
 
 // Keeps the compiler from moving uses of registers across the waits and products around this place.
 template <int kCount>
-__device__ inline void pin_registers(float (&registers)[kCount]) {
+__device__ inline void pin_registers(float (&registers)[kCount][4]) {
 #pragma unroll
-  for (int i = 0; i < kCount; ++i) asm volatile("" : "+f"(registers[i])::"memory");
+  for (int i = 0; i < kCount * 4; ++i) asm volatile("" : "+f"(registers[i / 4][i % 4])::"memory");
 }
 
 template <int kCount>
@@ -127,15 +127,14 @@ __device__ inline void pin_registers(uint32_t (&registers)[kCount][4]) {
   for (int i = 0; i < kCount * 4; ++i) asm volatile("" : "+r"(registers[i / 4][i % 4])::"memory");
 }
 
-// The register lists of the instructions below: a lane holds N / 2 numbers of a 64 x N accumulator, laid out as
-// mma_m16n8k16 lays out c, for eight columns after eight; warp w of the group has the rows from 16 w on.
-#define VA_OUT_8(d, i)                                                                                        \
-  "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), \
-      "+f"(d[i + 7])
-#define VA_OUT_32(d) VA_OUT_8(d, 0), VA_OUT_8(d, 8), VA_OUT_8(d, 16), VA_OUT_8(d, 24)
-#define VA_OUT_40(d) VA_OUT_32(d), VA_OUT_8(d, 32)
-#define VA_OUT_48(d) VA_OUT_40(d), VA_OUT_8(d, 40)
-#define VA_OUT_64(d) VA_OUT_48(d), VA_OUT_8(d, 48), VA_OUT_8(d, 56)
+// The register lists of the instructions below: a lane holds N / 2 numbers of a 64 x N accumulator, four for each eight
+// columns, laid out as mma_m16n8k16 lays out c; warp w of the group has the rows from 16 w on.
+#define VA_OUT_4(d, n) "+f"(d[n][0]), "+f"(d[n][1]), "+f"(d[n][2]), "+f"(d[n][3])
+#define VA_OUT_8(d, n) VA_OUT_4(d, n), VA_OUT_4(d, n + 1)
+#define VA_OUT_32(d) VA_OUT_8(d, 0), VA_OUT_8(d, 2), VA_OUT_8(d, 4), VA_OUT_8(d, 6)
+#define VA_OUT_40(d) VA_OUT_32(d), VA_OUT_8(d, 8)
+#define VA_OUT_48(d) VA_OUT_40(d), VA_OUT_8(d, 10)
+#define VA_OUT_64(d) VA_OUT_48(d), VA_OUT_8(d, 12), VA_OUT_8(d, 14)
 #define VA_REGISTERS_32                                                    \
   "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
   "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
@@ -146,14 +145,14 @@ __device__ inline void pin_registers(uint32_t (&registers)[kCount][4]) {
 
 // d (64 x 128) (+)= a (64 x 16) x b (16 x 128), both in shared memory with K innermost; `adds` says whether d is added
 // to.
-#define VA_WGMMA_SHARED(Type, type)                                                              \
-  __device__ inline void wgmma_shared(float (&d)[64], uint64_t a, uint64_t b, bool adds, Type) { \
-    asm volatile(                                                                                \
-        "{\n.reg .pred adds;\nsetp.ne.b32 adds, %66, 0;\n"                                       \
-        "wgmma.mma_async.sync.aligned.m64n128k16.f32." type "." type " {" VA_REGISTERS_64        \
-        "}, %64, %65, adds, 1, 1, 0, 0;\n}"                                                      \
-        : VA_OUT_64(d)                                                                           \
-        : "l"(a), "l"(b), "r"(static_cast<int>(adds)));                                          \
+#define VA_WGMMA_SHARED(Type, type)                                                                 \
+  __device__ inline void wgmma_shared(float (&d)[16][4], uint64_t a, uint64_t b, bool adds, Type) { \
+    asm volatile(                                                                                   \
+        "{\n.reg .pred adds;\nsetp.ne.b32 adds, %66, 0;\n"                                          \
+        "wgmma.mma_async.sync.aligned.m64n128k16.f32." type "." type " {" VA_REGISTERS_64           \
+        "}, %64, %65, adds, 1, 1, 0, 0;\n}"                                                         \
+        : VA_OUT_64(d)                                                                              \
+        : "l"(a), "l"(b), "r"(static_cast<int>(adds)));                                             \
   }
 VA_WGMMA_SHARED(__half, "f16")
 VA_WGMMA_SHARED(__nv_bfloat16, "bf16")
@@ -161,12 +160,12 @@ VA_WGMMA_SHARED(__nv_bfloat16, "bf16")
 
 // d (64 x N) += a (64 x 16) x b (16 x N): a in registers, a warp's rows as mma_m16n8k16 takes them; b in shared memory
 // with N innermost.
-#define VA_WGMMA_REGISTERS(Type, type, n, count, a0, a1, a2, a3, b_)                                      \
-  __device__ inline void wgmma_registers(float (&d)[count], const uint32_t (&a)[4], uint64_t b, Type) {   \
-    asm volatile("wgmma.mma_async.sync.aligned.m64n" n "k16.f32." type "." type " {" VA_REGISTERS_##count \
-                 "}, {" a0 ", " a1 ", " a2 ", " a3 "}, " b_ ", 1, 1, 1, 1;"                               \
-                 : VA_OUT_##count(d)                                                                      \
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));                                   \
+#define VA_WGMMA_REGISTERS(Type, type, n, count, a0, a1, a2, a3, b_)                                           \
+  __device__ inline void wgmma_registers(float (&d)[count / 4][4], const uint32_t (&a)[4], uint64_t b, Type) { \
+    asm volatile("wgmma.mma_async.sync.aligned.m64n" n "k16.f32." type "." type " {" VA_REGISTERS_##count      \
+                 "}, {" a0 ", " a1 ", " a2 ", " a3 "}, " b_ ", 1, 1, 1, 1;"                                    \
+                 : VA_OUT_##count(d)                                                                           \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));                                        \
   }
 VA_WGMMA_REGISTERS(__half, "f16", "64", 32, "%32", "%33", "%34", "%35", "%36")
 VA_WGMMA_REGISTERS(__half, "f16", "80", 40, "%40", "%41", "%42", "%43", "%44")
@@ -186,5 +185,6 @@ VA_WGMMA_REGISTERS(__nv_bfloat16, "bf16", "128", 64, "%64", "%65", "%66", "%67",
 #undef VA_OUT_40
 #undef VA_OUT_32
 #undef VA_OUT_8
+#undef VA_OUT_4
 
 }  // namespace va_export

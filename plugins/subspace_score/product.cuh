@@ -1,4 +1,4 @@
-// Products of float32 matrices in two forms with one interface, a tile of the result a block: PlainProduct multiplies
+// Products of float32 matrices, written twice with one interface, a tile of the result a block: PlainProduct multiplies
 // and adds in float32; TensorProduct does it on tensor cores, as three products of TF32 numbers (tf32.cuh).
 #pragma once
 
@@ -26,7 +26,7 @@ struct Negated {
   __device__ float operator()(int, int, float x) const { return -x; }
 };
 
-// What both forms offer:
+// What both offer:
 //   kSide                     rows and columns of a tile; its edge may be beyond the matrix, where factors count as 0
 //   kRows, kColumns           that a thread has of it: row(r), column(c); columns 2 c and 2 c + 1 are neighbours
 //   sum[r][c]                 the result, from zero

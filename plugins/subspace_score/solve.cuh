@@ -1,10 +1,11 @@
 // Kernel 4: ADMM, all its iterations in one launch, from one state X = A + T (va_export/anchor/self_expression.py has
 // the algebra; factor.cuh the matrices). With C = soft(X), T = clip(X) off the diagonal, C = 0, T = X on it, and
-// Z = C - T, an iteration of the thin form is, F being the factor with its constant first row left out of the sums,
+// Z = C - T, an iteration has two forms. The thin one, on (features, tokens) matrices, for features <= tokens / 2, is,
+// F being the factor with its constant first row left out of the sums,
 //   X+ = C + F^T h               V = F Z+                       one pass over X; h has `direction` and `direction_0`
 //   R  = E + rho L^-T h          E+ = soft(R), last row -rho g_0
 //   h+ = F - L^-1 E+ - V
-// and of the Gram form, with the projector M and the remainder B = I - A,
+// and the Gram form's, on (tokens, tokens) matrices, with the projector M and the remainder B = I - A,
 //   X+ = C + M (I - Z) - (error_map^T E + affine e_0^T)         E+ = soft(sqrt(lambda_z) Y B),  e_0+ = e_0 - ...
 // Sums over tiles are added in the tiles' order, whatever block computed them.
 #pragma once

@@ -1,4 +1,4 @@
-// One iteration of the Gram form: solve.cuh has its equations. `Product` is a form of product.cuh.
+// One iteration of the Gram form: solve.cuh has its equations. `Product` is one of product.cuh's two.
 //
 // Where the features of E are zero and sqrt(lambda_z) Y B stays far enough below their threshold, they remain zero, and
 // the product with Y, twice as much arithmetic as all else where features are twice the tokens, is left out: an entry

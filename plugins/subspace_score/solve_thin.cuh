@@ -8,10 +8,11 @@ namespace va_export {
 
 constexpr int kNarrow = kFewestColumns;  // of a panel of the updates
 
-// The thin form's two products over 64 x 64 tiles in shared memory, in two forms with one interface: in float32, and on
-// tensor cores (tf32.cuh). row(r) and column(c) say which elements a thread has, neighbours at columns 2 c and 2 c + 1;
-// kPitch and kStepPitch are the pitches of tiles of F and h, and of Z+.
-struct PlainStrip {
+// The thin form's two products over 64 x 64 tiles in shared memory, F^T h (multiply_tn, as BLAS says: the left factor
+// transposed) and F Z+ (multiply_nn), written twice with one interface: in float32, and on tensor cores (tf32.cuh).
+// row(r) and column(c) say which elements a thread has, neighbours at columns 2 c and 2 c + 1; kPitch and kStepPitch
+// are the pitches of tiles of F and h, and of Z+.
+struct PlainThinProducts {
   static constexpr int kRows = kPer, kColumns = kPer;
   static constexpr bool kLoadsAhead = false;  // so that all fits 48 KB
   static constexpr int kPitch = kTile, kStepPitch = kTile;
@@ -21,7 +22,7 @@ struct PlainStrip {
   __device__ static int column(int c) { return my_column() + c; }
 
   // acc[r][c] += sum_k left[k][row(r)] * right[k][column(c)]
-  __device__ static void multiply_upright(float (&acc)[kRows][kColumns], const float* left, const float* right) {
+  __device__ static void multiply_tn(float (&acc)[kRows][kColumns], const float* left, const float* right) {
 #pragma unroll 4
     for (int k = 0; k < kTile; ++k) {
       const float4 x = *reinterpret_cast<const float4*>(left + k * kTile + my_row());
@@ -36,7 +37,7 @@ struct PlainStrip {
   }
 
   // acc[r][c] += sum_i left[row(r)][i] * right[i][column(c)]
-  __device__ static void multiply_flat(float (&acc)[kRows][kColumns], const float* left, const float* right) {
+  __device__ static void multiply_nn(float (&acc)[kRows][kColumns], const float* left, const float* right) {
 #pragma unroll 2
     for (int i = 0; i < kTile; i += kPer) {
       float zs[kPer][kPer];
@@ -67,7 +68,7 @@ struct PlainStrip {
   }
 };
 
-struct TensorStrip {
+struct TensorThinProducts {
   using Tiles = WarpTiles<2, 2, 4>;
   static constexpr int kRows = Tiles::kRows, kColumns = Tiles::kColumns;
   static constexpr bool kLoadsAhead = true;
@@ -80,7 +81,7 @@ struct TensorStrip {
   __device__ static int column(int c) { return Tiles::column(c); }
 
   // acc[r][c] += sum_k left[k][row(r)] * right[k][column(c)]
-  __device__ static void multiply_upright(float (&acc)[kRows][kColumns], const float* left, const float* right) {
+  __device__ static void multiply_tn(float (&acc)[kRows][kColumns], const float* left, const float* right) {
     left += my_lane() % 4 * kPitch + Tiles::first_row() + my_lane() / 4;
     right += my_lane() % 4 * kPitch + Tiles::first_column() + my_lane() / 4;
     Tiles::Part part = {};
@@ -95,7 +96,7 @@ struct TensorStrip {
 
   // acc[r][c] += sum_i left[row(r)][i] * right[i][column(c)]. What is depth t and t + 4 to the instruction is 2 t and
   // 2 t + 1 here: neighbours in memory.
-  __device__ static void multiply_flat(float (&acc)[kRows][kColumns], const float* left, const float* right) {
+  __device__ static void multiply_nn(float (&acc)[kRows][kColumns], const float* left, const float* right) {
     left += (Tiles::first_row() + my_lane() / 4) * kPitch + my_lane() % 4 * 2;
     right += my_lane() % 4 * 2 * kStepPitch + Tiles::first_column() + my_lane() / 4;
     Tiles::Part part = {};
@@ -117,31 +118,31 @@ struct TensorStrip {
 };
 
 // Starts the copy of a tile of a row-major matrix to shared memory.
-template <typename Strip>
+template <typename Products>
 __device__ inline void copy_tile(float* tile, const float* matrix, size_t pitch) {
 #pragma unroll
   for (int e = 0; e < kTile * kTile / 4; e += kThreads) {
     const int row = (e + static_cast<int>(threadIdx.x)) / (kTile / 4);
     const int column = static_cast<int>(threadIdx.x) % (kTile / 4) * 4;
-    cp_async_16(tile + row * Strip::kPitch + column, matrix + row * pitch + column, true);
+    cp_async_16(tile + row * Products::kPitch + column, matrix + row * pitch + column, true);
   }
   cp_async_commit();
 }
 
 // X+ of one tile from the product with h; Z+ to shared memory, and what it adds to the sums.
-template <typename Strip>
+template <typename Products>
 __device__ inline void advance_tile(const Shape& s, const Workspace& w, const Numbers& numbers, int i0, int panel,
-                                    const float (&acc)[Strip::kRows][Strip::kColumns], float (&sums)[Strip::kColumns],
-                                    float* z, float* shared) {
+                                    const float (&acc)[Products::kRows][Products::kColumns],
+                                    float (&sums)[Products::kColumns], float* z, float* shared) {
   const int j0 = panel * kTile;
   const size_t pitch = static_cast<size_t>(s.n);
-  float moved[Strip::kRows] = {};
+  float moved[Products::kRows] = {};
 #pragma unroll
-  for (int r = 0; r < Strip::kRows; ++r) {
-    const int i = i0 + Strip::row(r);
+  for (int r = 0; r < Products::kRows; ++r) {
+    const int i = i0 + Products::row(r);
 #pragma unroll
-    for (int c = 0; c < Strip::kColumns; c += 2) {
-      const int j = j0 + Strip::column(c);
+    for (int c = 0; c < Products::kColumns; c += 2) {
+      const int j = j0 + Products::column(c);
       float2* place = reinterpret_cast<float2*>(w.state + i * pitch + j);
       const float2 old = *place;
       float x[2] = {old.x, old.y}, next[2];
@@ -153,107 +154,108 @@ __device__ inline void advance_tile(const Shape& s, const Workspace& w, const Nu
         sums[c + e] += next[e];
       }
       *place = make_float2(x[0], x[1]);
-      *reinterpret_cast<float2*>(z + Strip::row(r) * Strip::kStepPitch + Strip::column(c)) =
+      *reinterpret_cast<float2*>(z + Products::row(r) * Products::kStepPitch + Products::column(c)) =
           make_float2(next[0], next[1]);
     }
   }
-  Strip::sum_rows(moved, w.partial + panel * pitch + i0, shared);
+  Products::sum_rows(moved, w.partial + panel * pitch + i0, shared);
 }
 
 // One strip of rows of one panel of columns: X+ there, its part of V, of the row sums of |T+ - T| and of the column
 // sums of Z+. All features are in one tile, so that V stays in registers.
-template <typename Strip>
+template <typename Products>
 VA_PHASE void advance_strip(const Shape& s, const Workspace& w, const Numbers& numbers, int strip, int panel,
                             float* shared) {
   const int per_strip = (s.tiles + s.strips - 1) / s.strips, j0 = panel * kTile;
   const int first = strip * per_strip, last = first + per_strip < s.tiles ? first + per_strip : s.tiles;
   const size_t pitch = static_cast<size_t>(s.n);
-  float *right = shared + kTile * Strip::kPitch, *z = right + kTile * Strip::kPitch;
-  float* other = Strip::kLoadsAhead ? z + kTile * Strip::kStepPitch : shared;  // where every second tile of F comes
-  float sums[Strip::kColumns] = {}, kept[Strip::kRows][Strip::kColumns] = {};
+  float *right = shared + kTile * Products::kPitch, *z = right + kTile * Products::kPitch;
+  float* other =
+      Products::kLoadsAhead ? z + kTile * Products::kStepPitch : shared;  // where every second tile of F comes
+  float sums[Products::kColumns] = {}, kept[Products::kRows][Products::kColumns] = {};
   __syncthreads();
-  copy_tile<Strip>(right, w.direction + j0, pitch);
-  copy_tile<Strip>(shared, w.factor + first * kTile, pitch);
+  copy_tile<Products>(right, w.direction + j0, pitch);
+  copy_tile<Products>(shared, w.factor + first * kTile, pitch);
   for (int tile = first; tile < last; ++tile) {
     const bool is_other = (tile - first) % 2 != 0;
     float* left = is_other ? other : shared;
-    if (!Strip::kLoadsAhead && tile > first) {
+    if (!Products::kLoadsAhead && tile > first) {
       __syncthreads();  // nobody reads the tile before any more
-      copy_tile<Strip>(left, w.factor + tile * kTile, pitch);
+      copy_tile<Products>(left, w.factor + tile * kTile, pitch);
     }
     cp_async_wait<0>();
     __syncthreads();
-    if (Strip::kLoadsAhead && tile + 1 < last) {
-      copy_tile<Strip>(is_other ? shared : other, w.factor + (tile + 1) * kTile, pitch);
+    if (Products::kLoadsAhead && tile + 1 < last) {
+      copy_tile<Products>(is_other ? shared : other, w.factor + (tile + 1) * kTile, pitch);
     }
-    float acc[Strip::kRows][Strip::kColumns] = {};
-    Strip::multiply_upright(acc, left, right);
-    advance_tile<Strip>(s, w, numbers, tile * kTile, panel, acc, sums, z, shared);
+    float acc[Products::kRows][Products::kColumns] = {};
+    Products::multiply_tn(acc, left, right);
+    advance_tile<Products>(s, w, numbers, tile * kTile, panel, acc, sums, z, shared);
     __syncthreads();
-    Strip::multiply_flat(kept, left, z);
+    Products::multiply_nn(kept, left, z);
   }
   float* product = w.partial_product + strip * pitch * s.f + j0;
 #pragma unroll
-  for (int r = 0; r < Strip::kRows; ++r) {
+  for (int r = 0; r < Products::kRows; ++r) {
 #pragma unroll
-    for (int c = 0; c < Strip::kColumns; c += 2) {
-      *reinterpret_cast<float2*>(product + Strip::row(r) * pitch + Strip::column(c)) =
+    for (int c = 0; c < Products::kColumns; c += 2) {
+      *reinterpret_cast<float2*>(product + Products::row(r) * pitch + Products::column(c)) =
           make_float2(kept[r][c], kept[r][c + 1]);
     }
   }
   __syncthreads();
-  Strip::sum_columns(sums, w.column_sum + strip * pitch + j0, shared);
+  Products::sum_columns(sums, w.column_sum + strip * pitch + j0, shared);
 }
 
 // The same where features come in several chunks of kTile.
-template <typename Strip>
+template <typename Products>
 VA_PHASE void advance_strip_by_chunks(const Shape& s, const Workspace& w, const Numbers& numbers, int strip, int panel,
                                       float* shared) {
   const int per_strip = (s.tiles + s.strips - 1) / s.strips, j0 = panel * kTile;
   const int first = strip * per_strip, last = first + per_strip < s.tiles ? first + per_strip : s.tiles;
   const size_t pitch = static_cast<size_t>(s.n);
-  float *right = shared + kTile * Strip::kPitch, *z = right + kTile * Strip::kPitch;
-  float sums[Strip::kColumns] = {};
+  float *right = shared + kTile * Products::kPitch, *z = right + kTile * Products::kPitch;
+  float sums[Products::kColumns] = {};
   for (int tile = first; tile < last; ++tile) {
-    float acc[Strip::kRows][Strip::kColumns] = {};
+    float acc[Products::kRows][Products::kColumns] = {};
     for (int k0 = 0; k0 < s.f; k0 += kTile) {
       __syncthreads();  // nobody reads the tiles before any more
-      copy_tile<Strip>(shared, w.factor + k0 * pitch + tile * kTile, pitch);
-      copy_tile<Strip>(right, w.direction + k0 * pitch + j0, pitch);
+      copy_tile<Products>(shared, w.factor + k0 * pitch + tile * kTile, pitch);
+      copy_tile<Products>(right, w.direction + k0 * pitch + j0, pitch);
       cp_async_wait<0>();
       __syncthreads();
-      Strip::multiply_upright(acc, shared, right);
+      Products::multiply_tn(acc, shared, right);
     }
-    advance_tile<Strip>(s, w, numbers, tile * kTile, panel, acc, sums, z, shared);
+    advance_tile<Products>(s, w, numbers, tile * kTile, panel, acc, sums, z, shared);
     for (int k0 = 0; k0 < s.f; k0 += kTile) {
       __syncthreads();
-      copy_tile<Strip>(shared, w.factor + k0 * pitch + tile * kTile, pitch);
+      copy_tile<Products>(shared, w.factor + k0 * pitch + tile * kTile, pitch);
       cp_async_wait<0>();
       __syncthreads();
-      float more[Strip::kRows][Strip::kColumns] = {};
-      Strip::multiply_flat(more, shared, z);
+      float more[Products::kRows][Products::kColumns] = {};
+      Products::multiply_nn(more, shared, z);
       float* product = w.partial_product + (static_cast<size_t>(strip) * s.f + k0) * pitch + j0;
 #pragma unroll
-      for (int r = 0; r < Strip::kRows; ++r) {
+      for (int r = 0; r < Products::kRows; ++r) {
 #pragma unroll
-        for (int c = 0; c < Strip::kColumns; ++c) {
-          float* place = product + Strip::row(r) * pitch + Strip::column(c);
+        for (int c = 0; c < Products::kColumns; ++c) {
+          float* place = product + Products::row(r) * pitch + Products::column(c);
           *place = tile == first ? more[r][c] : *place + more[r][c];
         }
       }
     }
   }
   __syncthreads();
-  Strip::sum_columns(sums, w.column_sum + strip * pitch + j0, shared);
+  Products::sum_columns(sums, w.column_sum + strip * pitch + j0, shared);
 }
 
-template <typename Strip>
+template <typename Products>
 __device__ inline void advance_thin(const Shape& s, const Workspace& w, const Numbers& numbers, float* shared) {
   for (int item = blockIdx.x; item < s.strips * s.tiles; item += gridDim.x) {
     if (s.f == kTile) {
-      advance_strip<Strip>(s, w, numbers, item / s.tiles, item % s.tiles, shared);
+      advance_strip<Products>(s, w, numbers, item / s.tiles, item % s.tiles, shared);
     } else {
-      advance_strip_by_chunks<Strip>(s, w, numbers, item / s.tiles, item % s.tiles, shared);
+      advance_strip_by_chunks<Products>(s, w, numbers, item / s.tiles, item % s.tiles, shared);
     }
   }
 }
@@ -367,14 +369,14 @@ VA_PHASE void update_thin(const VaSubspaceScoreParams& p, const Shape& s, const 
   }
 }
 
-template <typename Strip>
+template <typename Products>
 struct ThinForm {
-  static constexpr size_t kSharedBytes = Strip::kSharedBytes;
+  static constexpr size_t kSharedBytes = Products::kSharedBytes;
   static constexpr int kBlocks = 2;
 
   __device__ static void iterate(const VaSubspaceScoreParams& p, const Shape& s, const Workspace& w,
                                  const Numbers& numbers, int, unsigned* barrier, float* shared) {
-    advance_thin<Strip>(s, w, numbers, shared);
+    advance_thin<Products>(s, w, numbers, shared);
     grid_sync(barrier);
     update_thin(p, s, w, numbers, shared);
     reduce_row_sums(s, w, s.tiles, shared);

@@ -15,7 +15,7 @@ namespace {
 
 constexpr size_t kSharedBytes = 48 * 1024;  // what every architecture gives without asking
 
-static_assert(ThinForm<PlainStrip>::kSharedBytes <= kSharedBytes, "the thin form's three tiles");
+static_assert(ThinForm<PlainThinProducts>::kSharedBytes <= kSharedBytes, "the thin form's three tiles");
 static_assert(kThreads * kPer * sizeof(float) <= kSharedBytes, "the sums of a tile's columns");
 static_assert(TileShape<double>::kBytes <= kSharedBytes && TileShape<float>::kBytes <= kSharedBytes, "a product");
 static_assert(kTile * (kTile + 1) * sizeof(double) <= kSharedBytes, "a diagonal tile of the system");
@@ -126,8 +126,8 @@ cudaError_t launch_solver(const VaSubspaceScoreParams& p, bool is_gram, int bloc
     return on_tensor_cores ? launch_form<GramForm<TensorProduct>>(p, blocks, stream)
                            : launch_form<GramForm<PlainProduct>>(p, blocks, stream);
   }
-  return on_tensor_cores ? launch_form<ThinForm<TensorStrip>>(p, blocks, stream)
-                         : launch_form<ThinForm<PlainStrip>>(p, blocks, stream);
+  return on_tensor_cores ? launch_form<ThinForm<TensorThinProducts>>(p, blocks, stream)
+                         : launch_form<ThinForm<PlainThinProducts>>(p, blocks, stream);
 }
 
 }  // namespace

@@ -72,7 +72,7 @@ def test_run_without_tokenizer(golden_bundle: Callable[[str], Path], clip: Path)
 
 
 def has_gpu() -> bool:
-    from va_export.proof.latency import gpu_name
+    from va_export.machine import gpu_name
 
     return gpu_name() is not None
 

@@ -10,7 +10,7 @@ import pytest
 
 from va_export.errors import VaExportError
 from va_export.export.recipe import ExportOptions, Recipe
-from va_export.export.source import open_source, open_spec
+from va_export.export.source import open_model, open_source
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden" / "internvl2_tiny"
 
@@ -38,11 +38,11 @@ def options(tmp_path, **recipe) -> ExportOptions:
 
 
 def test_planning_downloads_no_weights(hub, tmp_path):
-    family, spec = open_spec(options(tmp_path, checkpoint="owner/model", revision="v1"), tmp_path)
+    model = open_model(options(tmp_path, checkpoint="owner/model", revision="v1"), tmp_path)
     assert hub == [("owner/model", "v1", ["*.safetensors"])]
     source = open_source(options(tmp_path, checkpoint="owner/model", revision="v1"), tmp_path)
     assert hub[1] == ("owner/model", "v1", None)
-    assert (family, spec) == (source.family, source.spec)
+    assert (model.family, model.spec) == (source.family, source.spec)
 
 
 def test_planning_checks_a_local_checkpoint(tmp_path):
@@ -51,4 +51,4 @@ def test_planning_checks_a_local_checkpoint(tmp_path):
     weights = local / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-7])
     with pytest.raises(VaExportError, match=r"model\.safetensors"):
-        open_spec(options(tmp_path, checkpoint=str(local)), tmp_path)
+        open_model(options(tmp_path, checkpoint=str(local)), tmp_path)

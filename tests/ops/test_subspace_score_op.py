@@ -3,7 +3,6 @@ schema, its PyTorch form and its translation."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, fields
 from functools import cache
 from typing import Any
 
@@ -16,6 +15,7 @@ import torch
 from golden_scores import SSC_CASES, TINY, load_golden_score, planted_tokens
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import asdict, fields
 from onnx import TensorProto, helper
 from sklearn.metrics import adjusted_rand_score
 

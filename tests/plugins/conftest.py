@@ -8,9 +8,11 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tensor_core_case import TensorCoreKernel
 
 from va_export.errors import VaExportError
 from va_export.evidence.plugin_host import HOST_NAME, PluginHost
@@ -62,7 +64,33 @@ def host_library(tmp_path_factory: pytest.TempPathFactory, cxx: str, host_flags:
     path = tmp_path_factory.mktemp("simt") / "anchored_attention_host.so"
     source = SIMT / "anchored_attention_host.cpp"
     subprocess.run([cxx, *host_flags, "-O2", "-shared", "-fPIC", str(source), "-o", str(path)], check=True)
-    return bind(ctypes.CDLL(str(path)))
+    library = bind(ctypes.CDLL(str(path)))
+    library.simt_wgmma_products.restype = ctypes.c_int64
+    return library
+
+
+@pytest.fixture
+def tensor_cores(host_library: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> Iterator[ctypes.CDLL]:
+    """The kernels on the CPU, those for tensor cores asked for; the emulated GPU is set back afterwards."""
+    monkeypatch.setenv(KERNEL_VARIABLE, "tensor_core")
+    yield host_library
+    host_library.simt_set_gpu(80, 4, 1 << 20)
+    host_library.simt_set_tensor_maps(1)
+
+
+@pytest.fixture
+def mma(tensor_cores: ctypes.CDLL) -> TensorCoreKernel:
+    kernel = TensorCoreKernel(tensor_cores, architecture=80, tile_keys=64)
+    kernel.set_gpu(sm_count=4)
+    return kernel
+
+
+@pytest.fixture
+def hopper(tensor_cores: ctypes.CDLL) -> TensorCoreKernel:
+    """On two multiprocessors, so that blocks have several work tiles."""
+    kernel = TensorCoreKernel(tensor_cores, architecture=90, tile_keys=128)
+    kernel.set_gpu(sm_count=2)
+    return kernel
 
 
 @pytest.fixture(scope="session")

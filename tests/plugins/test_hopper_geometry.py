@@ -99,11 +99,11 @@ def test_descriptors_reach_all_of_shared_memory(geometry_library: ctypes.CDLL) -
     assert SHARED_LIMIT < 1 << 18
 
 
-def test_foreign_values_are_found_by_counting(geometry_library: ctypes.CDLL, rng: random.Random) -> None:
+def test_stale_values_are_found_by_counting(geometry_library: ctypes.CDLL, rng: random.Random) -> None:
     for _ in range(2000):
         tile_keys, kv_len = rng.choice([64, 128]), rng.randint(1, 600)
         valid = rng.randint(0, kv_len)
         end_tile = rng.randint(0, -(-valid // tile_keys))
         loaded = np.arange(end_tile * tile_keys)
         expected = bool(np.any((loaded >= valid) & (loaded < kv_len)))
-        assert bool(geometry_library.has_foreign_values(end_tile, tile_keys, valid, LONG(kv_len))) == expected
+        assert bool(geometry_library.has_stale_values(end_tile, tile_keys, valid, LONG(kv_len))) == expected

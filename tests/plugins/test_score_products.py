@@ -5,11 +5,11 @@ from __future__ import annotations
 import ctypes
 import subprocess
 import sys
-from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from msgspec.structs import asdict, replace
 from score_case import Array, score_on_host
 
 from va_export.anchor import subspace_score
@@ -77,11 +77,11 @@ def test_a_tiles_product(
 @pytest.mark.parametrize("form", FORMS)
 def test_the_thin_forms_products(score_library: ctypes.CDLL, kind: str, form: str) -> None:
     factor, right = magnitudes(kind, (64, 64), 3), magnitudes(kind, (64, 64), 4)
-    upright, flat = np.zeros((64, 64), np.float32), np.zeros((64, 64), np.float32)
-    arrays = factor, right, upright, flat
-    assert score_library.run_score_strip(int(form == TENSOR_CORE), *map(pointer, arrays)) == 0
-    assert_products_equal(upright, np.ascontiguousarray(factor.T), right, 64)
-    assert_products_equal(flat, factor, right, 64)
+    tn, nn = np.zeros((64, 64), np.float32), np.zeros((64, 64), np.float32)
+    arrays = factor, right, tn, nn
+    assert score_library.run_score_thin_products(int(form == TENSOR_CORE), *map(pointer, arrays)) == 0
+    assert_products_equal(tn, np.ascontiguousarray(factor.T), right, 64)
+    assert_products_equal(nn, factor, right, 64)
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import re
 import sys
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 import scorable_tokens
 from attention_case import as_float64, encode
+from msgspec.structs import asdict, replace
 from score_case import Array, Scores, score_on_host, score_params
 from sklearn.metrics import adjusted_rand_score
 

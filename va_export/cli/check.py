@@ -38,7 +38,7 @@ def check_command(
         from va_export.proof.run import check_bundle
         from va_export.runtime.backends.decoder_parts import parse_devices
 
-        document = check_bundle(
+        proof = check_bundle(
             bundle,
             backend,
             StageDisplay(),
@@ -48,9 +48,8 @@ def check_command(
             output=output,
             devices=parse_devices(devices),
         )
-        passed = document["parity"]["passed"]
-        print(json.dumps({"bundle": str(bundle), "backend": backend, "passed": passed}))
-    if not passed:
+        print(json.dumps({"bundle": str(bundle), "backend": backend, "passed": proof.parity.passed}))
+    if not proof.parity.passed:
         raise typer.Exit(EXIT_FAILED_PARITY)
 
 

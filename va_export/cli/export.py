@@ -99,8 +99,9 @@ def export_command(
     """
     with user_errors():
         set_up_logging(log_level)
-        from va_export.export.recipe import SCORE, ExportOptions, resolve_model, with_overrides
+        from va_export.export.recipe import ExportOptions, resolve_model, with_overrides
         from va_export.export.shard_plan import parse_shards
+        from va_export.models.component import SCORE
         from va_export.tensorrt.engine_cache import resolve_engine_cache
 
         recipe = with_overrides(

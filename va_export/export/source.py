@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,23 +16,48 @@ from va_export.models import family_for, family_named, published_config
 
 if TYPE_CHECKING:
     from va_export.export.recipe import ExportOptions, Recipe
-    from va_export.models.family import ModelFamily, ModelSpec
+    from va_export.models.family import ModelFamily, ModelSpec, WeightSource
+    from va_export.runtime.processing import Processing
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 @dataclass(frozen=True)
-class Source:
-    """An opened checkpoint and what it is.
+class Model:
+    """What an export is of, before any weight is read.
+
+    Attributes:
+        spec: as far as layers are exported.
+    """
+
+    family: ModelFamily
+    spec: ModelSpec
+
+    @cached_property
+    def weight_map(self) -> Mapping[str, WeightSource]:
+        """For every parameter, where in the checkpoint it lies."""
+        return self.family.weight_map(self.spec)
+
+    def visual_tokens(self, n_frames: int) -> int:
+        """Visual tokens that so many frames become, at the most."""
+        return self.family.visual_tokens(self.spec, n_frames)
+
+
+@dataclass(frozen=True)
+class Source(Model):
+    """A model and its opened checkpoint.
 
     Attributes:
         commit: the Hub's name of exactly these files; None where they come from a local directory.
     """
 
     checkpoint: Checkpoint
-    family: ModelFamily
-    spec: ModelSpec
     commit: str | None = None
+
+    @cached_property
+    def processing(self) -> Processing:
+        """How frames and a question become the model's inputs."""
+        return self.family.processing(self.spec, self.checkpoint)
 
 
 def open_source(options: ExportOptions, scratch: Path) -> Source:
@@ -45,19 +71,18 @@ def open_source(options: ExportOptions, scratch: Path) -> Source:
     family = family_for(checkpoint.config)
     spec = family.spec_from_checkpoint(checkpoint, options.num_decoder_layers, options.image_token_id)
     family.check_weights(spec, checkpoint)
-    return Source(checkpoint, family, spec, _commit(directory))
+    return Source(family, spec, checkpoint, _commit(directory))
 
 
-def open_spec(options: ExportOptions, scratch: Path) -> tuple[ModelFamily, ModelSpec]:
+def open_model(options: ExportOptions, scratch: Path) -> Model:
     """What an export would be of, for planning. Of a hub id only the configuration is downloaded (a published
     checkpoint's is known where the Hub is out of reach); a local checkpoint is checked as `open_source` does."""
     recipe = options.recipe
     if recipe.is_random or Path(recipe.checkpoint).expanduser().is_dir():
-        source = open_source(options, scratch)
-        return source.family, source.spec
+        return open_source(options, scratch)
     config = _hub_config(recipe)
     family = family_for(config)
-    return family, family.spec_from_config(config, options.num_decoder_layers, options.image_token_id)
+    return Model(family, family.spec_from_config(config, options.num_decoder_layers, options.image_token_id))
 
 
 def _hub_config(recipe: Recipe) -> Mapping[str, Any]:
@@ -87,7 +112,7 @@ def _random_source(options: ExportOptions, scratch: Path) -> Source:
     without_weights = Checkpoint(directory, config, {}, ())
     spec = family.spec_from_checkpoint(without_weights, options.num_decoder_layers, options.image_token_id)
     checkpoint = RandomCheckpoint(directory, config, family.weight_map(spec), recipe.seed)
-    return Source(checkpoint, family, spec, _commit(directory))
+    return Source(family, spec, checkpoint, _commit(directory))
 
 
 def _sizes_of(recipe: Recipe, scratch: Path) -> Path:

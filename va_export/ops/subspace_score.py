@@ -27,12 +27,12 @@ Runtime 1.32 (processor time, on a busy machine).
 
 from __future__ import annotations
 
-from dataclasses import fields
 from functools import cache
 from typing import TYPE_CHECKING
 
 import onnx
 import onnx.defs
+from msgspec.structs import fields
 
 from va_export.ops.declaration import DOMAIN, FLOAT_TYPES, VERSION, register_schema
 from va_export.settings import ScoreSettings

@@ -9,43 +9,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from msgspec import structs
 
+from va_export.proof.documents import Check, Greedy, NotRun, OwnScore, Parity, ParityRun, Tolerance
 from va_export.proof.partition import SAME, WORSE, ReferencePartition, label_agreement
-from va_export.proof.reference import SIDES
-from va_export.proof.tolerances import SCORE_ATOL, SCORE_COSINE, SCORE_GRAPH_ATOL, Tolerance, tolerance_for
+from va_export.proof.reference import SIDES, prepared_of
+from va_export.proof.tolerances import SCORE_ATOL, SCORE_COSINE, SCORE_GRAPH_ATOL, tolerance_for
+from va_export.runtime.anchoring import Anchoring
 from va_export.runtime.backends.backend import Backend, has_score_graph
 from va_export.runtime.bundle import Bundle
 from va_export.runtime.scoring import Scored, score_visual_tokens
 
 Array = npt.NDArray[Any]
-
-
-@dataclass(frozen=True)
-class Check:
-    """One comparison; see `tolerance_used` for how near it came to failing (1 is the limit).
-
-    `partition` is of a score alone: how its subspaces stand to the reference's (`va_export.proof.partition`).
-    """
-
-    stage: str
-    anchors: bool | None
-    max_abs: float
-    mean_abs: float
-    max_rel: float
-    mean_rel: float
-    cosine: float
-    nan: int
-    inf: int
-    top1_agreement: float | None
-    tolerance: Tolerance
-    tolerance_used: float
-    passed: bool
-    partition: str | None = None
 
 
 def compare(
@@ -62,23 +41,23 @@ def compare(
     error = np.abs(finite - expected64)
     scale = float(np.sqrt(np.mean(expected64**2))) or 1.0
     cosine = cosine_of(finite, expected64)
-    bound = tolerance.atol + tolerance.rtol * np.abs(expected64)
+    bound = (math.inf if tolerance.atol is None else tolerance.atol) + tolerance.rtol * np.abs(expected64)
     with np.errstate(invalid="ignore", divide="ignore"):
         used = float(np.max(np.where(error == 0, 0.0, error / bound), initial=0.0))
     agreement = float(np.mean(finite.argmax(-1) == expected64.argmax(-1))) if top1 else None
     return Check(
         stage=stage,
         anchors=anchors,
-        max_abs=float(error.max(initial=0.0)),
-        mean_abs=float(error.mean()) if error.size else 0.0,
-        max_rel=float(error.max(initial=0.0)) / scale,
-        mean_rel=float(error.mean()) / scale if error.size else 0.0,
-        cosine=cosine,
+        max_abs=_finite(float(error.max(initial=0.0))),
+        mean_abs=_finite(float(error.mean()) if error.size else 0.0),
+        max_rel=_finite(float(error.max(initial=0.0)) / scale),
+        mean_rel=_finite(float(error.mean()) / scale if error.size else 0.0),
+        cosine=_finite(cosine),
         nan=nan,
         inf=inf,
         top1_agreement=agreement,
         tolerance=tolerance,
-        tolerance_used=min(used, 1e30),
+        tolerance_used=_finite(min(used, 1e30)),
         passed=nan == 0 and inf == 0 and used <= 1.0 and cosine >= tolerance.cosine,
     )
 
@@ -93,26 +72,26 @@ def cosine_of(actual: Array, expected: Array) -> float:
 
 def check_parity(
     bundle: Bundle, reference: Mapping[str, Array], atol: float | None = None, rtol: float | None = None
-) -> dict[str, Any]:
+) -> ParityRun:
     """Run every stage of a bundle on the reference's frames; one entry of `runs` in parity.json.
 
     Args:
         atol, rtol: replace the tolerances that follow from the precision.
     """
-    data = bundle.manifest.data
-    precision: str = data["precision"]
-    vision_layers = data["model"]["vision"]["num_layers"]
-    layers = vision_layers + data["model"]["text"]["num_layers"]
+    data, prepared = bundle.manifest.data, prepared_of(reference)
+    precision: str = data.precision
+    vision_layers = data.model.vision.num_layers
+    layers = vision_layers + data.model.text.num_layers
     checks: list[Check] = []
 
-    visual = bundle.backend.vision(reference["pixel_values"])
+    visual = bundle.backend.run("vision", prepared.vision_inputs)["visual_tokens"]
     expected = reference["visual_tokens"]
     checks.append(
         compare("visual_tokens", None, visual, expected, tolerance_for(precision, vision_layers, expected, atol, rtol))
     )
     if not np.isfinite(visual).all():  # nothing behind it can be run
         return _run_entry(bundle, checks, None, [])
-    tokens = reference["visual_tokens"]
+    tokens = scored_tokens(reference)
     partition = ReferencePartition(tokens, reference["labels"], bundle.score_settings)
     scorers: list[tuple[str, Backend | None, float]] = [("sharing_score", None, SCORE_ATOL)]
     if has_score_graph(bundle.manifest, bundle.backend.name):
@@ -121,7 +100,7 @@ def check_parity(
         scored = score_visual_tokens(tokens, bundle.score_settings, backend=scorer)
         tolerance = Tolerance(bound if atol is None else atol, rtol or 0.0, SCORE_COSINE)
         checks.append(_judge_score(stage, scored, reference, partition, tolerance))
-    greedy = []
+    greedy: list[Greedy] = []
     for anchored, side in SIDES:
         expected = reference[f"{side}_logits"]
         actual = _teacher_forced(bundle, reference, anchored, side)
@@ -132,8 +111,13 @@ def check_parity(
         if np.isfinite(actual).all():
             greedy.append(_greedy(bundle, reference, anchored, side, actual))
             if bundle.backend.has_greedy_loop:
-                checks.append(_check_loop(bundle, reference, anchored, greedy[-1]["bundle"]))
-    return _run_entry(bundle, checks, _own_score(bundle, visual, reference), greedy)
+                checks.append(_check_loop(bundle, reference, anchored, list(greedy[-1].bundle)))
+    return _run_entry(bundle, checks, _own_score(bundle, visual[prepared.scored_rows], reference), greedy)
+
+
+def scored_tokens(reference: Mapping[str, Array]) -> Array:
+    """The visual tokens that are scored."""
+    return reference["visual_tokens"][prepared_of(reference).scored_rows]
 
 
 def _judge_score(
@@ -144,51 +128,46 @@ def _judge_score(
     verdict = partition.judge(scored.labels)
     expected = reference["sharing_score"] if verdict == SAME else partition.score_of(scored.labels)
     check = compare(stage, None, scored.sharing_score, expected, tolerance)
-    return replace(check, partition=verdict, passed=check.passed and verdict != WORSE)
+    return structs.replace(check, partition=verdict, passed=check.passed and verdict != WORSE)
 
 
-def _run_entry(
-    bundle: Bundle, checks: list[Check], own_score: dict[str, float] | None, greedy: list[dict[str, Any]]
-) -> dict[str, Any]:
-    return {
-        "backend": bundle.backend.name,
-        "device": bundle.backend.device,
-        "attention": bundle.attention,
-        "passed": all(check.passed for check in checks),
-        "checks": [_finite(asdict(check)) for check in checks],
-        "score_end_to_end": own_score,
-        "greedy": greedy,
-    }
+def _run_entry(bundle: Bundle, checks: list[Check], own_score: OwnScore | None, greedy: list[Greedy]) -> ParityRun:
+    return ParityRun(
+        backend=bundle.backend.name,
+        device=bundle.backend.device,
+        attention=bundle.attention,
+        passed=all(check.passed for check in checks),
+        checks=tuple(checks),
+        greedy=tuple(greedy),
+        score_end_to_end=own_score,
+    )
 
 
-def _own_score(bundle: Bundle, visual: Array, reference: Mapping[str, Array]) -> dict[str, float]:
+def _own_score(bundle: Bundle, visual: Array, reference: Mapping[str, Array]) -> OwnScore:
     """How near the score of the bundle's own visual tokens comes: reported, not judged, for the reasons that
     `va_export.proof.partition` gives."""
     scored = score_visual_tokens(visual, bundle.score_settings)
-    return {
-        "cosine": cosine_of(scored.sharing_score.astype(np.float64), reference["sharing_score"].astype(np.float64)),
-        "max_abs": float(np.abs(scored.sharing_score - reference["sharing_score"]).max()),
-        "label_agreement": label_agreement(scored.labels, reference["labels"]),
-    }
+    cosine = cosine_of(scored.sharing_score.astype(np.float64), reference["sharing_score"].astype(np.float64))
+    return OwnScore(
+        cosine=_finite(cosine),
+        max_abs=_finite(float(np.abs(scored.sharing_score - reference["sharing_score"]).max())),
+        label_agreement=label_agreement(scored.labels, reference["labels"]),
+    )
 
 
 def _teacher_forced(bundle: Bundle, reference: Mapping[str, Array], anchored: bool, side: str) -> Array:
-    result = bundle.generate(
-        pixel_values=reference["pixel_values"],
-        input_ids=reference["input_ids"],
-        anchors=anchored,
+    gains = (reference["key_log_gain"], reference["value_gain"]) if anchored else (None, None)
+    result = bundle.answer(
+        prepared_of(reference),
+        anchoring=Anchoring(anchored, key_log_gain=gains[0], value_gain=gains[1]),
         forced_tokens=reference[f"{side}_tokens"],
         return_logits=True,
-        key_log_gain=reference["key_log_gain"] if anchored else None,
-        value_gain=reference["value_gain"] if anchored else None,
     )
     assert result.logits is not None
     return result.logits
 
 
-def _greedy(
-    bundle: Bundle, reference: Mapping[str, Array], anchored: bool, side: str, forced_logits: Array
-) -> dict[str, Any]:
+def _greedy(bundle: Bundle, reference: Mapping[str, Array], anchored: bool, side: str, forced_logits: Array) -> Greedy:
     """Greedy tokens of the bundle left to itself, its own scores included: reported, not judged, since a near tie
     may go either way.
 
@@ -200,7 +179,7 @@ def _greedy(
     if anchored or bundle.backend.has_greedy_loop or chosen != expected:
         chosen = _free_tokens(bundle, reference, anchored, len(expected)).tolist()
     matching = next((i for i, (a, b) in enumerate(zip(chosen, expected, strict=True)) if a != b), len(expected))
-    return {"anchors": anchored, "reference": expected, "bundle": chosen, "matching_prefix": matching}
+    return Greedy(anchored, tuple(expected), tuple(chosen), matching)
 
 
 def _check_loop(bundle: Bundle, reference: Mapping[str, Array], anchored: bool, tokens: list[int]) -> Check:
@@ -213,36 +192,17 @@ def _free_tokens(
     bundle: Bundle, reference: Mapping[str, Array], anchored: bool, count: int, *, return_logits: bool = False
 ) -> Array:
     """What the bundle answers by itself, `count` tokens; with `return_logits` the host chooses them."""
-    return bundle.generate(
-        pixel_values=reference["pixel_values"],
-        input_ids=reference["input_ids"],
-        anchors=anchored,
-        max_new_tokens=count,
-        ignore_stop=True,
-        return_logits=return_logits,
+    return bundle.answer(
+        prepared_of(reference), count, Anchoring(anchored), ignore_stop=True, return_logits=return_logits
     ).tokens
 
 
-def _finite(values: dict[str, Any]) -> dict[str, Any]:
-    """JSON has no infinity: an absent bound is null."""
-    return {
-        key: _finite(value)
-        if isinstance(value, dict)
-        else None
-        if isinstance(value, float) and not math.isfinite(value)
-        else value
-        for key, value in values.items()
-    }
+def _finite(value: float) -> float | None:
+    """JSON has neither NaN nor infinity: they are null."""
+    return value if math.isfinite(value) else None
 
 
-def parity_document(
-    precision: str, reference: str, runs: Sequence[Mapping[str, Any]], not_run: Sequence[Mapping[str, str]]
-) -> dict[str, Any]:
+def parity_document(precision: str, reference: str, runs: Sequence[ParityRun], not_run: Sequence[NotRun]) -> Parity:
     """parity.json: it passed when something was run and every run passed."""
-    return {
-        "passed": bool(runs) and all(run["passed"] for run in runs),
-        "precision": precision,
-        "reference": reference,
-        "runs": list(runs),
-        "not_run": list(not_run),
-    }
+    passed = bool(runs) and all(run.passed for run in runs)
+    return Parity(passed, precision, reference, tuple(runs), tuple(not_run))

@@ -9,11 +9,11 @@ the right score of its own labels, and of its partition is asked only what the d
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from msgspec.structs import asdict
 from scipy.linalg import eigh
 from scipy.optimize import linear_sum_assignment
 

@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import zipfile
 import zlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,41 +19,24 @@ import numpy as np
 import numpy.typing as npt
 
 from va_export.errors import VaExportError
+from va_export.host_memory import available_memory
+from va_export.models.reference_memory import reference_memory
+from va_export.runtime.processing import Prepared
 
 if TYPE_CHECKING:
-    from va_export.checkpoint.files import Checkpoint
     from va_export.export.recipe import Recipe
-    from va_export.models.family import ModelFamily, ModelSpec
+    from va_export.export.source import Source
+    from va_export.proof.sample import Sample
 
 Array = npt.NDArray[Any]
 FILE_NAME = "reference.npz"
 # anchors on, anchors off
 SIDES = ((True, "anchored"), (False, "plain"))
-
-
-@dataclass(frozen=True)
-class Sample:
-    """What the reference and the bundle are both given.
-
-    Attributes:
-        frames: (F, S, S, 3) uint8, resized, for the report's pictures.
-        pixel_values: (F, 3, S, S) float32.
-        input_ids: (1, S) int64.
-        is_visual: (1, S), the image placeholders.
-        clip: the manifest's `video`: file, frames, indices, question.
-    """
-
-    frames: npt.NDArray[np.uint8]
-    pixel_values: npt.NDArray[np.float32]
-    input_ids: npt.NDArray[np.int64]
-    is_visual: npt.NDArray[np.bool_]
-    clip: dict[str, Any]
+_VISION = "vision."  # before the names of what the vision component takes
 
 
 def compute_reference(
-    family: ModelFamily,
-    spec: ModelSpec,
-    checkpoint: Checkpoint,
+    source: Source,
     recipe: Recipe,
     sample: Sample,
     new_tokens: int,
@@ -74,46 +56,72 @@ def compute_reference(
     """
     import torch
 
-    from va_export.models.reference_memory import must_stream
+    from va_export.anchor.gains import alphas_of_prompt, gains_from_score
     from va_export.proof.streamed_reference import StreamedReference
     from va_export.proof.whole_reference import WholeReference
     from va_export.runtime.scoring import score_visual_tokens
+    from va_export.runtime.session import greedy
 
+    prepared = sample.prepared
     if streamed is None:
-        streamed = must_stream(spec, family.weight_map(spec), sample.input_ids.shape[1], new_tokens)
-    model = (StreamedReference if streamed else WholeReference)(family, spec, checkpoint)
+        need = reference_memory(source.spec, source.weight_map, prepared.length, len(sample.frames), new_tokens)
+        streamed = need.must_stream(available_memory())
+    model = (StreamedReference if streamed else WholeReference)(source, on_step, new_tokens)
     with torch.no_grad():
-        visual = model.visual_tokens(torch.from_numpy(sample.pixel_values))
-        embeds = model.embed(torch.from_numpy(sample.input_ids))
-        embeds[torch.from_numpy(sample.is_visual)] = visual
-    # float64: the score that the fast solver and every precision are held against
-    scored = score_visual_tokens(visual.numpy(), recipe.score, dtype="float64")
+        visual = model.visual_tokens(prepared.vision_inputs)
+        embeds = model.embed(torch.from_numpy(prepared.input_ids))
+        embeds[torch.from_numpy(prepared.is_visual)] = visual
+        visual_tokens = visual.numpy()
+        # float64: the score that the fast solver and every precision are held against
+        scored = score_visual_tokens(visual_tokens[prepared.scored_rows], recipe.score, dtype="float64")
+        alpha_k, alpha_v = alphas_of_prompt(recipe.gains, scored.sharing_score, prepared.length)
+        key_log_gain, value_gain = gains_from_score(
+            scored.sharing_score, prepared.is_scored[0], prepared.length, alpha_k=alpha_k, alpha_v=alpha_v
+        )
+        gains = (torch.from_numpy(key_log_gain)[None], torch.from_numpy(value_gain)[None])
+        sides = [gains if anchored else None for anchored, _ in SIDES]
+        steps = greedy(model.prefill(embeds, prepared, sides), model.step, new_tokens)
     arrays: dict[str, Array] = {
         "frames": sample.frames,
-        "pixel_values": sample.pixel_values,
-        "input_ids": sample.input_ids,
-        "is_visual": sample.is_visual,
-        "visual_tokens": visual.numpy(),
+        **_prepared_arrays(prepared),
+        "visual_tokens": visual_tokens,
         "sharing_score": scored.sharing_score,
         "labels": scored.labels,
+        "key_log_gain": key_log_gain,
+        "value_gain": value_gain,
     }
-    from va_export.anchor.gains import alphas_of_prompt, gains_from_score
-
-    length = sample.input_ids.shape[1]
-    alpha_k, alpha_v = alphas_of_prompt(recipe.gains, scored.sharing_score, length)
-    arrays["key_log_gain"], arrays["value_gain"] = gains_from_score(
-        scored.sharing_score,
-        sample.is_visual[0],
-        length,
-        alpha_k=alpha_k,
-        alpha_v=alpha_v,
-    )
-    gains = (torch.from_numpy(arrays["key_log_gain"])[None], torch.from_numpy(arrays["value_gain"])[None])
-    with torch.no_grad():
-        sides = model.greedy(embeds, [gains if anchored else None for anchored, _ in SIDES], new_tokens, on_step)
-    for (_, side), (tokens, logits) in zip(SIDES, sides, strict=True):
-        arrays[f"{side}_tokens"], arrays[f"{side}_logits"] = tokens, logits
+    for row, (_, side) in enumerate(SIDES):
+        arrays[f"{side}_tokens"] = np.array(steps.tokens[row], dtype=np.int64)
+        arrays[f"{side}_logits"] = np.stack([logits[row] for logits in steps.logits])
     return arrays
+
+
+def _prepared_arrays(prepared: Prepared) -> dict[str, Array]:
+    return {
+        **{f"{_VISION}{name}": value for name, value in prepared.vision_inputs.items()},
+        "input_ids": prepared.input_ids,
+        "is_visual": prepared.is_visual,
+        "is_scored": prepared.is_scored,
+        "position_ids": prepared.position_ids,
+        "next_position": np.array(prepared.next_position),
+        "grid": np.array(prepared.grid or (), dtype=np.int64),
+    }
+
+
+def prepared_of(reference: Mapping[str, Array]) -> Prepared:
+    """The prompt of a reference."""
+    grid = tuple(map(int, reference["grid"]))
+    return Prepared(
+        vision_inputs={
+            name.removeprefix(_VISION): value for name, value in reference.items() if name.startswith(_VISION)
+        },
+        input_ids=reference["input_ids"],
+        is_visual=reference["is_visual"],
+        is_scored=reference["is_scored"],
+        position_ids=reference["position_ids"],
+        next_position=int(reference["next_position"]),
+        grid=(grid[0], grid[1], grid[2]) if grid else None,
+    )
 
 
 def write_reference(path: Path, arrays: dict[str, Array]) -> None:

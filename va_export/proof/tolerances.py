@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from va_export.proof.documents import Tolerance
 
 Array = npt.NDArray[Any]
 
@@ -29,15 +30,6 @@ SCORE_ATOL, SCORE_COSINE = 2e-3, 0.999
 # The score component computes in float32 what the host's solver leaves to float64 (Gram matrices, eigenvectors). What
 # it promises is ten times the above; measured are 2e-5 (va_export/ops/subspace_score.py).
 SCORE_GRAPH_ATOL = 2e-2
-
-
-@dataclass(frozen=True)
-class Tolerance:
-    """|error| ≤ atol + rtol · |reference| everywhere, and cosine ≥ `cosine`."""
-
-    atol: float
-    rtol: float
-    cosine: float
 
 
 def tolerance_for(precision: str, n_layers: int, expected: Array, atol: float | None, rtol: float | None) -> Tolerance:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
+from va_export.bundle.document import ComponentEntry
 from va_export.errors import VaExportError
-from va_export.runtime.backends.backend import Float32, Int64
+
+Float32 = npt.NDArray[np.float32]
+Int64 = npt.NDArray[np.int64]
 
 
 def token_ids(name: str, values: npt.ArrayLike, vocab_size: int) -> Int64:
@@ -21,6 +27,24 @@ def token_ids(name: str, values: npt.ArrayLike, vocab_size: int) -> Int64:
     if ids.size and (ids.min() < 0 or ids.max() >= vocab_size):
         raise VaExportError(f"{name} has ids outside of [0, {vocab_size})", where="generate")
     return ids.astype(np.int64)
+
+
+def prompt_ids(values: npt.ArrayLike | None, vocab_size: int) -> Int64:
+    """The ids of one prompt, (1, S).
+
+    Raises:
+        VaExportError: none, several prompts, or no ids of the vocabulary.
+    """
+    if values is None:
+        raise VaExportError("generate needs input_ids", where="generate", fix="make them with Bundle.prompt")
+    ids = np.atleast_2d(token_ids("input_ids", values, vocab_size))
+    if ids.ndim != 2 or ids.shape[0] != 1 or ids.shape[1] < 1:
+        raise VaExportError(
+            f"input_ids has shape {ids.shape}; generate takes one prompt, (S,) or (1, S)",
+            where="generate",
+            fix="give one prompt, or several to answer_batch",
+        )
+    return ids
 
 
 def pixels(values: npt.ArrayLike, image_size: int, max_frames: int) -> Float32:
@@ -81,3 +105,26 @@ def _floats(name: str, values: npt.ArrayLike) -> Float32:
         return np.ascontiguousarray(values, dtype=np.float32)
     except (TypeError, ValueError) as error:
         raise VaExportError(f"{name} is not an array of numbers: {error}", where="generate") from error
+
+
+def check_ranges(component: ComponentEntry, inputs: Mapping[str, npt.NDArray[Any]]) -> None:
+    """Hold inputs against what a component takes: names, ranks, fixed sizes and the ranges of the others.
+
+    Raises:
+        VaExportError: naming the input and what it may be.
+    """
+    for tensor in component.inputs:
+        if tensor.name not in inputs or inputs[tensor.name].ndim != len(tensor.shape):
+            raise VaExportError(f"{tensor.name} is missing or not of shape {tensor.shape}", where="generate")
+        for size, dimension in zip(inputs[tensor.name].shape, tensor.shape, strict=True):
+            if isinstance(dimension, int):
+                low = high = dimension
+            else:
+                ranges = [sizes[dimension] for sizes in component.ranges.values() if dimension in sizes]
+                low, high = min(r.min for r in ranges), max(r.max for r in ranges)
+            if not low <= size <= high:
+                raise VaExportError(
+                    f"{tensor.name} has {size} in {dimension}; this bundle takes {low} to {high}",
+                    where="generate",
+                    fix="use fewer frames, or export with larger limits (--max-frames)",
+                )

@@ -5,11 +5,11 @@ Everything that runs a bundle asks for a score through this one function.
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
+from msgspec.structs import asdict
 
 from va_export.anchor import subspace_score
 from va_export.anchor.scorable import NO_SCORE
@@ -77,12 +77,12 @@ def _score_in_graph(visual_tokens: npt.NDArray[np.float32], settings: ScoreSetti
         )
     if not np.isfinite(visual_tokens).all():
         raise VaExportError("visual tokens hold NaN or infinity", where="score", fix="check the vision component")
-    score, labels = backend.score(visual_tokens)
-    if (labels == NO_SCORE).any():
+    outputs = backend.run("score", {"visual_tokens": np.ascontiguousarray(visual_tokens)})
+    if (outputs["labels"] == NO_SCORE).any():
         raise VaExportError(
             "these visual tokens have no score in float32: one is zero or orthogonal to every other, or the"
             " self-expression solver ended without a result",
             where="score",
             fix='open the bundle with score="host", which tells which',
         )
-    return Scored(score, labels, iterations=0)
+    return Scored(outputs["sharing_score"], outputs["labels"], iterations=0)

@@ -9,7 +9,8 @@ import pytest
 
 from va_export.errors import VaExportError
 from va_export.models import family_for
-from va_export.models.family import DynamicNtkScaling, ModelSpec, TextShape, VisionShape
+from va_export.models.family import DynamicNtkScaling, ModelSpec, TextShape
+from va_export.models.internvl2.tiles import TileShape
 
 # What OpenGVLab/InternVL2-8B's config.json says, less the fields that transformers writes by itself.
 CONFIG_8B: dict[str, Any] = {
@@ -88,7 +89,8 @@ def test_reads_the_8b_configuration() -> None:
         rope_theta=1e6,
         rope_scaling=DynamicNtkScaling(2.0),
     )
-    assert spec.vision == VisionShape(
+    assert spec.vision == TileShape(
+        positions_per_frame=1025,
         image_size=448,
         patch_size=14,
         tokens_per_frame=256,

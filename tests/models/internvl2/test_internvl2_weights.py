@@ -16,6 +16,7 @@ from va_export.checkpoint.files import Checkpoint
 from va_export.errors import VaExportError
 from va_export.models import family_for, family_named
 from va_export.models.family import ModelFamily, ModelSpec
+from va_export.models.internvl2.tiles import tiles
 
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "published": {},
@@ -146,7 +147,7 @@ def test_rms_and_query_key_norms_compute_what_the_original_does(family: ModelFam
     weights = write_variant_weights(family, spec, directory)
     checkpoint = Checkpoint.open(directory)
     pixels = torch.randn(
-        2, 3, spec.vision.image_size, spec.vision.image_size, generator=torch.Generator().manual_seed(1)
+        2, 3, tiles(spec).image_size, tiles(spec).image_size, generator=torch.Generator().manual_seed(1)
     )
     model = family.load_reference(spec, checkpoint, dtype=torch.float64)
     with torch.no_grad():

@@ -4,10 +4,10 @@
 #include "simt.h"
 
 #include "anchored_attention/anchored_attention.cu"
-#include "anchored_attention/hopper_bfloat16.cu"
-#include "anchored_attention/hopper_float16.cu"
-#include "anchored_attention/mma_bfloat16.cu"
-#include "anchored_attention/mma_float16.cu"
+#include "anchored_attention/hopper/bfloat16.cu"
+#include "anchored_attention/hopper/float16.cu"
+#include "anchored_attention/mma/bfloat16.cu"
+#include "anchored_attention/mma/float16.cu"
 
 namespace va_export {
 float4 shared_memory[(simt::kMostSharedBytes + simt::kGuardBytes) / sizeof(float4)];  // the kernel's `extern`

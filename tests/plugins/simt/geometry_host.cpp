@@ -1,7 +1,7 @@
 // The index arithmetic of the tensor-core kernels, for Python to compare with brute force.
 #include "simt.h"
 
-#include "anchored_attention/hopper_geometry.h"
+#include "anchored_attention/hopper/layout.h"
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
@@ -33,11 +33,11 @@ EXPORT void swizzled_chunks(int chunks, int* out) {
 // (batch, kv_head, tile, split, slot) of every block in order; the number of blocks.
 EXPORT int64_t works(int batch, int kv_heads, int row_tiles, int section_heads, int splits, int64_t* out) {
   const TilePlan plan{1, 0, row_tiles, kv_heads, batch * kv_heads, section_heads, splits};
-  const int64_t blocks = va_export::block_count(plan);
+  const int64_t blocks = va_export::work_count(plan);
   for (int64_t block = 0; block < blocks; ++block) {
-    const va_export::BlockWork work = va_export::work_of_block(plan, block);
+    const va_export::WorkTile work = va_export::work_tile(plan, block);
     for (const int64_t x :
-         {int64_t{work.batch}, int64_t{work.kv_head}, int64_t{work.tile}, int64_t{work.split}, work.slot}) {
+         {int64_t{work.batch}, int64_t{work.kv_head}, int64_t{work.row_tile}, int64_t{work.split}, work.slot}) {
       *out++ = x;
     }
   }
@@ -89,6 +89,6 @@ EXPORT uint64_t matrix_descriptor(uint32_t address, uint32_t leading_bytes, int 
   return va_export::matrix_descriptor(address, leading_bytes, static_cast<uint32_t>(8 * swizzle), mode);
 }
 
-EXPORT int has_foreign_values(int end_tile, int tile_keys, int valid_keys, int64_t kv_len) {
-  return va_export::has_foreign_values(end_tile, tile_keys, valid_keys, kv_len);
+EXPORT int has_stale_values(int end_tile, int tile_keys, int valid_keys, int64_t kv_len) {
+  return va_export::has_stale_values(end_tile, tile_keys, valid_keys, kv_len);
 }

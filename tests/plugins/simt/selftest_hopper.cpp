@@ -2,7 +2,7 @@
 // must notice.
 #include "simt.h"
 
-#include "anchored_attention/hopper_geometry.h"
+#include "anchored_attention/hopper/layout.h"
 #include "common/ptx_sm90.cuh"
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
@@ -34,7 +34,7 @@ template <typename T>
 void product(ProductArguments p) {
   if (threadIdx.x == 0) std::memcpy(shared(0), p.memory, 32 * 1024);
   __syncthreads();
-  float d[64];
+  float d[16][4];
   uint32_t a[4];
   std::memcpy(d, p.d + 64 * threadIdx.x, sizeof(d));
   wgmma_fence();
@@ -118,18 +118,18 @@ void steps(FaultArguments p) {
   }
   mbarrier_wait(barriers + 1, 0);
   if (group == 1 && kFault != kNoTurn) named_barrier_sync(1, kFault == kOtherCount ? 128 : 256);
-  float d[32] = {};
+  float d[8][4] = {};
   uint32_t ones[4] = {0x3c003c00, 0x3c003c00, 0x3c003c00, 0x3c003c00};
   if (kFault != kNoRegisterFence) wgmma_fence();
   wgmma_registers(d, ones, matrix_descriptor(shared_address(shared(0)), 2048, 1024, kSwizzle128), __half{});
   wgmma_commit();
-  if (kFault == kReadsTooEarly) p.out[thread] = d[5];
-  if (kFault == kWritesTooEarly) d[5] = 1.0f;
+  if (kFault == kReadsTooEarly) p.out[thread] = d[1][1];
+  if (kFault == kWritesTooEarly) d[1][1] = 1.0f;
   if (kFault == kOverwritesWeights) ones[0] = 0;
   if (kFault != kNoWait) wgmma_wait<0>();
   if (group == 0) named_barrier_arrive(1, 256);
   if (kFault == kLeftOverArrival) named_barrier_arrive(2, 512);
-  if (kFault != kReadsTooEarly) p.out[thread] = d[5];
+  if (kFault != kReadsTooEarly) p.out[thread] = d[1][1];
 }
 
 template <int... kFaults>

@@ -57,31 +57,31 @@ void multiply_once(ProductArguments p) {
   }
 }
 
-// The thin form's two products of 64 x 64 tiles, with one tile of F: upright F^T right, flat F right.
-struct StripArguments {
+// The thin form's two products of 64 x 64 tiles, with one tile of F: F^T right (tn) and F right (nn).
+struct ThinArguments {
   const float *factor, *right;
-  float *upright, *flat;
+  float *tn, *nn;
 };
 
-template <typename Strip>
-void multiply_strip(StripArguments p) {
+template <typename Products>
+void multiply_thin(ThinArguments p) {
   constexpr int kTile = va_export::kTile;
   float* left = static_cast<float*>(va_export::block_memory());
-  float *right = left + kTile * Strip::kPitch, *z = right + kTile * Strip::kPitch;
-  va_export::copy_tile<Strip>(left, p.factor, kTile);
-  va_export::copy_tile<Strip>(right, p.right, kTile);
+  float *right = left + kTile * Products::kPitch, *z = right + kTile * Products::kPitch;
+  va_export::copy_tile<Products>(left, p.factor, kTile);
+  va_export::copy_tile<Products>(right, p.right, kTile);
   for (int e = static_cast<int>(threadIdx.x); e < kTile * kTile; e += va_export::kThreads) {
-    z[e / kTile * Strip::kStepPitch + e % kTile] = p.right[e];
+    z[e / kTile * Products::kStepPitch + e % kTile] = p.right[e];
   }
   va_export::cp_async_wait<0>();
   __syncthreads();
-  float upright[Strip::kRows][Strip::kColumns] = {}, flat[Strip::kRows][Strip::kColumns] = {};
-  Strip::multiply_upright(upright, left, right);
-  Strip::multiply_flat(flat, left, z);
-  for (int r = 0; r < Strip::kRows; ++r) {
-    for (int c = 0; c < Strip::kColumns; ++c) {
-      p.upright[Strip::row(r) * kTile + Strip::column(c)] = upright[r][c];
-      p.flat[Strip::row(r) * kTile + Strip::column(c)] = flat[r][c];
+  float tn[Products::kRows][Products::kColumns] = {}, nn[Products::kRows][Products::kColumns] = {};
+  Products::multiply_tn(tn, left, right);
+  Products::multiply_nn(nn, left, z);
+  for (int r = 0; r < Products::kRows; ++r) {
+    for (int c = 0; c < Products::kColumns; ++c) {
+      p.tn[Products::row(r) * kTile + Products::column(c)] = tn[r][c];
+      p.nn[Products::row(r) * kTile + Products::column(c)] = nn[r][c];
     }
   }
 }
@@ -104,10 +104,10 @@ extern "C" VA_EXPORT_API int run_score_product(int on_tensor_cores, int is_depth
                          : run_block(multiply_once<PlainProduct>, p, PlainProduct::kSharedBytes);
 }
 
-extern "C" VA_EXPORT_API int run_score_strip(int on_tensor_cores, const float* factor, const float* right,
-                                             float* upright, float* flat) {
+extern "C" VA_EXPORT_API int run_score_thin_products(int on_tensor_cores, const float* factor, const float* right,
+                                                     float* tn, float* nn) {
   using namespace va_export;
-  const StripArguments p{factor, right, upright, flat};
-  return on_tensor_cores ? run_block(multiply_strip<TensorStrip>, p, TensorStrip::kSharedBytes)
-                         : run_block(multiply_strip<PlainStrip>, p, PlainStrip::kSharedBytes);
+  const ThinArguments p{factor, right, tn, nn};
+  return on_tensor_cores ? run_block(multiply_thin<TensorThinProducts>, p, TensorThinProducts::kSharedBytes)
+                         : run_block(multiply_thin<PlainThinProducts>, p, PlainThinProducts::kSharedBytes);
 }

@@ -12,7 +12,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from va_export.proof.reference import read_reference
+from va_export.proof.reference import prepared_of, read_reference
+from va_export.runtime.anchoring import Anchoring
 from va_export.runtime.backends import onnxruntime as onnxruntime_backend
 from va_export.runtime.backends.session_memory import RESIDENT_FACTOR, must_stream
 from va_export.runtime.bundle import Bundle
@@ -105,12 +106,10 @@ def test_a_bundle_answers_the_same(attention: str, tiny_bundle: Path, monkeypatc
     for streams in (False, True):
         monkeypatch.setattr(onnxruntime_backend, "must_stream", lambda _, streams=streams: streams)
         with Bundle.open(tiny_bundle, attention=attention) as bundle:
-            answers[streams] = bundle.generate(
-                pixel_values=reference["pixel_values"],
-                input_ids=reference["input_ids"],
+            answers[streams] = bundle.answer(
+                prepared_of(reference),
+                anchoring=Anchoring(key_log_gain=reference["key_log_gain"], value_gain=reference["value_gain"]),
                 forced_tokens=reference["anchored_tokens"],
-                key_log_gain=reference["key_log_gain"],
-                value_gain=reference["value_gain"],
                 return_logits=True,
             ).logits
     default, streaming = answers[False], answers[True]

@@ -4,21 +4,25 @@ and a decoder; see `text_backbones` for the decoders that are read.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from va_export.models.component import Component, decoder_component, embedding_component
 from va_export.models.family import ModelSpec, WeightSource
 from va_export.models.internvl2 import config as _config
 from va_export.models.internvl2 import key_map
+from va_export.models.internvl2.tiles import tiles
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from va_export.bundle.decoder_shards import DecoderShard
     from va_export.checkpoint.files import Checkpoint
-    from va_export.runtime.processing.fixed_frames import Processing
+    from va_export.runtime.processing import Processing
 
 
 class InternVL2:
@@ -56,6 +60,18 @@ class InternVL2:
         from va_export.models.internvl2 import reference
 
         return reference.build_model(spec, attention)
+
+    def components(self, spec: ModelSpec, precision: str, shards: Sequence[DecoderShard]) -> tuple[Component, ...]:
+        from va_export.models.internvl2.vision import vision_component
+
+        return (
+            vision_component(spec),
+            embedding_component(spec, partial(self.visual_tokens, spec)),
+            *(decoder_component(spec, precision, shard) for shard in shards),
+        )
+
+    def visual_tokens(self, spec: ModelSpec, n_frames: int) -> int:
+        return n_frames * tiles(spec).tokens_per_frame
 
     def weight_map(self, spec: ModelSpec) -> Mapping[str, WeightSource]:
         return key_map.weight_map(spec)

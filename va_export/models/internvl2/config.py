@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from va_export.errors import VaExportError
-from va_export.models.family import DynamicNtkScaling, ModelSpec, TextShape, VisionShape
+from va_export.models.family import DynamicNtkScaling, ModelSpec, TextShape
 from va_export.models.internvl2.text_backbones import REFUSED_BACKBONES, TEXT_BACKBONES, TextBackbone
+from va_export.models.internvl2.tiles import TileShape
 
 FAMILY = "internvl2"
 _Value = TypeVar("_Value")
@@ -125,7 +126,7 @@ def _rope_scaling(llm: Mapping[str, Any]) -> DynamicNtkScaling | None:
     return DynamicNtkScaling(factor)
 
 
-def _vision_shape(config: Mapping[str, Any], vit: Mapping[str, Any]) -> VisionShape:
+def _vision_shape(config: Mapping[str, Any], vit: Mapping[str, Any]) -> TileShape:
     hidden, heads = _positive(vit, "hidden_size"), _positive(vit, "num_attention_heads")
     image, patch = _positive(vit, "image_size"), _positive(vit, "patch_size")
     forced = config.get("force_image_size") or image
@@ -154,7 +155,8 @@ def _vision_shape(config: Mapping[str, Any], vit: Mapping[str, Any]) -> VisionSh
             f"image_size {image}, patch_size {patch} and downsample_ratio {ratio} do not divide evenly",
             "vision_config",
         )
-    return VisionShape(
+    return TileShape(
+        positions_per_frame=grid**2 + 1,  # a class token beside the patches
         image_size=image,
         patch_size=patch,
         tokens_per_frame=(grid // step) ** 2,
@@ -170,7 +172,7 @@ def _hf_config(
     llm: Mapping[str, Any],
     vit: Mapping[str, Any],
     text: TextShape,
-    vision: VisionShape,
+    vision: TileShape,
     image_token_id: int | None,
     backbone: TextBackbone,
 ) -> dict[str, Any]:

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from va_export.models.family import ModelSpec
-from va_export.runtime.processing.fixed_frames import Processing
+from va_export.models.internvl2.tiles import tiles
+from va_export.runtime.processing import Processing
 
 IMAGE_TOKEN = "<IMG_CONTEXT>"
 END_OF_TURN = "<|im_end|>"
@@ -29,12 +30,12 @@ _CHAT_TEMPLATES: Mapping[str, str] = {"internlm2-chat": _CHATML, "Hermes-2": _CH
 def processing(spec: ModelSpec, *, add_bos: bool = True) -> Processing:
     """How frames and a question become inputs of the model that `spec` describes."""
     return Processing(
-        image_size=spec.vision.image_size,
+        image_size=tiles(spec).image_size,
         mean=_IMAGENET_MEAN,
         std=_IMAGENET_STD,
         resample="bicubic",
         frame_sampling="segment-midpoint",
-        tokens_per_frame=spec.vision.tokens_per_frame,
+        tokens_per_frame=tiles(spec).tokens_per_frame,
         image_token=IMAGE_TOKEN,
         image_token_id=spec.image_token_id,
         chat_template=_CHAT_TEMPLATES[spec.prompt_template],

@@ -30,7 +30,7 @@ def open_backend(
         VaExportError: an unknown name, a library that is not installed, a component that the bundle lacks, or devices
             for a backend that runs on the CPU.
     """
-    form = attention or manifest.data["attention"]
+    form = attention or manifest.data.attention
     if name == "onnxruntime":
         from va_export.runtime.backends.onnxruntime import OnnxRuntimeBackend
 

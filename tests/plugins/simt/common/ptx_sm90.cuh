@@ -112,7 +112,7 @@ float decode(uint16_t bits) {
 }
 
 template <typename T>
-void wgmma_shared(float (&d)[64], uint64_t a, uint64_t b, bool adds, T) {
+void wgmma_shared(float (&d)[16][4], uint64_t a, uint64_t b, bool adds, T) {
   simt::Product product{};
   product.columns = 128;
   product.from_shared = true;
@@ -120,17 +120,17 @@ void wgmma_shared(float (&d)[64], uint64_t a, uint64_t b, bool adds, T) {
   product.a = a;
   product.b = b;
   product.decode = decode<T>;
-  simt::wgmma.start(product, d, nullptr);
+  simt::wgmma.start(product, d[0], nullptr);
 }
 
 template <int kCount, typename T>
-void wgmma_registers(float (&d)[kCount], const uint32_t (&a)[4], uint64_t b, T) {
+void wgmma_registers(float (&d)[kCount][4], const uint32_t (&a)[4], uint64_t b, T) {
   simt::Product product{};
-  product.columns = 2 * kCount;
+  product.columns = 8 * kCount;
   product.adds = true;
   product.b = b;
   product.decode = decode<T>;
-  simt::wgmma.start(product, d, a);
+  simt::wgmma.start(product, d[0], a);
 }
 
 }  // namespace va_export
