@@ -23,7 +23,7 @@ from va_export.graph.trace import FakeModel
 from va_export.graph.write_onnx import check_onnx
 from va_export.models import family_for
 from va_export.models.component import Component, decoder_component
-from va_export.proof.compare import tolerance_for
+from va_export.proof.tolerances import tolerance_for
 from va_export.runtime.backends.onnxruntime import OnnxRuntimeBackend
 
 EVEN = DecoderWeights(1, 0)

@@ -17,6 +17,7 @@ from va_export.machine import environment, gpu_name
 from va_export.proof.compare import check_parity, parity_document
 from va_export.proof.documents import Environment, Latency, LatencyRun, NotRun, Parity, ParityRun
 from va_export.proof.latency import measure_latency
+from va_export.proof.partition import UNDETERMINED
 from va_export.proof.reference import FILE_NAME, read_reference
 from va_export.proof.verdict import NOT_BUILT, engines_not_run
 from va_export.runtime.backends.table import open_backend
@@ -119,7 +120,10 @@ def run_parity(
         result = check_parity(bundle, reference, atol, rtol)
         failed = [check.stage for check in result.checks if not check.passed]
         outcome = f"FAILED: {', '.join(failed)}" if failed else "all within tolerance"
-        stage.say(f"{len(result.checks)} checks, {outcome}")
+        is_open = any(check.partition == UNDETERMINED for check in result.checks)
+        stage.say(
+            f"{len(result.checks)} checks, {outcome}" + ("; the frames leave the subspaces open" if is_open else "")
+        )
     return result
 
 

@@ -75,9 +75,14 @@ def outcome(check: Check) -> str:
         return f"cosine {figures.cosine(check.cosine)}, below {figures.cosine(floor)}"
     if check.tolerance.atol is None:
         return f"cosine {figures.cosine(check.cosine)}"
+    if check.partition == "worse":
+        return "subspaces that cut more than the reference's"
     if check.tolerance_used is None:
         return "no figure"
-    return f"{figures.percent(check.tolerance_used)} of its tolerance"
+    used = f"{figures.percent(check.tolerance_used)} of its tolerance"
+    if check.partition == "undetermined":
+        return f"{used}, for its own subspaces: the frames leave them open"
+    return f"{used}, for its own subspaces" if check.partition == "as good" else used
 
 
 def bounds(tolerance: Tolerance) -> str:
