@@ -140,7 +140,8 @@ def encode(document: Any, *, indent: int | None = 2) -> bytes:
         ValueError: a number that is not finite, which JSON cannot say.
     """
     plain = msgspec.to_builtins(document, enc_hook=_to_builtin)
-    return (json.dumps(plain, indent=indent, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    text = json.dumps(plain, indent=indent, ensure_ascii=False, allow_nan=False) + "\n"
+    return text.encode(errors="replace")  # a byte of a file's name that is not UTF-8 becomes a question mark
 
 
 def json_schema(form: type) -> dict[str, Any]:

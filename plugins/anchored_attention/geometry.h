@@ -32,8 +32,8 @@ __device__ inline int valid_keys_of(const VaAnchoredAttentionParams& p, int64_t 
 // Keys that packed row `row` may see: bottom-right causal, the last position sees every valid key.
 __host__ __device__ inline int visible_keys(int row, int group, int64_t q_len, int valid_keys, bool is_causal) {
   if (!is_causal) return valid_keys;
-  const int64_t seen = row / group + valid_keys - q_len + 1;
-  return static_cast<int>(seen < 0 ? 0 : (seen > valid_keys ? valid_keys : seen));
+  const int seen = row / group + 1 + (valid_keys - static_cast<int>(q_len));  // in this order, within int32
+  return seen < 0 ? 0 : (seen > valid_keys ? valid_keys : seen);
 }
 
 // First element of a packed row of query or out: [batch, heads, positions, width] by its strides.

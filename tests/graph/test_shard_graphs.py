@@ -23,7 +23,7 @@ from va_export.graph.trace import FakeModel
 from va_export.graph.write_onnx import check_onnx
 from va_export.models import family_for
 from va_export.models.component import Component, decoder_component
-from va_export.proof.compare import tolerance_for
+from va_export.proof.tolerances import tolerance_for
 from va_export.runtime.backends.onnxruntime import OnnxRuntimeBackend
 
 EVEN = DecoderWeights(1, 0)
@@ -63,7 +63,8 @@ def backend(
                 check_onnx(folder / name)
             entries[part.name] = entry_of(part, onnx_native=f"{part.name}_native.onnx")
         assert tracer.n_traces == min(n_shards, 2)  # the last one, and one for all others, which are alike
-        return manifest_of(folder, entries, LAYERS, precision=precision)
+        data = [path.name for path in folder.glob("*.data")]
+        return manifest_of(folder, entries, LAYERS, precision=precision, files=data)
 
     def opened(precision: str, n_shards: int, attention: str) -> OnnxRuntimeBackend:
         if (precision, n_shards) not in folders:

@@ -8,22 +8,28 @@ from typing import Any
 
 import numpy as np
 import pytest
+from golden_scores import planted_tokens
 from msgspec.structs import asdict
 
 from va_export.anchor import subspace_score
 from va_export.anchor.sharing import sharing_score
 from va_export.documents import decode, encode, read
-from va_export.proof.compare import (
-    check_parity,
-    compare,
+from va_export.proof.compare import check_parity, compare, parity_document
+from va_export.proof.documents import OwnScore, Parity, ParityRun, Tolerance
+from va_export.proof.partition import (
+    AS_GOOD,
+    SAME,
+    UNDETERMINED,
+    WORSE,
+    ReferencePartition,
+    eigengap,
     label_agreement,
     normalized_cut,
-    parity_document,
-    tolerance_for,
 )
-from va_export.proof.documents import Parity, ParityRun, Tolerance
 from va_export.proof.reference import read_reference
+from va_export.proof.tolerances import tolerance_for
 from va_export.runtime.bundle import Bundle
+from va_export.settings import ScoreSettings
 
 LOOSE = Tolerance(atol=1e9, rtol=0.0, cosine=-1.0)
 
@@ -201,9 +207,72 @@ def test_a_graph_with_other_labels_is_judged_by_what_they_cut(
         row_sum = np.asarray(details.self_expression, np.float64).sum(1)
         given = np.roll(reference["labels"], 5) if labels == "worse" else 3 - reference["labels"]
         score = sharing_score(row_sum, given).astype(np.float32)
-        monkeypatch.setattr(bundle.backend, "score", lambda _: (score, given))
+        results = {"sharing_score": score, "labels": given}
+        run = bundle.backend.run
+        monkeypatch.setattr(bundle.backend, "run", lambda name, of: results if name == "score" else run(name, of))
         rows = [check for check in check_parity(bundle, reference).checks if check.stage == "score_graph"]
     assert [check.passed for check in rows] == [labels == "renamed"]
+
+
+def frames_of(tokens: np.ndarray[Any, Any], copies: int) -> np.ndarray[Any, Any]:
+    return np.tile(tokens, (copies, 1)).astype(np.float32)
+
+
+def test_the_subspaces_of_a_still_clip_are_not_judged_and_its_scores_are() -> None:
+    """Every token is expressed by its copies, so that the affinity falls apart into 16 groups for 4 subspaces: any
+    union of groups cuts nothing."""
+    tokens = frames_of(np.random.default_rng(0).standard_normal((16, 24)), 8)
+    labels = np.tile(np.arange(16) % 4, 8)
+    partition = ReferencePartition(tokens, labels, ScoreSettings(4))
+    others = np.tile(np.arange(16) // 4, 8)
+    assert partition.judge((labels + 1) % 4) == SAME
+    assert partition.judge(others) == UNDETERMINED
+    c = subspace_score(tokens, 4, dtype="float64", return_details=True).self_expression
+    assert eigengap(c, 4) < 1e-9 and not c.reshape(8, 16, 8, 16)[:, 0, :, 1:].any()
+    np.testing.assert_array_equal(partition.score_of(others), sharing_score(c.sum(1), others))
+
+
+def test_the_subspaces_of_tokens_that_have_them_are_judged() -> None:
+    tokens, labels = planted_tokens(12, 3, 20, noise=0.05)
+    partition = ReferencePartition(tokens, labels, ScoreSettings(3))
+    border = labels.copy()
+    border[0] = (border[0] + 1) % 3
+    assert partition.judge(2 - labels) == SAME
+    assert partition.judge(np.zeros_like(labels)) == WORSE  # and cuts nothing
+    assert partition.judge(np.arange(len(labels)) % 3) == WORSE
+    assert partition.judge(border) in (WORSE, AS_GOOD)
+
+
+def test_the_gap_of_two_cliques_that_touch() -> None:
+    """Two pairs, linked by b between two of their tokens: the normalised affinity written out by hand."""
+    c = np.zeros((4, 4))
+    c[0, 1] = c[2, 3] = 1.0
+    c[1, 2] = 0.25
+    root = np.sqrt([1.0, 1.25, 1.25, 1.0])
+    spectrum = np.linalg.eigvalsh((c + c.T) / np.outer(root, root))[::-1]
+    assert eigengap(c, 2) == pytest.approx(spectrum[1] - spectrum[2])
+    assert eigengap(c, 4) == eigengap(np.zeros((4, 4)), 2) == math.inf
+
+
+def test_a_score_of_zeros_is_compared_to_its_end(
+    tiny_bundle: Path, reference: dict[str, np.ndarray[Any, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Equal tokens, of which no one recurs more than another: the report's cosine was 0/0, which JSON does not have."""
+    tokens = np.tile(reference["visual_tokens"][:1], (len(reference["visual_tokens"]), 1))
+    given = {**reference, "visual_tokens": tokens, "labels": np.zeros(len(tokens), np.int64)}
+    given["sharing_score"] = np.zeros(len(tokens), np.float32)
+    with Bundle.open(tiny_bundle) as bundle:
+        run = bundle.backend.run
+
+        def of_equal_tokens(name: str, inputs: Any) -> Any:
+            return {"visual_tokens": tokens} if name == "vision" else run(name, inputs)
+
+        monkeypatch.setattr(bundle.backend, "run", of_equal_tokens)
+        result = check_parity(bundle, given)
+    rows = {check.stage: check for check in result.checks}
+    for stage in ("sharing_score", "score_graph"):
+        assert rows[stage].passed and rows[stage].partition == SAME and rows[stage].cosine == 1.0
+    assert result.score_end_to_end == OwnScore(1.0, 0.0, 1.0)
 
 
 def test_the_cut_of_two_halves_counts_what_crosses() -> None:

@@ -12,9 +12,10 @@ import pytest
 from command_line import TINY, va_export
 
 from va_export.errors import VaExportError
-from va_export.proof.compare import tolerance_for
+from va_export.proof.tolerances import tolerance_for
 from va_export.runtime.anchoring import Anchoring
-from va_export.runtime.bundle import Bundle, Generation
+from va_export.runtime.bundle import Bundle
+from va_export.runtime.generation import Generation
 from va_export.runtime.processing import Prepared
 
 MOST = 3

@@ -9,15 +9,33 @@ import msgspec
 import numpy as np
 import pytest
 from msgspec.structs import replace
+from scorable_tokens import EQUAL, SCORED, TOKENS
 from synthetic_manifest import engine_entry
 
 from va_export.bundle.manifest import read_manifest
 from va_export.errors import VaExportError
-from va_export.proof.compare import check_parity, label_agreement
+from va_export.proof.compare import check_parity
+from va_export.proof.partition import label_agreement
 from va_export.proof.reference import prepared_of, read_reference
 from va_export.runtime.backends.backend import has_score_graph
 from va_export.runtime.bundle import Bundle, default_scorer
 from va_export.runtime.processing import Prepared
+from va_export.runtime.scoring import score_visual_tokens
+
+
+@pytest.mark.parametrize("name", [name for name, (_, verdict) in TOKENS.items() if verdict != SCORED])
+def test_what_has_no_score_is_refused_from_a_graph_as_from_the_host(tiny_bundle: Path, name: str) -> None:
+    tokens, verdict = TOKENS[name]
+    given = np.zeros((24, 128), np.float32)  # the tiny model's hidden size; features that are 0 change nothing
+    given[:, : tokens.shape[1]] = tokens
+    with Bundle.open(tiny_bundle) as bundle:
+        for backend in (None, bundle.backend):
+            if verdict == EQUAL:
+                assert not score_visual_tokens(given, bundle.score_settings, backend=backend).sharing_score.any()
+                continue
+            with pytest.raises(VaExportError) as refusal:
+                score_visual_tokens(given, bundle.score_settings, backend=backend)
+            assert refusal.value.where in ("score", "subspace_score")
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +95,7 @@ def test_a_bundle_without_the_component_opens_and_is_checked(copied_bundle: Path
 
 
 @pytest.mark.parametrize(("score", "backend", "message"), [
-    ("gpu", "onnxruntime", "unknown scorer 'gpu'"),
+    ("gpu", "onnxruntime", "score cannot be 'gpu'"),
     ("graph", "torch", "no graph of the score for torch"),
 ])  # fmt: skip
 def test_scorers_that_are_not_there(tiny_bundle: Path, score: str, backend: str, message: str) -> None:

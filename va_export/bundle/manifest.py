@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+import unicodedata
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from va_export.bundle.document import ComponentEntry, ManifestDocument
-from va_export.documents import convert, parse, read_bytes
+from va_export.bundle.held import HeldFiles
+from va_export.documents import MAX_BYTES, convert, parse
 from va_export.errors import VaExportError
 
 MANIFEST_NAME = "manifest.json"
@@ -31,9 +34,18 @@ class Manifest:
 
     directory: Path
     data: ManifestDocument
+    _opened: HeldFiles | None = field(default=None, compare=False, repr=False)
+
+    @cached_property
+    def held(self) -> HeldFiles:
+        """The listed files, open since the manifest was read; all reading goes through them."""
+        held = self._opened or HeldFiles(self.directory)
+        for name in self.data.files:
+            held.hold(name)
+        return held
 
     def path(self, relative: str) -> Path:
-        """A file of the bundle, by its name in the manifest.
+        """Where a file of the bundle lies, by its name in the manifest; to be told, not to be read: see `held`.
 
         Raises:
             VaExportError: the manifest lists no such file, so that its place and its size were never checked.
@@ -69,25 +81,41 @@ def read_manifest(directory: Path) -> Manifest:
             size, or a name that leaves the directory.
     """
     path = directory / MANIFEST_NAME
-    if not directory.is_dir():
-        raise VaExportError(
-            "no such bundle directory", where=directory, fix="check the path, or make one with va-export"
-        )
-    if not path.is_file():
+    held = HeldFiles(directory)
+    if not path.exists():
         raise _no_manifest(directory)
+    held.hold(MANIFEST_NAME)
     what, fix = "the manifest", "copy or export the bundle again"
-    data = parse(read_bytes(path, what=what, fix=fix), what=what, where=path, fix=fix)
+    data = parse(held.read(MANIFEST_NAME, MAX_BYTES), what=what, where=path, fix=fix)
     if (version := data.get("manifest_version") if isinstance(data, dict) else None) != MANIFEST_VERSION:
         raise _other_version(version, data, path)
-    manifest = Manifest(directory, convert(data, ManifestDocument, what=what, where=path, fix=fix))
-    for name in manifest.data.files:
-        pure = PurePosixPath(name)
-        if pure.is_absolute() or ".." in pure.parts or "\\" in name or "\0" in name:
-            raise VaExportError(
-                f"the manifest names a file outside of the bundle: {name!r}", where=path, fix="do not use this bundle"
-            )
+    manifest = Manifest(directory, convert(data, ManifestDocument, what=what, where=path, fix=fix), held)
+    _check_names(manifest.data.files, path)
     _check_sizes(manifest)
+    with held.in_place(MANIFEST_NAME):
+        pass  # the files are those of the manifest that was read, not of one that took its place meanwhile
     return manifest
+
+
+def _check_names(names: Collection[str], path: Path) -> None:
+    for name in names:
+        if fault := _fault_of_name(name):
+            raise VaExportError(fault, where=path, fix="do not use this bundle")
+    # On some file systems these would be one file.
+    if len({unicodedata.normalize("NFC", name).casefold() for name in names}) < len(names):
+        raise VaExportError(
+            "the manifest lists a file twice, in different spellings", where=path, fix="do not use this bundle"
+        )
+
+
+def _fault_of_name(name: str) -> str | None:
+    """What is wrong with the name of a file of a bundle."""
+    pure = PurePosixPath(name)
+    if pure.is_absolute() or ".." in pure.parts or "\\" in name:
+        return f"the manifest names a file outside of the bundle: {name!r}"
+    if not name.isprintable() or pure.as_posix() != name or name in (".", MANIFEST_NAME):
+        return f"the manifest lists a file under a name that no bundle has: {name!r}"
+    return None
 
 
 def _no_manifest(directory: Path) -> VaExportError:
@@ -124,14 +152,9 @@ def _other_version(version: Any, data: Any, path: Path) -> VaExportError:
 
 def _check_sizes(manifest: Manifest) -> None:
     for name, entry in manifest.data.files.items():
-        path = manifest.path(name)
-        if not path.is_file():
+        if (size := manifest.held.size(name)) != entry.bytes:
             raise VaExportError(
-                f"the bundle lacks {name}", where=manifest.directory, fix="copy or export the bundle again"
-            )
-        if path.stat().st_size != entry.bytes:
-            raise VaExportError(
-                f"{name} has {path.stat().st_size} bytes; the manifest says {entry.bytes}",
+                f"{name} has {size} bytes; the manifest says {entry.bytes}",
                 where=manifest.directory,
                 fix="copy or export the bundle again",
             )
@@ -144,7 +167,7 @@ def verify_hashes(manifest: Manifest) -> None:
         VaExportError: naming the first file that differs.
     """
     for name, entry in manifest.data.files.items():
-        if sha256(manifest.path(name)) != entry.sha256:
+        if manifest.held.sha256(name) != entry.sha256:
             raise VaExportError(
                 f"{name} is not the file that was exported: its SHA-256 differs from the manifest's",
                 where=manifest.directory,

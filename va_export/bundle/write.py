@@ -283,18 +283,18 @@ def check_destination(output: Path, overwrite: bool) -> None:
     Raises:
         VaExportError: something is there that must not be replaced.
     """
-    if output.exists() and not overwrite:
-        raise VaExportError(
-            "the output exists already", where=output, fix="choose another --output, or give --overwrite"
-        )
     for place in (output, _failed(output)):
         is_bundle = (place / MANIFEST_NAME).is_file()
-        if place.exists() and not is_bundle and (place.is_file() or any(place.iterdir())):
+        if place.exists() and not is_bundle and (not place.is_dir() or any(place.iterdir())):
             raise VaExportError(
                 "the output exists and is not a bundle, so it will not be overwritten",
                 where=place,
                 fix="choose another --output",
             )
+    if output.exists() and not overwrite:
+        raise VaExportError(
+            "the output exists already", where=output, fix="choose another --output, or give --overwrite"
+        )
 
 
 def _failed(output: Path) -> Path:

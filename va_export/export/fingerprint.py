@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 # Options that leave the ONNX files as they are. An option that is not listed counts, so a new one is safe.
 _WITHOUT_EFFECT = {
-    "recipe", "output", "attention", "flavor", "targets", "onnx_only", "overwrite", "resume", "video", "question",
-    "new_tokens", "atol", "rtol", "latency_iterations", "parity", "engine_cache",
+    "recipe", "output", "attention", "flavor", "targets", "onnx_only", "overwrite", "resume", "video", "sampling",
+    "allow_truncated", "question", "new_tokens", "atol", "rtol", "latency_iterations", "parity", "engine_cache",
 }  # fmt: skip
 _DECIDING_ROOMS = ("bundle", "checkpoint", "export", "graph", "models", "ops", "passes")
 

@@ -15,6 +15,8 @@ from va_export.bundle.document import Attention, Precision
 from va_export.documents import Form, convert, parse, read_bytes
 from va_export.errors import VaExportError
 from va_export.models.component import ROLES, SCORE
+from va_export.runtime.values import absolute_path, expanded, text
+from va_export.runtime.video import check_sampling
 from va_export.settings import GainSettings, Limits, ScoreSettings, check_tolerances
 
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
@@ -94,6 +96,8 @@ class ExportOptions:
         components: which of `ROLES` to export.
         decoder_shards: how many ranges of layers the decoder is cut into; None: as the free memory wants.
         video: the clip whose frames prove the bundle; None: a clip that a package ships.
+        sampling: which of its frames, by name (`runtime.video.SAMPLERS`, or fps=…); None: the model's own rule.
+        allow_truncated: prove with what is there of a clip that is cut short.
         question: asked about the clip, where there is a tokenizer.
         new_tokens: greedy steps compared in the parity report.
         atol, rtol: override the parity tolerances.
@@ -118,6 +122,8 @@ class ExportOptions:
     decoder_shards: int | None = None
     overwrite: bool = False
     video: Path | None = None
+    sampling: str | None = None
+    allow_truncated: bool = False
     question: str = "What moves in this video, and where?"
     new_tokens: int = 8
     atol: float | None = None
@@ -131,6 +137,8 @@ class ExportOptions:
 
     def __post_init__(self) -> None:
         _choice("--precision", self.precision, PRECISIONS)
+        if self.sampling is not None:
+            check_sampling(self.sampling, "--sampling")
         _choice("--weights", self.recipe.weights, WEIGHTS)
         _choice("--attention", self.attention, ATTENTIONS)
         _choice("--tensorrt", self.flavor, FLAVORS)
@@ -178,6 +186,8 @@ class ExportOptions:
                 fix="give a number of at least 1, or leave it out",
             )
         check_tolerances(self.atol, self.rtol)
+        text("--question", self.question)
+        absolute_path("--output", self.output)
 
     @property
     def exports_score(self) -> bool:
@@ -216,7 +226,7 @@ def resolve_model(model: str) -> Recipe:
     """
     if model in recipe_names():
         return read_recipe(recipe_directory() / f"{model}.toml")
-    path = Path(model).expanduser()
+    path = expanded("--model", model)
     if path.is_dir():
         return Recipe(name=path.resolve().name, checkpoint=str(path))
     if path.suffix == ".toml" and path.is_file():

@@ -22,6 +22,7 @@ class Check(Form, frozen=True):
         nan, inf: how many values of the bundle are so.
         top1_agreement: share of positions at which the largest logit is the same one.
         tolerance_used: the error's largest share of what the tolerance allows, 1 at the limit.
+        partition: of a score, how its subspaces stand to the reference's (`va_export.proof.partition`).
     """
 
     stage: str
@@ -37,6 +38,7 @@ class Check(Form, frozen=True):
     tolerance: Tolerance
     tolerance_used: float | None
     passed: bool
+    partition: str | None = None
 
 
 class OwnScore(Form, frozen=True):

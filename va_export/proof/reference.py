@@ -9,8 +9,6 @@ checkpoint is.
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,12 +16,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from va_export.bundle.arrays import read_arrays
 from va_export.errors import VaExportError
 from va_export.host_memory import available_memory
 from va_export.models.reference_memory import reference_memory
-from va_export.runtime.processing import Prepared
+from va_export.runtime.processing import PROCESSING_NAME, Prepared, read_processing
 
 if TYPE_CHECKING:
+    from va_export.bundle.manifest import Manifest
     from va_export.export.recipe import Recipe
     from va_export.export.source import Source
     from va_export.proof.sample import Sample
@@ -129,23 +129,38 @@ def write_reference(path: Path, arrays: dict[str, Array]) -> None:
     np.savez_compressed(path, allow_pickle=False, **arrays)
 
 
-def read_reference(directory: Path) -> dict[str, Array]:
+def read_reference(source: Manifest | Path) -> dict[str, Array]:
     """The arrays of a bundle's reference.
+
+    Args:
+        source: an opened bundle, whose limits say how large the arrays can be; or the directory of one that is being
+            made here.
 
     Raises:
         VaExportError: the bundle has none, or it cannot be read.
     """
-    path = directory / FILE_NAME
-    if not path.is_file():
+    if isinstance(source, Path):
+        path, is_there = source / FILE_NAME, (source / FILE_NAME).is_file()
+    else:
+        path, is_there = source.directory / FILE_NAME, FILE_NAME in source.data.files
+    if not is_there:
         raise VaExportError(
             "the bundle holds no reference, so there is nothing to compare with",
             where=path,
             fix="export all components (without --components) to get one",
         )
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise VaExportError(
-            f"the reference cannot be read: {error}", where=path, fix="export the bundle again"
-        ) from error
+    if isinstance(source, Path):
+        return read_arrays(path)
+    arrays = read_arrays(source.held.path(FILE_NAME), _most_bytes(source))
+    source.held.check(FILE_NAME)
+    return arrays
+
+
+def _most_bytes(manifest: Manifest) -> int:
+    """Bytes that the arrays of a reference can have at a bundle's limits, eight for every number."""
+    limits, text = manifest.data.limits, manifest.data.model.text
+    processing = read_processing(manifest.held.path(PROCESSING_NAME))
+    pixels = 2 * limits.max_frames * 3 * processing.image_size**2
+    tokens = limits.max_frames * processing.tokens_per_frame * (text.hidden_size + 2)
+    positions = limits.max_kv_cache_capacity * (8 + 2 * (text.vocab_size + 1))
+    return 8 * (pixels + tokens + positions)

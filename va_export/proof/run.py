@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from va_export.bundle.manifest import read_manifest, verify_hashes
+from va_export.bundle.trust import judge_code
 from va_export.documents import encode
 from va_export.errors import VaExportError
 from va_export.host_memory import available_memory
@@ -14,7 +17,9 @@ from va_export.machine import environment, gpu_name
 from va_export.proof.compare import check_parity, parity_document
 from va_export.proof.documents import Environment, Latency, LatencyRun, NotRun, Parity, ParityRun
 from va_export.proof.latency import measure_latency
+from va_export.proof.partition import UNDETERMINED
 from va_export.proof.reference import FILE_NAME, read_reference
+from va_export.proof.verdict import NOT_BUILT, engines_not_run
 from va_export.runtime.backends.table import open_backend
 from va_export.runtime.bundle import Bundle
 from va_export.settings import check_tolerances
@@ -41,8 +46,8 @@ def prove(
     engines: EnginePlan,
     document: ManifestDocument,
     display: StageDisplay,
-) -> bool:
-    """Compute the reference, compare the bundle with it, and measure; returns whether parity passed."""
+) -> Parity:
+    """Compute the reference, compare the bundle with it, and measure; returns parity.json."""
     from va_export.proof.reference import compute_reference, write_reference
 
     with display.stage("reference (PyTorch, float32)") as stage:
@@ -65,7 +70,7 @@ def prove(
         for reason in left_out:
             display.note(reason)
         writer.write_json("latency.json", Latency(Environment(**environment()), tuple(latency_runs)))
-    return parity.passed
+    return parity
 
 
 def _are_finite(runs: Sequence[ParityRun]) -> bool:
@@ -99,15 +104,11 @@ def _timed_here(options: ExportOptions, directory: Path) -> tuple[list[tuple[str
 
 def not_run_here(engines: EnginePlan) -> list[NotRun]:
     """What parity did not cover, why, and the command that covers it."""
-    rows = []
-    for flavor in engines.flavors:
-        if gpu_name() is None:
-            reason = "no NVIDIA GPU on the machine of the export"
-        else:
-            reason = "an export compares on ONNX Runtime only"
-        rows.append(NotRun(f"{flavor} engines", reason, f"va-check BUNDLE --backend {flavor}"))
+    no_gpu = gpu_name() is None
+    reason = "no NVIDIA GPU on the machine of the export" if no_gpu else "an export compares on ONNX Runtime only"
+    rows = engines_not_run(engines.flavors, reason)
     if engines.reason:
-        rows.append(NotRun("TensorRT engines", f"not built: {engines.reason}", "va-export … without --onnx-only"))
+        rows.append(NotRun("TensorRT engines", f"{NOT_BUILT}{engines.reason}", "va-export … without --onnx-only"))
     return rows
 
 
@@ -119,7 +120,10 @@ def run_parity(
         result = check_parity(bundle, reference, atol, rtol)
         failed = [check.stage for check in result.checks if not check.passed]
         outcome = f"FAILED: {', '.join(failed)}" if failed else "all within tolerance"
-        stage.say(f"{len(result.checks)} checks, {outcome}")
+        is_open = any(check.partition == UNDETERMINED for check in result.checks)
+        stage.say(
+            f"{len(result.checks)} checks, {outcome}" + ("; the frames leave the subspaces open" if is_open else "")
+        )
     return result
 
 
@@ -157,12 +161,13 @@ def check_bundle(
     iterations: int = 10,
     output: Path | None = None,
     devices: Sequence[int] | None = None,
+    trust_plugins: bool = False,
 ) -> Proof:
     """Repeat parity and latency of a bundle on this machine (`va-check`); needs neither PyTorch nor the checkpoint.
 
     Args:
         output: a directory for `parity.json` and `latency.json` of this run; the bundle itself is never changed.
-        devices: as for `Bundle.open`.
+        devices, trust_plugins: as for `Bundle.open`.
 
     Raises:
         VaExportError: the bundle is damaged, has no reference, or the backend is not available; the output cannot be
@@ -173,20 +178,27 @@ def check_bundle(
         raise VaExportError(
             f"at least 0 iterations are needed, not {iterations}", where="--latency-iterations", fix="raise it"
         )
-    if output is not None and output.resolve().is_relative_to(directory.resolve()):
-        raise VaExportError(
-            "the results may not be written into the bundle, which stays as it is",
-            where=output,
-            fix="choose another --output",
-        )
-    with Bundle.open(directory, backend, check_hashes=True, devices=devices) as bundle:
-        reference = read_reference(directory)
+    if output is not None:
+        _check_results_directory(output, directory)
+    manifest = read_manifest(directory)  # all that follows is of this one bundle, also if another takes its place
+    verify_hashes(manifest)
+    codes = judge_code(manifest, backend, trust_plugins)
+    for code in codes:
+        display.note(f"executed: {code}")
+    if not codes:
+        display.note("executed: nothing of the bundle; its graphs and weights are data")
+    with Bundle.open(manifest, backend, devices=devices, trust_plugins=trust_plugins) as bundle:
+        reference = read_reference(manifest)
         runs = [run_parity(bundle, reference, atol, rtol, display)]
-        parity = parity_document(bundle.manifest.data.precision, REFERENCE, runs, [])
+        components = bundle.manifest.data.components.values()
+        others = sorted({flavor for component in components for flavor in component.engines} - {backend})
+        left_out = engines_not_run(others, f"the check was of {backend}")
+        parity = parity_document(bundle.manifest.data.precision, REFERENCE, runs, left_out)
         latency = None
         if iterations and _are_finite(runs):
             timed = run_latency(bundle, reference, iterations, len(reference["anchored_tokens"]), display)
             latency = Latency(Environment(**environment()), tuple(timed))
+    manifest.held.check_open()  # stages were run one by one, without the checks of a whole answer
     if output is not None:
         try:
             output.mkdir(parents=True, exist_ok=True)
@@ -196,3 +208,20 @@ def check_bundle(
         except OSError as error:
             raise VaExportError(f"the results cannot be written: {error.strerror}", where=output) from error
     return Proof(parity, latency)
+
+
+def _check_results_directory(output: Path, bundle: Path) -> None:
+    """Refuse, before anything is run, a place where results cannot be written."""
+    place = output.resolve()
+    if place.is_relative_to(bundle.resolve()):
+        raise VaExportError(
+            "the results may not be written into the bundle, which stays as it is",
+            where=output,
+            fix="choose another --output",
+        )
+    nearest = next(folder for folder in (place, *place.parents) if folder.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        reason = "may not be written" if nearest.is_dir() else "is a file"
+        raise VaExportError(
+            f"the results cannot be written: {nearest} {reason}", where=output, fix="choose another --output"
+        )

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from va_export.errors import VaExportError
 from va_export.runtime.processing import Prepared
 from va_export.runtime.tokenizer import load_tokenizer
-from va_export.runtime.video import read_frames, sample_clip
+from va_export.runtime.video import is_by_rate, read_frames, sample_clip
 
 if TYPE_CHECKING:
     from va_export.export.recipe import ExportOptions, Recipe
@@ -30,7 +30,7 @@ class Sample:
     Attributes:
         frames: (F, H, W, 3) uint8 as the model sees them, for the report's pictures.
         prepared: the prompt.
-        clip: the manifest's `video`: file, frames, indices, question.
+        clip: the manifest's `video`: frames, indices, timestamps, question, and how the clip was read.
     """
 
     frames: npt.NDArray[np.uint8]
@@ -46,9 +46,12 @@ def make_sample(options: ExportOptions, source: Source, tokenizer_directory: Pat
             score's settings need.
     """
     clip = options.video if options.video is not None else sample_clip()
-    n_frames, processing, spec = options.recipe.frames, source.processing, source.spec
+    processing, spec = source.processing, source.spec
+    rule = options.sampling or processing.frame_sampling
+    most = options.recipe.limits.max_frames if is_by_rate(rule) else options.recipe.frames
+    video = read_frames(clip, most, rule, allow_truncated=options.allow_truncated)
+    n_frames = len(video.indices)
     _check_score_settings(options.recipe, source.visual_tokens(n_frames), spec.text.hidden_size)
-    video = read_frames(clip, n_frames, processing.frame_sampling)
     tokenizer = load_tokenizer(tokenizer_directory)
     if tokenizer is not None:
         prepared = processing.prepare(video.pixels, options.question, tokenizer)
@@ -66,9 +69,10 @@ def make_sample(options: ExportOptions, source: Source, tokenizer_directory: Pat
         frames=processing.resized(video.pixels),
         prepared=prepared,
         clip={
-            "file": clip.name,
+            **video.reading.as_json(),
             "frames": n_frames,
-            "indices": [int(index) for index in video.indices],
+            "indices": list(video.indices),
+            "timestamps": list(video.timestamps),
             "question": options.question,
         },
     )
@@ -77,7 +81,7 @@ def make_sample(options: ExportOptions, source: Source, tokenizer_directory: Pat
 def _check_score_settings(recipe: Recipe, n_tokens: int, hidden_size: int) -> None:
     if n_tokens < max(2, recipe.score.n_subspaces):
         raise VaExportError(
-            f"the {n_tokens} visual tokens of {recipe.frames} frames cannot form {recipe.score.n_subspaces} subspaces",
+            f"the {n_tokens} visual tokens of the frames cannot form {recipe.score.n_subspaces} subspaces",
             where="--subspaces",
             fix="lower --subspaces, or raise --frames",
         )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 from markupsafe import Markup
 from msgspec import structs
 
@@ -70,8 +71,8 @@ def _chart(group: charts.LatencyGroup, groups: tuple[charts.LatencyGroup, ...]) 
 
 
 def _templates() -> Environment:
-    """Jinja2 with escaping always on: names of files, models and devices come from users."""
-    environment = Environment(
+    """Jinja2 with escaping always on, in its sandbox: names of files, models and devices come from users."""
+    environment = ImmutableSandboxedEnvironment(
         loader=PackageLoader("va_export", "report"),
         autoescape=True,
         undefined=StrictUndefined,
@@ -115,7 +116,7 @@ def _write(path: Path, page: str) -> Path:
     """Write beside the destination, then rename: a reader sees the old page or the new one."""
     temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
     try:
-        temporary.write_text(page, encoding="utf-8")
+        temporary.write_text(page, encoding="utf-8", errors="backslashreplace")
         temporary.replace(path)
     except OSError as error:
         raise VaExportError(f"the report cannot be written: {error.strerror or error}", where=path) from error

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import zip_longest
 
 from va_export.proof.documents import Check, Greedy, Parity, Tolerance
+from va_export.proof.verdict import scope
 from va_export.report import figures
 
 STAGES: Mapping[str, str] = {
@@ -49,7 +50,7 @@ def judge(parity: Parity | None) -> Verdict:
         return Verdict("NOT CHECKED", f"{why}, so nothing is known about its numbers", 0, 0, None)
     within = sum(check.passed for _, check in checks)
     run, worst = max(checks, key=lambda pair: _badness(pair[1]))
-    reason = f"{within} of {len(checks)} checks within tolerance; worst: {worst.stage}"
+    reason = f"{scope(parity)}: {within} of {len(checks)} checks within tolerance; worst: {worst.stage}"
     if len(runs) > 1:
         reason += f" ({run.backend}, {run.attention} attention)"
     reason += f", {outcome(worst)}"
@@ -74,9 +75,14 @@ def outcome(check: Check) -> str:
         return f"cosine {figures.cosine(check.cosine)}, below {figures.cosine(floor)}"
     if check.tolerance.atol is None:
         return f"cosine {figures.cosine(check.cosine)}"
+    if check.partition == "worse":
+        return "subspaces that cut more than the reference's"
     if check.tolerance_used is None:
         return "no figure"
-    return f"{figures.percent(check.tolerance_used)} of its tolerance"
+    used = f"{figures.percent(check.tolerance_used)} of its tolerance"
+    if check.partition == "undetermined":
+        return f"{used}, for its own subspaces: the frames leave them open"
+    return f"{used}, for its own subspaces" if check.partition == "as good" else used
 
 
 def bounds(tolerance: Tolerance) -> str:

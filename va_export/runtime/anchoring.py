@@ -37,6 +37,9 @@ class Anchoring:
         given = (self.alpha_k, self.alpha_v, self.key_log_gain, self.value_gain)
         if not self.enabled and any(one is not None for one in given):
             raise VaExportError("anchors=False contradicts given gains", where="generate", fix="leave one of them out")
+        alpha_k, alpha_v = arguments.alphas(self.alpha_k, self.alpha_v, self.key_log_gain, self.value_gain)
+        object.__setattr__(self, "alpha_k", alpha_k)
+        object.__setattr__(self, "alpha_v", alpha_v)
 
     @property
     def needs_score(self) -> bool:

@@ -2,64 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Never, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from va_export.bundle.manifest import Manifest, read_manifest, verify_hashes
 from va_export.errors import VaExportError
-from va_export.runtime import arguments
+from va_export.runtime import arguments, values
 from va_export.runtime.anchoring import Anchoring
 from va_export.runtime.backends.backend import Backend, Float32, Int64, has_score_graph
 from va_export.runtime.backends.decoder_parts import position_axes
-from va_export.runtime.backends.table import open_backend
+from va_export.runtime.backends.table import ATTENTIONS, BACKENDS, open_backend
+from va_export.runtime.generation import Encoded, Generation
 from va_export.runtime.processing import PROCESSING_NAME, Prepared, read_processing
 from va_export.runtime.processing.fixed_frames import Frames
 from va_export.runtime.score_cache import ScoreCache
-from va_export.runtime.scoring import SCORERS, Scored, Scorer, score_visual_tokens
+from va_export.runtime.scoring import SCORERS, Scorer, score_visual_tokens
 from va_export.runtime.session import Session, Steps, follow, greedy, likeliest
 from va_export.runtime.stage_clock import StageClock
-from va_export.runtime.tokenizer import Tokenizer, load_tokenizer
-
-
-@dataclass(frozen=True)
-class Generation:
-    """One answer and what led to it.
-
-    Attributes:
-        tokens: (T,) the generated ids; the last is a stop id if one came up.
-        logits: (T, vocab) float32, row t is what token t was chosen from, so prefill's last position comes first; None
-            unless asked for.
-        visual_tokens: (N, hidden_size) as they entered the decoder; None without frames.
-        sharing_score: (N,) in [0, 1] of the visual tokens that are scored; None without frames or with anchors off.
-        labels: (N,) subspace of each of them, with the score.
-        timings: milliseconds by stage: vision, score, prefill, decode (all steps), total; where the decoder is in
-            shards also what each of them had of prefill and decode, as `prefill/decoder_0`.
-        gpu_timings: the same by the GPU's own clock; empty without one.
-    """
-
-    tokens: Int64
-    logits: Float32 | None
-    visual_tokens: Float32 | None
-    sharing_score: Float32 | None
-    labels: npt.NDArray[np.int64] | None
-    timings: dict[str, float] = field(default_factory=dict)
-    gpu_timings: dict[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class _Encoded:
-    """A prompt with its visual tokens, their score and its gains."""
-
-    prepared: Prepared
-    visual: Float32 | None
-    scored: Scored | None
-    gains: tuple[Float32, Float32]
+from va_export.runtime.tokenizer import TOKENIZER_FILE, Tokenizer, load_tokenizer
 
 
 class Bundle:
@@ -81,8 +47,13 @@ class Bundle:
         self.scorer: str = score or default_scorer(manifest, backend.name)
         self.gains = manifest.data.gains
         self.score_settings = manifest.data.score
-        self.processing = read_processing(manifest.path(PROCESSING_NAME))
-        self.tokenizer: Tokenizer | None = load_tokenizer(manifest.directory)
+        manifest.path(PROCESSING_NAME)
+        self.processing = read_processing(manifest.held.path(PROCESSING_NAME))
+        self.tokenizer: Tokenizer | None = None
+        if TOKENIZER_FILE in manifest.data.files:
+            with manifest.held.in_place(TOKENIZER_FILE) as directory:
+                self.tokenizer = load_tokenizer(directory)
+        self._is_closed = False
 
     @property
     def default_frames(self) -> int:
@@ -92,7 +63,7 @@ class Bundle:
     @classmethod
     def open(
         cls,
-        path: str | Path,
+        path: str | Path | Manifest,
         backend: str = "onnxruntime",
         *,
         attention: str | None = None,
@@ -100,10 +71,12 @@ class Bundle:
         score_cache: str | Path | None = None,
         devices: Sequence[int] | None = None,
         score: str | None = None,
+        trust_plugins: bool = False,
     ) -> Self:
-        """Open a bundle directory.
+        """Open a bundle directory. What is read later is what lies there now; a file that was exchanged is refused.
 
         Args:
+            path: a manifest opens the bundle that it was read from.
             backend: `onnxruntime`, `tensorrt`, `tensorrt-rtx` or `torch`.
             attention: `plugin` or `native` form of the decoder; None: the form that the bundle was exported with.
             check_hashes: also compare the SHA-256 of every file; sizes are always compared.
@@ -113,14 +86,31 @@ class Bundle:
                 None: one GPU, or the CPU.
             score: `host`, the solver of this package, or `graph`, the bundle's own `score` component in the backend;
                 None: the engine where TensorRT has one, else the host.
+            trust_plugins: execute the bundle's own plugin library and engines, whoever made them (SECURITY.md); as
+                VA_EXPORT_TRUST_PLUGINS=1.
 
         Raises:
-            VaExportError: not a bundle, an unfinished one, damaged, of an unknown version, or the backend is not
-                available.
+            VaExportError: not a bundle, an unfinished one, damaged, of an unknown version, with code to execute that
+                nothing vouches for, or the backend is not available.
         """
-        if score is not None and score not in SCORERS:
-            raise VaExportError(f"unknown scorer {score!r}", where="score", fix=f"use one of: {', '.join(SCORERS)}")
-        manifest = read_manifest(Path(path))
+        directory = path if isinstance(path, Manifest) else values.absolute_path("path", path)
+        values.choice("backend", backend, BACKENDS)
+        if attention is not None:
+            values.choice("attention", attention, ATTENTIONS)
+        if score is not None:
+            values.choice("score", score, SCORERS)
+        if devices is not None:
+            devices = values.devices("devices", devices)
+        cache = None if score_cache is None else ScoreCache(values.absolute_path("score_cache", score_cache))
+        check_hashes = values.flag("check_hashes", check_hashes)
+        trust_plugins = values.flag("trust_plugins", trust_plugins)
+        manifest = directory if isinstance(directory, Manifest) else read_manifest(directory)
+        if attention not in (None, manifest.data.attention) and backend != "onnxruntime":
+            raise VaExportError(
+                f"the bundle has {manifest.data.attention} attention, and {backend} runs no other form of it",
+                where="attention",
+                fix="leave attention out, or export the bundle with the other --attention",
+            )
         if score == "graph" and not has_score_graph(manifest, backend):
             raise VaExportError(
                 f"this bundle has no graph of the score for {backend}",
@@ -129,12 +119,20 @@ class Bundle:
             )
         if check_hashes:
             verify_hashes(manifest)
-        cache = None if score_cache is None else ScoreCache(Path(score_cache))
-        return cls(manifest, open_backend(backend, manifest, attention, devices), attention, cache, score)
+        opened = open_backend(backend, manifest, attention, devices, trust_plugins)
+        return cls(manifest, opened, attention, cache, score)
 
     def close(self) -> None:
-        """Free the backend."""
+        """Free the backend; a closed bundle answers no more."""
+        self._is_closed = True
         self.backend.close()
+
+    def __reduce__(self) -> Never:
+        raise VaExportError(
+            "an open bundle cannot be pickled or copied: it holds sessions of this process",
+            where="Bundle",
+            fix="open it again where it is needed, from its directory",
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -145,11 +143,14 @@ class Bundle:
         self.close()
 
     def prompt(self, question: str, n_frames: int) -> Int64:
-        """Ids (1, S) of a question about `n_frames` frames.
+        """Ids (1, S) of a question about `n_frames` frames; 0 frames: of a question without a video.
 
         Raises:
-            VaExportError: the bundle has no tokenizer.
+            VaExportError: the bundle has no tokenizer, a question that is no text, or more frames than it takes.
         """
+        question = values.text("question", question)
+        n_frames = values.whole_number("n_frames", n_frames, least=0)
+        arguments.frame_count(n_frames, self.limits.max_frames)
         return self.processing.input_ids(question, n_frames, self._tokenizer())
 
     def prepare(self, frames: Frames, question: str) -> Prepared:
@@ -158,7 +159,7 @@ class Bundle:
         Raises:
             VaExportError: the bundle has no tokenizer, or frames of another kind.
         """
-        return self.processing.prepare(frames, question, self._tokenizer())
+        return self.processing.prepare(frames, values.text("question", question), self._tokenizer())
 
     def _tokenizer(self) -> Tokenizer:
         if self.tokenizer is None:
@@ -200,8 +201,10 @@ class Bundle:
             on_token: called with each token as it is chosen.
 
         Raises:
-            VaExportError: shapes that do not fit each other, or a prompt beyond the bundle's limits.
+            VaExportError: values of a wrong type, shapes that do not fit each other, or a prompt beyond the bundle's
+                limits; `where` names the argument.
         """
+        anchors, ignore_stop = values.flag("anchors", anchors), values.flag("ignore_stop", ignore_stop)
         ids = arguments.prompt_ids(input_ids, self._vocab_size)
         given = {} if pixel_values is None else {"pixel_values": pixel_values}
         return self.answer(
@@ -226,15 +229,22 @@ class Bundle:
         on_token: Callable[[int], None] | None = None,
     ) -> Generation:
         """Answer a prepared prompt greedily; see `generate` for the arguments and errors."""
+        if self._is_closed:
+            raise VaExportError("the bundle is closed", where="generate", fix="open it again")
+        max_new_tokens = values.whole_number("max_new_tokens", max_new_tokens, least=1)
+        ignore_stop = values.flag("ignore_stop", ignore_stop)
+        return_logits = values.flag("return_logits", return_logits)
+        if on_token is not None and not callable(on_token):
+            raise VaExportError("on_token cannot be called", where="on_token", fix="give a function of one token")
         forced = None
         if forced_tokens is not None:
-            forced = arguments.token_ids("forced_tokens", forced_tokens, self._vocab_size).reshape(1, -1)
+            forced = arguments.one_row("forced_tokens", forced_tokens, self._vocab_size)
         n_new = max_new_tokens if forced is None else forced.shape[1]
         self._check_length(prepared, n_new)
         stops = () if ignore_stop else self.processing.stop_token_ids
         on_row = None if on_token is None else lambda _, token: on_token(token)
         clock = StageClock(self.backend)
-        with clock("total"):
+        with self._unchanged(), clock("total"):
             encoded = self._encode(prepared, anchoring or Anchoring(), clock)
             session = self._session(1, prepared.length + n_new)
             with clock("prefill"):
@@ -248,7 +258,7 @@ class Bundle:
                 else:
                     step = self._timed_step(session, clock)
                     steps = greedy(logits, step, n_new, stops=stops, forced=forced, on_token=on_row)
-        return _generation(encoded, steps, 0, clock, with_logits=return_logits)
+        return encoded.generation(steps, 0, clock, with_logits=return_logits)
 
     def answer_batch(
         self,
@@ -271,11 +281,14 @@ class Bundle:
                 where="answer_batch",
                 fix="give fewer, or export with a larger --max-batch-size",
             )
+        max_new_tokens = values.whole_number("max_new_tokens", max_new_tokens, least=1)
+        if self._is_closed:
+            raise VaExportError("the bundle is closed", where="answer_batch", fix="open it again")
         for prepared in prompts:
             self._check_length(prepared, max_new_tokens)
         stops = () if ignore_stop else self.processing.stop_token_ids
         clock = StageClock(self.backend)
-        with clock("total"):
+        with self._unchanged(), clock("total"):
             encoded = [self._encode(prepared, anchoring or Anchoring(), clock) for prepared in prompts]
             session = self._session(len(prompts), max(prepared.length for prepared in prompts) + max_new_tokens)
             with clock("prefill"):
@@ -283,11 +296,18 @@ class Bundle:
             with clock("decode"):
                 step = self._timed_step(session, clock)
                 steps = greedy(np.concatenate(rows), step, max_new_tokens, stops=stops)
-        return [_generation(one, steps, row, clock, with_logits=return_logits) for row, one in enumerate(encoded)]
+        return [one.generation(steps, row, clock, with_logits=return_logits) for row, one in enumerate(encoded)]
 
     @property
     def _vocab_size(self) -> int:
         return self.manifest.data.model.text.vocab_size
+
+    @contextmanager
+    def _unchanged(self) -> Iterator[None]:
+        """Around an answer: what was computed while a file was edited may be of both contents."""
+        self.manifest.held.check_open()
+        yield
+        self.manifest.held.check_open()
 
     def _session(self, batch: int, needed: int) -> Session:
         hidden_size, axes = self.manifest.data.model.text.hidden_size, position_axes(self.manifest)
@@ -303,8 +323,6 @@ class Bundle:
 
     def _check_length(self, prepared: Prepared, n_new: int) -> None:
         length = prepared.length
-        if n_new < 1:
-            raise VaExportError(f"max_new_tokens must be at least 1, not {n_new}", where="generate")
         if length > self.limits.max_input_len:
             raise VaExportError(
                 f"the prompt has {length} tokens; this bundle takes {self.limits.max_input_len}",
@@ -319,7 +337,7 @@ class Bundle:
                 fix="lower max_new_tokens, or export with a larger --max-kv-cache-capacity",
             )
 
-    def _encode(self, prepared: Prepared, anchoring: Anchoring, clock: StageClock) -> _Encoded:
+    def _encode(self, prepared: Prepared, anchoring: Anchoring, clock: StageClock) -> Encoded:
         """Visual tokens, score and gains of a prompt."""
         visual = scored = None
         if prepared.vision_inputs:
@@ -330,7 +348,7 @@ class Bundle:
                 grapher = self.backend if self.scorer == "graph" else None
                 tokens = visual[prepared.scored_rows]
                 scored = score_visual_tokens(tokens, self.score_settings, cache=self.score_cache, backend=grapher)
-        return _Encoded(prepared, visual, scored, anchoring.gains(prepared, scored, self.gains))
+        return Encoded(prepared, visual, scored, anchoring.gains(prepared, scored, self.gains))
 
     def _visual_tokens(self, prepared: Prepared) -> Float32:
         """(N, hidden_size), one for each placeholder."""
@@ -344,19 +362,6 @@ class Bundle:
                 fix="processing.json and the graphs do not belong together: copy or export the bundle again",
             )
         return arguments.finite_tokens(visual, self.manifest.data.precision)
-
-
-def _generation(encoded: _Encoded, steps: Steps, row: int, clock: StageClock, *, with_logits: bool) -> Generation:
-    tokens, scored = steps.tokens[row], encoded.scored
-    return Generation(
-        tokens=np.array(tokens, np.int64),
-        logits=np.stack([logits[row] for logits in steps.logits[: len(tokens)]]) if with_logits else None,
-        visual_tokens=encoded.visual,
-        sharing_score=None if scored is None else scored.sharing_score,
-        labels=None if scored is None else scored.labels,
-        timings=clock.milliseconds,
-        gpu_timings=clock.gpu_milliseconds,
-    )
 
 
 def default_scorer(manifest: Manifest, backend: str) -> Scorer:

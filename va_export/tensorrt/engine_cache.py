@@ -25,6 +25,7 @@ from filelock import FileLock, Timeout
 from va_export.bundle.manifest import sha256
 from va_export.documents import Form, encode, read
 from va_export.errors import VaExportError
+from va_export.runtime.values import expanded
 from va_export.tensorrt.cache_key import CacheKey
 from va_export.tensorrt.engine_info import EngineInfo
 
@@ -234,11 +235,15 @@ def resolve_engine_cache(text: str) -> Path | None:
     if text == OFF:
         return None
     if not text:
+        if given := os.environ.get(CACHE_VARIABLE):
+            return expanded(CACHE_VARIABLE, given).absolute() / "engines"
         home = os.environ.get("XDG_CACHE_HOME", "")
-        # The XDG specification: a path that is not absolute is to be ignored.
-        user = Path(home) if Path(home).is_absolute() else Path.home() / ".cache"
-        return Path(os.environ.get(CACHE_VARIABLE) or user / "va-export").expanduser().absolute() / "engines"
-    directory = Path(text).expanduser().absolute()
+        try:  # The XDG specification: a path that is not absolute is to be ignored.
+            user = Path(home) if Path(home).is_absolute() else Path.home() / ".cache"
+        except RuntimeError:  # no HOME and no entry of this user: there is nowhere to keep them
+            return None
+        return user / "va-export" / "engines"
+    directory = expanded("--engine-cache", text).absolute()
     existing = directory
     while not existing.exists():
         existing = existing.parent

@@ -95,8 +95,8 @@ __device__ inline void attend(const TileView<Tile>& view, char* shared, RowState
     const char* values = value_stages + (tile - begin) % Tile::kStages * Tile::kTileBytes;
     cp_async_wait<kGroupsBehind>();
     __syncthreads();  // the key tile and its gains are there; the value tile before it is no longer read
+    const KeyGain next = fetch(tile + 1);  // before the copy: in the other order ptxas spills registers on sm_90
     load_keys<Tile>(view, p.value, p.value_strides, p.value_head_dim, tile + Tile::kStages - 1, value_stages);
-    const KeyGain next = fetch(tile + 1);
     Accumulator<Tile::kRowFragments, Tile::kWarpKeys> scores;
     multiply_queries_keys<Tile>(shared, keys, scores);
     store(next, tile + 1);  // here, where fewer registers are in use than later

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from va_export.checkpoint.files import HubUnreachable
+from va_export.checkpoint.hub import HubUnreachable
 from va_export.errors import VaExportError
 from va_export.export import source
 from va_export.export.recipe import ExportOptions, recipe_names, resolve_model

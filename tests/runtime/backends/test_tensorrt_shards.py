@@ -35,6 +35,20 @@ class Device:
         self.closed = True
 
 
+class Code:
+    """Everything is admitted, and has its own name."""
+
+    library = Path("plugin.so")
+
+    def engine(self, name: str) -> Path:
+        return Path(name)
+
+    def check_unchanged(self) -> None: ...
+
+
+CODE: Any = Code()
+
+
 class Session:
     """An engine whose output is its input plus one, and which remembers what it was given."""
 
@@ -97,7 +111,7 @@ def decode(backend: TensorRTBackend) -> float:
 
 @pytest.mark.usefixtures("stand_ins")
 def test_hidden_states_pass_through_all_shards_and_change_devices_once(manifest: Manifest) -> None:
-    backend = TensorRTBackend(manifest, "tensorrt-rtx", (4, 2))
+    backend = TensorRTBackend(manifest, "tensorrt-rtx", CODE, (4, 2))
     sessions: dict[str, Any] = backend._sessions
     assert {name: session.device.index for name, session in sessions.items()} == {
         "vision": 4,
@@ -114,7 +128,7 @@ def test_hidden_states_pass_through_all_shards_and_change_devices_once(manifest:
         assert run["cache"] is sessions[name].cache
         assert {"position_ids", "key_log_gain", "value_gain", "past_length"} < set(run)
         assert run["position_ids"].item() == 9
-        assert sessions[name].library == manifest.directory / "plugin.so"
+        assert sessions[name].library == Code.library
     assert [sessions[name].runs[0]["keep"] for name in LAYERS] == [*[("next_hidden_states",)] * 2, ()]
     assert sessions["vision"].library is None
     assert list(backend.part_milliseconds) == list(LAYERS) and backend.device == "cuda:4,2"
@@ -125,7 +139,7 @@ def test_hidden_states_pass_through_all_shards_and_change_devices_once(manifest:
 
 @pytest.mark.usefixtures("stand_ins")
 def test_one_device_moves_nothing(manifest: Manifest) -> None:
-    backend = TensorRTBackend(manifest, "tensorrt-rtx")
+    backend = TensorRTBackend(manifest, "tensorrt-rtx", CODE)
     assert decode(backend) == 5 + 3 and backend.device == "cuda"
     sessions: dict[str, Any] = backend._sessions
     assert [sessions[name].received for name in LAYERS] == [[], [], []]
@@ -134,7 +148,7 @@ def test_one_device_moves_nothing(manifest: Manifest) -> None:
 @pytest.mark.usefixtures("stand_ins")
 def test_more_devices_than_shards_are_refused(manifest: Manifest) -> None:
     with pytest.raises(VaExportError, match="4 devices were given, and this bundle's decoder is in 3 shards"):
-        TensorRTBackend(manifest, "tensorrt-rtx", (0, 1, 2, 3))
+        TensorRTBackend(manifest, "tensorrt-rtx", CODE, (0, 1, 2, 3))
 
 
 @pytest.mark.gpu

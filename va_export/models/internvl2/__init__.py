@@ -5,7 +5,6 @@ and a decoder; see `text_backbones` for the decoders that are read.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +16,6 @@ from va_export.models.internvl2 import key_map
 from va_export.models.internvl2.tiles import tiles
 
 if TYPE_CHECKING:
-    import torch
     from torch import nn
 
     from va_export.bundle.decoder_shards import DecoderShard
@@ -47,14 +45,20 @@ class InternVL2:
     def spec_from_checkpoint(
         self, checkpoint: Checkpoint, num_decoder_layers: int | None = None, image_token_id: int | None = None
     ) -> ModelSpec:
-        from va_export.models.internvl2.prompt import END_OF_TURN, IMAGE_TOKEN
-        from va_export.models.internvl2.tokenizer import added_tokens
+        from va_export.models.internvl2.tokenizer import read_tokenizer
 
-        ids = {token.content: token.id for token in added_tokens(checkpoint.directory)}
-        if image_token_id is None:
-            image_token_id = ids.get(IMAGE_TOKEN)
-        eos = (ids[END_OF_TURN],) if END_OF_TURN in ids else ()
-        return _config.spec_from_config(checkpoint.config, num_decoder_layers, image_token_id, eos)
+        tokens = read_tokenizer(checkpoint.directory)
+        for text in tokens.notes:
+            checkpoint.note(text)
+        spec = _config.spec_from_config(
+            checkpoint.config,
+            num_decoder_layers,
+            tokens.image_token_id if image_token_id is None else image_token_id,
+            tokens.stop_ids,
+            tokens.end_of_turn_id,
+        )
+        tokens.check(spec.text.vocab_size, image_token_id)
+        return spec
 
     def build_model(self, spec: ModelSpec, attention: str = "anchored") -> nn.Module:
         from va_export.models.internvl2 import reference
@@ -76,30 +80,15 @@ class InternVL2:
     def weight_map(self, spec: ModelSpec) -> Mapping[str, WeightSource]:
         return key_map.weight_map(spec)
 
-    def check_weights(self, spec: ModelSpec, checkpoint: Checkpoint) -> None:
-        from va_export.models.weights import check_against_map
-
-        uncut = replace(spec, text=replace(spec.text, num_layers=spec.checkpoint_layers))
-        check_against_map(key_map.weight_map(spec), key_map.weight_map(uncut), checkpoint)
-
-    def load_reference(
-        self,
-        spec: ModelSpec,
-        checkpoint: Checkpoint,
-        dtype: torch.dtype | None = None,
-        attention: str = "anchored",
-    ) -> nn.Module:
-        from va_export.models.internvl2 import reference
-
-        self.check_weights(spec, checkpoint)
-        return reference.load_reference(spec, checkpoint, dtype, attention)
-
     def processing(self, spec: ModelSpec, checkpoint: Checkpoint) -> Processing:
-        from va_export.models.internvl2 import prompt, tokenizer
+        from va_export.models.internvl2 import prompt
         from va_export.models.internvl2.text_backbones import TEXT_BACKBONES
+        from va_export.models.internvl2.tokenizer import read_tokenizer
 
         default = TEXT_BACKBONES[spec.text_architecture].adds_bos
-        return prompt.processing(spec, add_bos=tokenizer.adds_bos(checkpoint.directory, default))
+        config_bos = spec.hf_config["text_config"]["bos_token_id"]
+        tokens = read_tokenizer(checkpoint.directory)
+        return prompt.processing(spec, tokens.first_id(default, config_bos, checkpoint.note))
 
     def write_tokenizer(self, checkpoint: Checkpoint, directory: Path) -> Path | None:
         from va_export.models.internvl2 import tokenizer

@@ -176,6 +176,10 @@ TEXT_BACKBONES: Mapping[str, TextBackbone] = {
         adds_bos=False,
     ),
 }
+# Templates of related models that are not read.
+OTHER_TEMPLATES: Mapping[str, str] = {
+    "internvl2_5": ": this is InternVL2.5 or InternVL3, whose prompt is another and which are not supported",
+}
 # Decoders of the family that are not read, and what of them does not fit.
 REFUSED_BACKBONES: Mapping[str, str] = {
     "Phi3ForCausalLM": "its rotary embedding (LongRoPE) switches between two tables of frequencies at 4096 tokens and "

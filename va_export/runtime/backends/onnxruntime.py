@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,13 +13,16 @@ from va_export.bundle.decoder_shards import DecoderShard, is_decoder
 from va_export.errors import VaExportError
 from va_export.runtime.backends.backend import Array, Float32, HostBackend, Int64, component_file
 from va_export.runtime.backends.decoder_parts import PartClock, assign_devices, decoder_parts
-from va_export.runtime.backends.external_data import check_external_data
-from va_export.runtime.backends.session_memory import must_stream, session_options
+from va_export.runtime.backends.external_data import held_graph
+from va_export.runtime.backends.session_memory import must_map_weights, session_options
 
 if TYPE_CHECKING:
     import onnxruntime as ort
 
     from va_export.bundle.manifest import Manifest
+
+# Read when the library is loaded, which only happens below. Whoever sets it otherwise is heard.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 # ONNX element types (onnx.TensorProto.DataType) of the KV cache.
 _CACHE_TYPES = {"fp32": 1, "fp16": 10, "bf16": 16}
@@ -52,7 +56,8 @@ class OnnxRuntimeBackend(HostBackend):
         self._providers = _providers()
         self.device = "cuda" if self._providers[0] == _CUDA else "cpu"
         # Decided once for all components, for they are open together.
-        self._streams = self.device == "cpu" and must_stream(manifest.directory)
+        weights = sum(manifest.held.size(name) for name in manifest.data.files if name.endswith(".data"))
+        self._streams = self.device == "cpu" and must_map_weights(weights)
         if devices is not None and self.device == "cpu":
             raise VaExportError(
                 "ONNX Runtime finds no GPU here to put shards on",
@@ -152,22 +157,23 @@ class OnnxRuntimeBackend(HostBackend):
         import onnxruntime as ort
 
         kind = self._decoder_kind if is_decoder(component) else "onnx"
-        path = self._manifest.path(component_file(self._manifest, component, kind))
-        check_external_data(path)
+        name = component_file(self._manifest, component, kind)
         options = session_options(self._streams)
-        try:
-            return ort.InferenceSession(
-                str(path),
-                options,
-                providers=self._providers_on(self._device_of.get(component, self._first_device)),
-                disabled_optimizers=["ConstantFolding"] if self._streams else None,
-            )
-        except Exception as error:  # ONNX Runtime raises its own bare Exception subclasses
-            raise VaExportError(
-                f"ONNX Runtime cannot open {component}: {str(error).strip()}",
-                where=path,
-                fix="verify the bundle with va-check, or export it again",
-            ) from error
+        with held_graph(self._manifest, name, stay_open=True) as path:
+            try:
+                return ort.InferenceSession(
+                    str(path),
+                    options,
+                    providers=self._providers_on(self._device_of.get(component, self._first_device)),
+                    disabled_optimizers=["ConstantFolding"] if self._streams else None,
+                )
+            except Exception as error:  # ONNX Runtime raises its own bare Exception subclasses
+                words = str(error).strip().replace(str(path), name)
+                raise VaExportError(
+                    f"ONNX Runtime cannot open {component}: {words}",
+                    where=self._manifest.path(name),
+                    fix="verify the bundle with va-check, or export it again",
+                ) from error
 
 
 def _providers() -> list[str]:

@@ -6,16 +6,16 @@ Runtime's CPU provider does not compute. It needs the `export` extra; the other 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from va_export.documents import parse
 from va_export.errors import VaExportError
 from va_export.runtime.backends.backend import Array, Float32, HostBackend, Int64, component_file
 from va_export.runtime.backends.decoder_parts import decoder_parts
-from va_export.runtime.backends.external_data import check_external_data
+from va_export.runtime.backends.external_data import held_graph
 
 if TYPE_CHECKING:
     import torch
@@ -110,7 +110,8 @@ def _load_model(manifest: Manifest) -> tuple[Any, tuple[Component, ...]]:
     from va_export.anchor.hugging_face import use_anchored_attention
     from va_export.models import family_for
 
-    config = json.loads(manifest.path("config.json").read_text(encoding="utf-8"))
+    where, fix = manifest.path("config.json"), "copy or export the bundle again"
+    config = parse(manifest.held.read("config.json"), what="the model's configuration", where=where, fix=fix)
     family = family_for(config)
     model_data = manifest.data.model
     spec = family.spec_from_config(config, model_data.text.num_layers, model_data.image_token_id)
@@ -130,18 +131,17 @@ def _weights(manifest: Manifest, component: str, names: set[str]) -> dict[str, t
     import onnx_ir as ir
     import torch
 
-    path = manifest.path(component_file(manifest, component, "onnx"))
-    check_external_data(path)
     weights = {}
-    for name, value in ir.load(path).graph.initializers.items():
-        if name not in names or value.const_value is None:
-            continue
-        array = value.const_value.numpy()
-        if value.const_value.dtype == ir.DataType.BFLOAT16:
-            tensor = torch.from_numpy(array.view(np.int16).copy()).view(torch.bfloat16)
-        else:
-            tensor = torch.from_numpy(array.copy())
-        # Linear weights were turned round for MatMul (passes/fold_weight_transposes).
-        turned = any(use.node.op_type == "MatMul" and use.idx == 1 for use in value.uses())
-        weights[name] = tensor.T.contiguous() if turned else tensor
+    with held_graph(manifest, component_file(manifest, component, "onnx")) as path:
+        for name, value in ir.load(path).graph.initializers.items():
+            if name not in names or value.const_value is None:
+                continue
+            array = value.const_value.numpy()
+            if value.const_value.dtype == ir.DataType.BFLOAT16:
+                tensor = torch.from_numpy(array.view(np.int16).copy()).view(torch.bfloat16)
+            else:
+                tensor = torch.from_numpy(array.copy())
+            # Linear weights were turned round for MatMul (passes/fold_weight_transposes).
+            turned = any(use.node.op_type == "MatMul" and use.idx == 1 for use in value.uses())
+            weights[name] = tensor.T.contiguous() if turned else tensor
     return weights

@@ -21,22 +21,24 @@ from va_export.tensorrt.cuda_device import CudaDevice, DeviceBuffer
 
 if TYPE_CHECKING:
     from va_export.bundle.manifest import Manifest
+    from va_export.bundle.trust import AdmittedCode
 
 
 class TensorRTBackend:
     """Opens all engines at once, so that what is missing shows at the start.
 
     Args:
+        code: what of the bundle may be executed, from `admit_code`.
         devices: GPUs for the decoder's shards, in order; vision and embedding go to the first. None: GPU 0.
     """
 
-    def __init__(self, manifest: Manifest, flavor: str, devices: Sequence[int] | None = None) -> None:
+    def __init__(
+        self, manifest: Manifest, flavor: str, code: AdmittedCode, devices: Sequence[int] | None = None
+    ) -> None:
         self.name = flavor
         self._manifest = manifest
         self._capacity: int = manifest.data.limits.max_kv_cache_capacity
-        plugin = manifest.data.plugin
-        library = manifest.path(plugin["library"]) if plugin and manifest.data.attention == "plugin" else None
-        self._library = library
+        self._library = library = code.library
         self._parts = decoder_parts(manifest)
         self._clock = PartClock(self._parts)
         given = tuple(devices) if devices else (0,)
@@ -45,7 +47,7 @@ class TensorRTBackend:
         places |= dict(zip(names, assign_devices(len(names), given), strict=True))
         if has_score_graph(manifest, flavor):
             places["score"] = given[0]
-        files = {name: manifest.path(component_file(manifest, name, flavor)) for name in places}
+        files = {name: code.engine(component_file(manifest, name, flavor)) for name in places}
         self.device = "cuda" if len(given) == 1 else f"cuda:{','.join(map(str, given))}"
         self._devices = {index: CudaDevice(cast(Flavor, flavor), index) for index in given}
         self._device_of = {name: self._devices[index] for name, index in places.items()}
@@ -58,6 +60,7 @@ class TensorRTBackend:
             )
             for name, path in files.items()
         }
+        code.check_unchanged()
         self._cache: dict[str, KvCache] | None = None
         self._cache_batch = 0
         self._loop: DecodeLoop | None = None
