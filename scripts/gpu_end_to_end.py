@@ -19,12 +19,12 @@ import os
 import statistics
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from msgspec.structs import asdict
 from PIL import Image
 
 import va_export.anchor.hugging_face  # noqa: F401  registers both of our attentions
@@ -44,8 +44,7 @@ from va_export.evidence.document import (
 from va_export.evidence.score_cases import textbook_seconds
 from va_export.evidence.video_question import STAGES, Question, Run, Scorer, ask, random_model, use_form
 from va_export.export.recipe import ExportOptions, Recipe, resolve_model
-from va_export.export.source import open_spec
-from va_export.models.family import ModelSpec
+from va_export.export.source import Model, open_model
 from va_export.runtime.video import read_frames, sample_clip
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -61,23 +60,30 @@ LOGIT_TOLERANCE_A_LAYER = 2.0**-11 * math.sqrt(12) * 2
 IMAGE_MEAN, IMAGE_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
 
 
-def question(spec: ModelSpec, n_frames: int, new_tokens: int, device: torch.device, dtype: torch.dtype) -> Question:
+def question(model: Model, n_frames: int, new_tokens: int, device: torch.device, dtype: torch.dtype) -> Question:
     """Frames of the sample clip and a prompt of random text around their places."""
-    size = spec.vision.image_size
+    vocab_size, size = model.spec.text.vocab_size, frame_size(model)
     video = read_frames(sample_clip(), n_frames)
     resized = np.stack([np.asarray(Image.fromarray(frame).resize((size, size))) for frame in video.pixels])
     pixels = (resized.astype(np.float32) / 255 - np.float32(IMAGE_MEAN)) / np.float32(IMAGE_STD)
-    visual = n_frames * spec.vision.tokens_per_frame
+    visual = model.visual_tokens(n_frames)
     generator = np.random.default_rng(0)
-    ids = generator.integers(0, spec.text.vocab_size, TEXT_TOKENS + visual)
+    ids = generator.integers(0, vocab_size, TEXT_TOKENS + visual)
     is_visual = np.zeros(len(ids), dtype=bool)
     is_visual[TEXT_TOKENS // 2 : TEXT_TOKENS // 2 + visual] = True
     return Question(
         pixel_values=torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))).to(device, dtype),
         input_ids=torch.from_numpy(ids[None]).to(device),
         is_visual=torch.from_numpy(is_visual[None]).to(device),
-        forced_tokens=tuple(int(token) for token in generator.integers(0, spec.text.vocab_size, new_tokens)),
+        forced_tokens=tuple(int(token) for token in generator.integers(0, vocab_size, new_tokens)),
     )
+
+
+def frame_size(model: Model) -> int:
+    """Width and height of what the vision component takes, (frames, 3, S, S)."""
+    vision = next(part for part in model.family.components(model.spec, "fp16", ()) if part.role == "vision")
+    (pixels,) = vision.inputs
+    return int(pixels.shape[-1])
 
 
 def scorers(recipe: Recipe) -> dict[str, Scorer]:
@@ -231,22 +237,22 @@ def gather(arguments: argparse.Namespace, device: torch.device, document: Docume
     name = str(dtype).removeprefix("torch.")
     recipe = resolve_model("internvl2-tiny" if arguments.tiny else arguments.model)
     with tempfile.TemporaryDirectory() as scratch:
-        family, spec = open_spec(ExportOptions(recipe, Path(scratch) / "bundle"), Path(scratch))
-    model = random_model(family, spec, device, dtype)
+        sized = open_model(ExportOptions(recipe, Path(scratch) / "bundle"), Path(scratch))
+    model = random_model(sized.family, sized.spec, device, dtype)
     ours = our_form(device)
     forms = [*peer_forms(device), ours]
     for frames in arguments.frames:
-        asked = question(spec, frames, arguments.new_tokens, device, dtype)
+        asked = question(sized, frames, arguments.new_tokens, device, dtype)
         runs, trouble = measure(model, forms, asked, recipe, arguments.repeats)
         shape = {
             "model": recipe.name,
             "frames": frames,
-            "visual_tokens": frames * spec.vision.tokens_per_frame,
+            "visual_tokens": sized.visual_tokens(frames),
             "prompt": int(asked.input_ids.shape[1]),
             "new_tokens": arguments.new_tokens,
         }
         document["timings"] += timing_rows(shape, name, ours.name, runs, trouble)
-        document["checks"] += check_rows(shape, name, spec.text.num_layers, ours.name, runs, trouble)
+        document["checks"] += check_rows(shape, name, sized.spec.text.num_layers, ours.name, runs, trouble)
         document["targets"] += target_rows(frames, ours.name, runs)
         print(f"{frames} frames: " + ", ".join(f"{n} {_seconds(of)}" for n, of in runs.items()), flush=True)
 

@@ -2,7 +2,8 @@
 """The engines of a bundle on a machine with an NVIDIA GPU; writes engines/evidence/<gpu>-engines.json.
 
     .venv/bin/python scripts/gpu_engines.py                  # the embedded default, exported here, both attention forms
-    .venv/bin/python scripts/gpu_engines.py --bundle DIR     # a bundle that is there
+    .venv/bin/python scripts/gpu_engines.py --bundle DIR     # a bundle that is there; one that was not exported on this
+                                                             # machine needs VA_EXPORT_TRUST_PLUGINS=1 (SECURITY.md)
 
 Runs the tests marked `gpu`, then parity and latency on every TensorRT that is installed (or lies in --wheels, whole or
 in pieces). What refuses is recorded in its own words; then the plugin object is driven without TensorRT, and ONNX

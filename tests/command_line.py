@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 
-import typer
-from typer.testing import CliRunner
+from va_export.cli.console import Result, execute
 
 TINY = ("--model", "internvl2-tiny")
 
@@ -26,14 +27,12 @@ class Outcome:
         return self.stderr[self.stderr.index("error:") :]
 
 
-def call(command: Callable[..., None], *arguments: object) -> Outcome:
-    """Run a command; an exception that is not an exit is a bug, and goes on."""
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(command)
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return Outcome(result.exit_code, result.stdout, result.stderr)
+def call(command: Callable[..., Result], *arguments: object) -> Outcome:
+    """Run a command as its console script does, in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        code = execute(command, [str(argument) for argument in arguments])
+    return Outcome(code, out.getvalue(), err.getvalue())
 
 
 def va_export(*arguments: object) -> Outcome:

@@ -18,16 +18,17 @@ import typer
 from va_export import Bundle, Generation
 from va_export._version import __version__
 from va_export.cli.check import check_command
-from va_export.cli.console import EXIT_ERROR, EXIT_FAILED_PARITY
+from va_export.cli.console import Result
 from va_export.cli.export import export_command
+from va_export.cli.failures import EXIT_CRASH, EXIT_ERROR, EXIT_FAILED_PARITY
 from va_export.cli.run import run_command
 from va_export.export.recipe import recipe_names
 from va_export.tensorrt.targets import DEFAULT_TARGETS
 
 REPOSITORY = Path(__file__).parents[1]
-README, CONTRIBUTING, CHANGELOG = "README.md", "CONTRIBUTING.md", "CHANGELOG.md"
-DOCUMENTS = (README, CONTRIBUTING, CHANGELOG)
-COMMANDS: dict[str, Callable[..., None]] = {
+README, CONTRIBUTING, CHANGELOG, SECURITY = "README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md"
+DOCUMENTS = (README, CONTRIBUTING, CHANGELOG, SECURITY)
+COMMANDS: dict[str, Callable[..., Result]] = {
     "va-export": export_command,
     "va-run": run_command,
     "va-check": check_command,
@@ -35,15 +36,17 @@ COMMANDS: dict[str, Callable[..., None]] = {
 
 # Every option of every command. A change here is a change of the interface, and belongs into the changelog.
 OPTIONS = {
-    "va-export": """--alpha-k --alpha-v --atol --attention --clip-overflow --components --decoder-shards --dry-run
-        --engine-cache --fp16 --fp32 --frames --image-token-id --latency-iterations --log-level --max-batch-size
+    "va-export": """--allow-truncated --alpha-k --alpha-v --atol --attention --clip-overflow --components
+        --decoder-shards --dry-run --engine-cache --fp16 --fp32 --frames --image-token-id --json --latency-iterations
+        --log-level --max-batch-size
         --max-frames --max-input-len --max-kv-cache-capacity --model --new-tokens --no-parity --no-resume
         --num-decoder-layers --onnx-only --output --overwrite
-        --pca-rank --precision --question --revision --rtol --seed --subspaces --target --tensorrt --version
+        --pca-rank --precision --question --revision --rtol --sampling --seed --subspaces --target --tensorrt --version
         --video --weights -o""",
-    "va-run": """--alpha-k --alpha-v --backend --devices --frames --log-level --max-new-tokens --no-anchors --prompt
-        --score --timings --version --video""",
-    "va-check": "--atol --backend --devices --latency-iterations --log-level --output --rtol --version -o",
+    "va-run": """--allow-truncated --alpha-k --alpha-v --backend --devices --frames --json --log-level --max-new-tokens
+        --no-anchors --prompt --sampling --score --timings --trust-plugins --version --video""",
+    "va-check": """--atol --backend --devices --json --latency-iterations --log-level --output --rtol --trust-plugins
+        --version -o""",
 }
 
 # What the walk-throughs of CONTRIBUTING leave open, and the example that stands for it.
@@ -216,7 +219,7 @@ def test_python_in_readme_names_and_calls_what_there_is() -> None:
 
 def test_readme_states_the_numbers_of_the_code() -> None:
     text = text_of(README)
-    for code in (0, EXIT_FAILED_PARITY, EXIT_ERROR):
+    for code in (0, EXIT_FAILED_PARITY, EXIT_ERROR, EXIT_CRASH, 129, 130, 141, 143):
         assert re.search(rf"(Exit codes: |; ){code} ", text), code
     assert ", ".join(DEFAULT_TARGETS["tensorrt-rtx"]) in text
     project = tomllib.loads(text_of("pyproject.toml"))["project"]

@@ -11,7 +11,8 @@ from va_export._version import __version__
 from va_export.errors import VaExportError
 
 if TYPE_CHECKING:
-    from va_export.runtime.bundle import Bundle, Generation
+    from va_export.runtime.bundle import Bundle
+    from va_export.runtime.generation import Generation
 
 __all__ = ["Bundle", "Generation", "VaExportError", "__version__"]
 

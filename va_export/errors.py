@@ -6,6 +6,7 @@ the command-line tools print it as one message and exit non-zero. A traceback is
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 
@@ -20,7 +21,7 @@ class VaExportError(Exception):
 
     def __init__(self, what: str, *, where: str | Path | None = None, fix: str | None = None) -> None:
         self.what = what
-        self.where = None if where is None else str(where)
+        self.where = None if where is None else _own_name(str(where))
         self.fix = fix
         super().__init__(what)
 
@@ -31,3 +32,12 @@ class VaExportError(Exception):
         if self.fix:
             text += f"\n  fix:   {self.fix}"
         return text
+
+
+def _own_name(path: str) -> str:
+    """The path of a file that is read through a descriptor (`bundle/held.py`), which says more than its number."""
+    match = re.match(r"/proc/self/fd/\d+", path)
+    try:
+        return path if match is None else str(Path(match[0]).readlink()) + path[match.end() :]
+    except OSError:  # closed by now
+        return path

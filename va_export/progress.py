@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
+from typing import Never
 
 from rich.console import Console, RenderableType
 from rich.progress import (
@@ -21,6 +23,18 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 from rich.text import Text
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> Never:
+        """Called where the pipe's end is found. rich would end the process with 1, which means a failed parity."""
+        raise
+
+
+@cache
+def standard_error() -> Console:
+    """The one console on standard error: lines that go through it stay clear of a live display."""
+    return _Console(stderr=True)
 
 
 @dataclass
@@ -99,7 +113,7 @@ class StageDisplay:
         seconds: elapsed time by stage, filled as stages end.
     """
 
-    console: Console = field(default_factory=lambda: Console(stderr=True))
+    console: Console = field(default_factory=standard_error)
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
@@ -132,8 +146,10 @@ class StageDisplay:
 
     def note(self, text: str) -> None:
         """Print one line that belongs to no stage."""
-        self.console.print(Text(text))
+        self.console.print(Text(text), soft_wrap=True)
 
     def _line(self, mark: str, style: str, name: str, seconds: float, detail: str) -> None:
+        if self.console.options.ascii_only:
+            mark = {"✓": "+", "✗": "x"}[mark]
         line = Text.assemble((mark, style), f" {name:<26}{seconds:8.1f} s", (f"  {detail}" if detail else "", "dim"))
         self.console.print(line, soft_wrap=True)

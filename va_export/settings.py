@@ -1,14 +1,16 @@
-"""What a user decides, as frozen dataclasses: scoring, gains and sizes. Shared by the exporter and the runtimes.
+"""What a user decides: scoring, gains and sizes. Shared by the exporter and the runtimes.
 
-Field names are the JSON names in a bundle's manifest and the TOML names in a recipe.
+Field names are the JSON names in a bundle's manifest and the TOML names in a recipe. Ranges are checked whenever
+settings are made, types only where they are read (`va_export.documents`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any, ClassVar, Self
+from typing import ClassVar
 
+from msgspec.structs import fields
+
+from va_export.documents import Form
 from va_export.errors import VaExportError
 
 
@@ -25,53 +27,7 @@ def check_tolerances(atol: float | None, rtol: float | None) -> None:
             )
 
 
-@dataclass(frozen=True)
-class _Table:
-    """A flat table of settings that reads itself from a mapping and refuses what it does not know."""
-
-    # Words that a setting may have in place of a number, and the numbers that they stand for.
-    _words: ClassVar[Mapping[str, Mapping[str, int]]] = {}
-
-    @classmethod
-    def from_mapping(cls, values: Mapping[str, Any], where: str) -> Self:
-        """Build from a TOML or JSON table.
-
-        Raises:
-            VaExportError: an unknown key, a value of the wrong type, or an illegal combination.
-        """
-        if not isinstance(values, Mapping):
-            raise VaExportError(f"a table is expected, not {values!r}", where=where, fix="write name = value pairs")
-        known = {field.name: field.type for field in fields(cls)}
-        if unknown := sorted(set(values) - set(known)):
-            raise VaExportError(
-                f"unknown setting {', '.join(unknown)}", where=where, fix=f"use one of: {', '.join(known)}"
-            )
-        converted = {}
-        for name, value in values.items():
-            words = cls._words.get(name, {})
-            if isinstance(value, str) and value in words:
-                value = words[value]
-            expected = float if known[name] == "float" else int
-            if (
-                isinstance(value, bool)
-                or not isinstance(value, int | float)
-                or (expected is int and not float(value).is_integer())
-            ):
-                kind = " or ".join(["a number" if expected is float else "a whole number", *map(repr, words)])
-                raise VaExportError(f"{name} must be {kind}, not {value!r}", where=where, fix=f"set {name} to {kind}")
-            converted[name] = expected(value)
-        try:
-            return cls(**converted)
-        except TypeError as error:  # a field without a default was left out
-            raise VaExportError(f"a setting is missing: {error}", where=where, fix="add it") from error
-
-    def to_mapping(self) -> dict[str, Any]:
-        """The JSON form."""
-        return asdict(self)
-
-
-@dataclass(frozen=True)
-class ScoreSettings(_Table):
+class ScoreSettings(Form, frozen=True):
     """How visual tokens are scored; the defaults are the paper's (arXiv 2509.25151, section 4.1).
 
     n_subspaces 0, which a recipe writes as "auto", is not the paper's: as many as an eigengap shows, video by video
@@ -79,7 +35,6 @@ class ScoreSettings(_Table):
     """
 
     AUTOMATIC: ClassVar[int] = 0
-    _words: ClassVar[Mapping[str, Mapping[str, int]]] = {"n_subspaces": {"auto": AUTOMATIC}}
 
     n_subspaces: int = 24
     pca_rank: int = 0
@@ -90,13 +45,14 @@ class ScoreSettings(_Table):
     max_iter: int = 10000
 
     def __post_init__(self) -> None:
+        papers = {field.name: field.default for field in fields(self)}
         for name in ("rho", "alpha_e", "alpha_z", "eps", "max_iter"):
             value = getattr(self, name)
             if not 0 < value < float("inf"):
                 raise VaExportError(
                     f"{name} must be above 0 and finite, not {value}",
                     where="score settings",
-                    fix=f"the paper has {getattr(type(self), name):g}",
+                    fix=f"the paper has {papers[name]:g}",
                 )
         if self.n_subspaces < 0:
             raise VaExportError(
@@ -112,8 +68,7 @@ class ScoreSettings(_Table):
             )
 
 
-@dataclass(frozen=True)
-class GainSettings(_Table):
+class GainSettings(Form, frozen=True):
     """How strongly anchors are raised: γ_K = 1 + alpha_k · score, γ_V = 1 + alpha_v · score at visual positions.
 
     alpha_q is recorded because the paper states it; it cancels in the softmax and is not used.
@@ -155,8 +110,7 @@ class GainSettings(_Table):
             )
 
 
-@dataclass(frozen=True)
-class Limits(_Table):
+class Limits(Form, frozen=True):
     """The sizes that engines are built for, and the sizes that they are tuned for."""
 
     max_batch_size: int = 1

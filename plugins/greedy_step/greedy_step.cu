@@ -53,6 +53,7 @@ __global__ void __launch_bounds__(kThreads) greedy_step_kernel(VaGreedyStepParam
     const int token = best[0].is_finite ? best[0].token : 0;
     params.token_ids[row] = token;
     params.past_length[row] += 1;
+    for (int64_t axis = 0; axis < params.axes; ++axis) params.position_ids[axis * params.batch + row] += 1;
     params.chosen[row] = best[0].is_finite ? token : -1;
   }
 }
@@ -62,9 +63,10 @@ __global__ void __launch_bounds__(kThreads) greedy_step_kernel(VaGreedyStepParam
 
 extern "C" cudaError_t va_greedy_step_launch(const VaGreedyStepParams* params, cudaStream_t stream) {
   if (params == nullptr || params->struct_bytes != sizeof(*params)) return cudaErrorInvalidValue;
-  const bool has_pointers = params->logits && params->token_ids && params->past_length && params->chosen;
-  const bool has_sizes =
-      params->batch >= 1 && params->batch <= 65535 && params->vocab >= 1 && params->vocab <= INT32_MAX;
+  const bool has_pointers =
+      params->logits && params->token_ids && params->past_length && params->position_ids && params->chosen;
+  const bool has_sizes = params->batch >= 1 && params->batch <= 65535 && params->vocab >= 1 &&
+                         params->vocab <= INT32_MAX && params->axes >= 1 && params->axes <= 16;
   if (!has_pointers || !has_sizes) return cudaErrorInvalidValue;
   VaGreedyStepParams argument = *params;
   void* arguments[] = {&argument};

@@ -115,12 +115,14 @@ VA_PHASE void write_scores(const VaSubspaceScoreParams& p, const Shape& s, const
   }
 }
 
-// Scores and labels of tokens that were not solved: 0. What happened: the report. Block 0.
+// Of tokens that were not solved: scores 0, labels 0 where all are equal and kNoScore else. What happened: the report.
+// Block 0.
 VA_PHASE void write_report(const VaSubspaceScoreParams& p, const Shape& s, const Workspace& w) {
   const bool is_solved = !has_failed(w);
+  const int label = w.control->status == VA_SCORE_EQUAL_TOKENS ? 0 : kNoScore;
   for (int i = static_cast<int>(threadIdx.x); !is_solved && i < s.tokens; i += kThreads) {
     p.sharing_score[i] = 0.0f;
-    p.labels[i] = 0;
+    p.labels[i] = label;
   }
   if (threadIdx.x != 0 || p.report == nullptr) return;
   const Control& c = *w.control;

@@ -4,6 +4,7 @@
 
 #include "common/convert.cuh"
 #include "eigen.cuh"
+#include "scorable.h"
 
 namespace va_export {
 
@@ -14,28 +15,28 @@ __device__ inline bool has_failed(const Workspace& w) {
   return w.control->status != VA_SCORE_SOLVED;
 }
 
-// Largest magnitude, whether all numbers are finite, and whether all tokens are equal.
+// Largest magnitude, whether all numbers are finite, and how far the tokens are from the first.
 template <typename T>
 __device__ inline void inspect_tokens(const VaSubspaceScoreParams& p, const Workspace& w, float* shared) {
   const T* tokens = static_cast<const T*>(p.tokens);
   const int64_t count = p.token_count * p.dim;
-  float most = 0.0f;
-  int differs = 0, not_finite = 0;
+  float most = 0.0f, apart = 0.0f;
+  int not_finite = 0;
   for (int64_t e = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; e < count;
        e += static_cast<int64_t>(gridDim.x) * kThreads) {
     const float x = to_float(tokens[e]);
     not_finite |= !(fabsf(x) <= 3.402823466e38f);
-    differs |= x != to_float(tokens[e % p.dim]);
+    apart = larger(apart, fabsf(x - to_float(tokens[e % p.dim])));
     most = fabsf(x) > most ? fabsf(x) : most;
   }
   most = block_max(most, shared);
-  const float flags = block_max(static_cast<float>(2 * not_finite + differs), shared);
-  const float any_differs = block_max(static_cast<float>(differs), shared);
+  apart = block_max(apart, shared);
+  const float any_not_finite = block_max(static_cast<float>(not_finite), shared);
   if (threadIdx.x == 0) {
     // Numbers >= 0 are ordered as their bits are.
     atomicMax(&w.control->magnitude, __float_as_uint(most));
-    if (flags >= 2.0f) atomicMax(&w.control->not_finite, 1);
-    if (any_differs > 0.0f) atomicMax(&w.control->differs, 1);
+    atomicMax(&w.control->apart, __float_as_uint(apart));
+    if (any_not_finite > 0.0f) atomicMax(&w.control->not_finite, 1);
   }
 }
 
@@ -126,14 +127,19 @@ VA_PHASE void project(const Shape& s, const Workspace& w, const double* vectors,
   }
 }
 
-// norm[i] = the L1 norm of token i; partial[t][i] = the largest |y_i . y_j| over the tokens j of tile t, j other than
-// i.
+// norm[i], length[i] = the L1 and L2 norms of token i; partial[t][i] = the largest |y_i . y_j| over the tokens j of
+// tile t, j other than i.
 VA_PHASE void measure_tokens(const Shape& s, const Workspace& w, void* shared) {
   for (int i = static_cast<int>(blockIdx.x) * kThreads + static_cast<int>(threadIdx.x); i < s.tokens;
        i += static_cast<int>(gridDim.x) * kThreads) {
-    double sum = 0.0;
-    for (int k = 0; k < s.features; ++k) sum += fabsf(w.y[static_cast<size_t>(k) * s.n + i]);
+    double sum = 0.0, squares = 0.0;
+    for (int k = 0; k < s.features; ++k) {
+      const double y = w.y[static_cast<size_t>(k) * s.n + i];
+      sum += fabs(y);
+      squares += y * y;
+    }
     w.norm[i] = static_cast<float>(sum);
+    w.length[i] = static_cast<float>(sqrt(squares));
   }
   for (int item = blockIdx.x; item < s.tiles * s.tiles; item += gridDim.x) {
     const int i0 = item / s.tiles * kTile, j0 = item % s.tiles * kTile;
@@ -159,7 +165,10 @@ VA_PHASE void measure_tokens(const Shape& s, const Workspace& w, void* shared) {
 // lambda_e = alpha_e / the second largest norm, lambda_z = alpha_z / the least of all tokens' largest products. Block
 // 0.
 VA_PHASE void choose_weights(const VaSubspaceScoreParams& p, const Shape& s, const Workspace& w, float* shared) {
-  float first = 0.0f, second = 0.0f, least = 3.402823466e38f;
+  float first = 0.0f, second = 0.0f, least = 3.402823466e38f, longest = 0.0f, alone = 0.0f;
+  for (int i = static_cast<int>(threadIdx.x); i < s.tokens; i += kThreads) longest = fmaxf(longest, w.length[i]);
+  longest = block_max(longest, shared);
+  const float by_range = kRangeRoundings * longest, root = kAngleRoundings * sqrtf(static_cast<float>(s.features));
   for (int i = static_cast<int>(threadIdx.x); i < s.tokens; i += kThreads) {
     const float norm = w.norm[i];
     second = fmaxf(second, fminf(first, norm));
@@ -167,8 +176,10 @@ VA_PHASE void choose_weights(const VaSubspaceScoreParams& p, const Shape& s, con
     float most = 0.0f;
     for (int tile = 0; tile < s.tiles; ++tile) most = fmaxf(most, w.partial[static_cast<size_t>(tile) * s.n + i]);
     least = fminf(least, most);
+    if (!(most > kRoundoff * longest * fmaxf(root * w.length[i], by_range))) alone = 1.0f;
   }
   least = -block_max(-least, shared);
+  const bool is_lone = block_max(alone, shared) > 0.0f;
   const float largest = block_max(first, shared);
   // The largest once; beside it, every thread's best but the one that holds it.
   int holder = first == largest ? kThreads - static_cast<int>(threadIdx.x) : 0;
@@ -176,7 +187,6 @@ VA_PHASE void choose_weights(const VaSubspaceScoreParams& p, const Shape& s, con
   const float runner_up = block_max(holder == chosen && chosen > 0 ? second : first, shared);
   if (threadIdx.x != 0) return;
   const double lambda_e = static_cast<double>(p.alpha_e) / runner_up, lambda_z = static_cast<double>(p.alpha_z) / least;
-  const bool is_lone = !(runner_up > 0.0f) || !(least > 0.0f);
   w.control->lambda_e = is_lone ? 0.0 : lambda_e;
   w.control->lambda_z = is_lone ? 0.0 : lambda_z;
   if (is_lone) w.control->status = VA_SCORE_LONE_TOKEN;
@@ -190,16 +200,17 @@ __global__ void __launch_bounds__(kThreads) load_kernel(const VaSubspaceScorePar
   const Workspace w(p, s);
   inspect_tokens<T>(p, w, shared);
   grid_sync(&w.control->barrier[0]);
-  const int finding = w.control->not_finite ? VA_SCORE_NOT_FINITE
-                      : w.control->differs  ? VA_SCORE_SOLVED
-                                            : VA_SCORE_EQUAL_TOKENS;
+  const float largest = __uint_as_float(w.control->magnitude), apart = __uint_as_float(w.control->apart);
+  const int finding = w.control->not_finite                           ? VA_SCORE_NOT_FINITE
+                      : apart > kEqualRoundings * kRoundoff * largest ? VA_SCORE_SOLVED
+                                                                      : VA_SCORE_EQUAL_TOKENS;
   const bool is_first = blockIdx.x == 0 && threadIdx.x == 0;
   if (finding != VA_SCORE_SOLVED) {
     if (is_first) w.control->status = finding;
     return;
   }
   int exponent = 0;
-  frexp(static_cast<double>(__uint_as_float(w.control->magnitude)), &exponent);
+  frexp(static_cast<double>(largest), &exponent);
   exponent -= 1;
   if (is_first) w.control->exponent = exponent;
   transpose_tokens<T>(p, s, w, exponent, shared);

@@ -34,7 +34,11 @@ VA_PHASE void solve(const VaSubspaceScoreParams& p, const Shape& s, const Worksp
     w.control->iterations = iteration;
     w.control->residual = residual;
     w.control->final_buffer = s.is_gram && iteration % 2 != 0;
-    if (!(residual <= 3.402823466e38f)) w.control->status = VA_SCORE_OVERFLOW;
+    if (!(residual <= 3.402823466e38f)) {
+      w.control->status = VA_SCORE_OVERFLOW;
+    } else if (residual >= fmaxf(kLargestResidual, p.eps)) {
+      w.control->status = VA_SCORE_NO_RESULT;
+    }
   }
 }
 

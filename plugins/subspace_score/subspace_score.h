@@ -29,13 +29,15 @@ extern "C" {
 // Element type of the tokens.
 enum VaSubspaceScoreDtype { VA_SCORE_FLOAT16 = 0, VA_SCORE_BFLOAT16 = 1, VA_SCORE_FLOAT32 = 2 };
 
-// What became of the tokens. Where it is not VA_SCORE_SOLVED, every score and label is 0, which leaves attention plain.
+// What became of the tokens. Where it is not VA_SCORE_SOLVED, every score is 0, which leaves attention plain, and every
+// label is -1, which says so, or 0 where all tokens are equal. scorable.h has the bounds.
 enum VaSubspaceScoreStatus {
   VA_SCORE_SOLVED = 0,
   VA_SCORE_EQUAL_TOKENS = 1,  // no token recurs more than another
   VA_SCORE_NOT_FINITE = 2,    // the tokens hold NaN or infinity
   VA_SCORE_LONE_TOKEN = 3,    // a token is zero or orthogonal to every other: lambda_e or lambda_z is infinite
-  VA_SCORE_OVERFLOW = 4       // the solver left float32's range: absurd rho or alphas
+  VA_SCORE_OVERFLOW = 4,      // the solver left float32's range: absurd rho or alphas
+  VA_SCORE_NO_RESULT = 5      // the solver stopped at max_iter with a residual that leaves no score
 };
 
 // What a launch found out, written on the device.
@@ -53,7 +55,7 @@ typedef struct VaSubspaceScoreParams {
 
   const void* tokens;             // (tokens, dim), contiguous
   float* sharing_score;           // (tokens,), in [0, 1]
-  int64_t* labels;                // (tokens,), in 0 .. n_subspaces - 1
+  int64_t* labels;                // (tokens,), in 0 .. n_subspaces - 1; -1: no score
   float* self_expression;         // (tokens, tokens), C; NULL: not wanted
   VaSubspaceScoreReport* report;  // device memory; NULL: not wanted
   void* workspace;                // device memory, aligned to 256 bytes

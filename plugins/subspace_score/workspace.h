@@ -25,8 +25,8 @@ struct Control {
   int final_buffer;  // 1: the solver's last state is in `other_state`
   float residual;
   int not_finite;
-  int differs;         // some token is not the first one
   unsigned magnitude;  // largest |token|, as the bits of a float
+  unsigned apart;      // largest |token - first token|, likewise
   int exponent;        // tokens are divided by 2^exponent
   double lambda_e, lambda_z;
   unsigned longest_row;                       // bits of a bound on the norms of the rows of sqrt(lambda_z) Y; Gram form
@@ -97,6 +97,7 @@ class Workspace {
   float* y;        // (f, n): what the solver sees; `tokens` itself without PCA
   double* mean;    // (d,)
   float* norm;     // (n,), L1
+  float* length;   // (n,), L2
   float* partial;  // (3, tiles, n): sums or maxima over tiles, of rows or columns
   float* slots;    // (tiles,)
   float* state;    // (n, n): X, later the affinity
@@ -130,6 +131,7 @@ class Workspace {
     tokens = take<float>(static_cast<size_t>(s.d) * n);
     y = s.has_pca ? take<float>(fn) : tokens;
     norm = take<float>(n);
+    length = take<float>(n);
     partial = take<float>(3 * s.tiles * n);
     slots = take<float>(s.tiles);
     state = take<float>(nn);

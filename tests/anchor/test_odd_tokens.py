@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scorable_tokens
 import torch
 from golden_scores import planted_tokens
 from hypothesis import HealthCheck, given, settings
@@ -85,7 +86,7 @@ def test_what_is_odd_has_a_score(name: str, dtype: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("options", [{"eps": 1e-30}, {"rho": 1e-20}, {"rho": 1e-10}, {"max_iter": 1}], ids=str)
+@pytest.mark.parametrize("options", [{"eps": 1e-30}, {"rho": 1.0}, {"max_iter": 1}], ids=str)
 def test_what_cannot_converge_ends_at_max_iter_with_its_residual(options: dict[str, Any], dtype: str) -> None:
     with pytest.warns(RuntimeWarning, match=r"stopped after \d+ iterations with residual [0-9.e-]+, above eps"):
         details = scored(random_tokens(), dtype, **{"max_iter": 300, **options})
@@ -122,7 +123,8 @@ REFUSED: list[tuple[Array, dict[str, Any], str]] = [
     *((random_tokens(), {name: value}, "out of range") for name in ("rho", "alpha_e") for value in (1e30, 1e-30)),
     *((random_tokens(), {"max_iter": value}, "max_iter = ") for value in (0, -1, 2.5, True)),
     *((np.where(np.eye(24, 6) > 0, bad, random_tokens()), {}, "NaN or infinity") for bad in (np.nan, np.inf, -np.inf)),
-    (random_tokens() * np.geomspace(1e-18, 1e18, 24)[:, None], {}, "overflowed"),
+    (random_tokens() * np.geomspace(1e-18, 1e18, 24)[:, None], {}, "token 0 is zero"),
+    *((random_tokens(), {"rho": rho, "max_iter": 300}, "residual 2.37") for rho in (1e-20, 1e-10, 1e-2)),  # C is 0
 ]
 
 
@@ -135,6 +137,42 @@ def test_what_has_no_score_is_refused_by_name(kind: Any, dtype: str) -> None:
             subspace_score(kind(tokens), **{"n_subspaces": 3, "dtype": dtype, **options})
         assert refusal.value.where
         assert refusal.value.fix
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("kind", [np.asarray, torch.tensor], ids=["numpy", "torch"])
+@pytest.mark.parametrize("name", scorable_tokens.TOKENS)
+def test_what_float32_scores_and_refuses(name: str, kind: Any) -> None:
+    tokens, verdict = scorable_tokens.TOKENS[name]
+    if verdict == scorable_tokens.REFUSED:
+        with pytest.raises(VaExportError) as refusal:
+            subspace_score(kind(tokens), 3)
+        assert refusal.value.where == "subspace_score"
+        return
+    assert (scored(kind(tokens), "float32").iterations == 0) == (verdict == scorable_tokens.EQUAL)
+
+
+@pytest.mark.parametrize("name", ["turned axes", "one far too long"])
+def test_float64_goes_on_to_a_residual_that_is_no_result(name: str) -> None:
+    """Seen before: a warning, and scores that meant nothing."""
+    with pytest.raises(VaExportError, match="after 10000 iterations with residual"):
+        subspace_score(scorable_tokens.TOKENS[name][0], 3, dtype="float64")
+    assert scored(scorable_tokens.TOKENS["one too short"][0]).converged
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [("float32", 2.0**18), ("float64", 2.0**47)])
+@pytest.mark.parametrize("order", range(4))
+def test_the_range_of_lengths_is_the_types_whatever_the_order(dtype: str, bound: float, order: int) -> None:
+    """On one axis, for which products are those of lengths: the rule written out, on either side by 1 %."""
+    shuffled = np.random.default_rng(order).permutation(6)
+    for factor, is_scored in ((0.99, True), (1.01, False)):
+        tokens = np.array([1 / (bound * factor), 0.5, 0.25, 0.75, 1.0, 0.9])[:, None] * np.eye(1, 5)[:, ::-1]
+        lone = self_expression.penalty_weights
+        if is_scored:
+            assert lone(tokens[shuffled].astype(dtype), 800.0, 800.0)[1] == pytest.approx(800.0 * bound * factor)
+            continue
+        with pytest.raises(VaExportError, match=f"token {shuffled.argmin()} is zero"):
+            lone(tokens[shuffled].astype(dtype), 800.0, 800.0)
 
 
 def test_repeated_eigenvalues_that_a_subset_solver_loses(monkeypatch: pytest.MonkeyPatch) -> None:

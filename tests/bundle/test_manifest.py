@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
+from command_line import va_export
+from documents_made import manifest_document
 
+from va_export.bundle.document import FileEntry
 from va_export.bundle.manifest import bundle_files, read_manifest, sha256, verify_hashes
 from va_export.bundle.write import bundle_writer
 from va_export.errors import VaExportError
 
-TABLES: dict[str, Any] = {
-    "model": {}, "precision": "fp32", "attention": "plugin", "components": {}, "limits": {}, "gains": {}, "score": {},
-}  # fmt: skip
+EARLIER = Path(__file__).parents[1] / "data" / "bundle_0.1.0"
 
 
 @pytest.fixture
@@ -25,7 +28,7 @@ def bundle(tmp_path: Path) -> Path:
     with bundle_writer(tmp_path / "b", overwrite=False) as writer:
         writer.path("onnx/a.onnx").write_bytes(b"graph")
         writer.path("config.json").write_bytes(b"{}")
-        writer.write_manifest(TABLES, finished=True)
+        writer.seal(manifest_document())
         return writer.commit(passed=True)
 
 
@@ -39,8 +42,9 @@ def change(bundle: Path, edit: Callable[[dict[str, Any]], object]) -> None:
 def test_reads_what_was_written(bundle: Path) -> None:
     manifest = read_manifest(bundle)
     verify_hashes(manifest)
-    assert set(manifest.files) == {"onnx/a.onnx", "config.json"}
-    assert manifest.files["onnx/a.onnx"] == {"bytes": 5, "sha256": hashlib.sha256(b"graph").hexdigest()}
+    assert set(manifest.data.files) == {"onnx/a.onnx", "config.json"}
+    assert manifest.data.files["onnx/a.onnx"] == FileEntry(bytes=5, sha256=hashlib.sha256(b"graph").hexdigest())
+    assert manifest.data == msgspec.structs.replace(manifest_document(), files=manifest.data.files)
     assert manifest.path("onnx/a.onnx").read_bytes() == b"graph"
     assert [name for name, _ in bundle_files(bundle)] == ["config.json", "onnx/a.onnx"]
 
@@ -69,11 +73,23 @@ def test_a_missing_file_is_found(bundle: Path) -> None:
         read_manifest(bundle)
 
 
-@pytest.mark.parametrize("version", [3, 0, "1", True, None])
+@pytest.mark.parametrize("version", [4, 0, "3", True, None])
 def test_an_unknown_version_is_refused(bundle: Path, version: object) -> None:
     change(bundle, lambda data: data.update(manifest_version=version))
-    with pytest.raises(VaExportError, match=r"manifest version .* is unknown; this va-export reads 1 to 2"):
+    with pytest.raises(VaExportError) as caught:
         read_manifest(bundle)
+    assert caught.value.where == str(bundle / "manifest.json") and repr(version) in caught.value.what
+
+
+def test_a_bundle_of_an_earlier_version_is_refused_with_the_command_that_makes_it_again() -> None:
+    """The manifest is of a bundle that va-export 0.1.0 made, at commit 3dbea5f; its files were left out."""
+    with pytest.raises(VaExportError) as caught:
+        read_manifest(EARLIER)
+    assert caught.value.where == str(EARLIER / "manifest.json") and "version 1" in caught.value.what
+    command = str(caught.value.fix).partition(": ")[2]
+    assert shlex.split(command)[:1] == ["va-export"]
+    outcome = va_export(*shlex.split(command)[1:], "--dry-run")
+    assert outcome.code == 0, outcome.stderr
 
 
 @pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "onnx/../../secret", "..\\secret"])
@@ -98,12 +114,15 @@ def test_a_file_that_was_never_checked_is_not_used(bundle: Path) -> None:
     lambda data: data["files"].update({"onnx/a.onnx": 5}),
     lambda data: data["files"].update({"onnx/a.onnx": {"bytes": "5", "sha256": "0"}}),
     lambda data: data["files"]["onnx/a.onnx"].pop("sha256"),
+    lambda data: data.update(surplus=1),
+    lambda data: data["limits"].update(max_frames=0),
+    lambda data: data["components"]["vision"]["inputs"][0].update(dtype="float8"),
 ])  # fmt: skip
 def test_a_malformed_manifest_is_refused(bundle: Path, edit: Callable[[dict[str, Any]], object]) -> None:
     change(bundle, edit)
     with pytest.raises(VaExportError) as caught:
         read_manifest(bundle)
-    assert caught.value.where == str(bundle / "manifest.json") and caught.value.fix
+    assert str(caught.value.where).startswith(str(bundle / "manifest.json")) and caught.value.fix
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", "\x00"])

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from documents_made import manifest_document
 
 from va_export.bundle import write
+from va_export.bundle.journal import Record
 from va_export.bundle.manifest import read_manifest
 from va_export.bundle.write import BundleWriter, bundle_writer
 from va_export.errors import VaExportError
@@ -19,7 +21,7 @@ def make(output: Path, content: str = "new", *, overwrite: bool = False, passed:
     with bundle_writer(output, overwrite=overwrite) as writer:
         writer.begin({"input": 1})
         writer.path("file").write_text(content)
-        writer.write_manifest({}, finished=True)
+        writer.seal(manifest_document())
         return writer.commit(passed)
 
 
@@ -31,10 +33,10 @@ def test_nothing_has_the_name_before_the_end(tmp_path: Path) -> None:
     with bundle_writer(tmp_path / "b", overwrite=False) as writer:
         assert writer.output == tmp_path / "b" and not writer.output.exists()
         assert writer.directory.parent == tmp_path / "b.partial"
-        writer.write_manifest({"a": 1})
+        writer.seal(manifest_document(opset=77))
         assert writer.commit(passed=True) == tmp_path / "b"
     assert names(tmp_path) == {"b"}
-    assert json.loads((tmp_path / "b" / "manifest.json").read_text())["a"] == 1
+    assert json.loads((tmp_path / "b" / "manifest.json").read_text())["opset"] == 77
 
 
 def test_an_error_leaves_nothing_not_even_new_folders(tmp_path: Path) -> None:
@@ -136,7 +138,7 @@ def test_the_second_of_two_runs_is_refused_and_the_first_completes(tmp_path: Pat
         with pytest.raises(VaExportError, match="another va-export is writing this bundle now"):
             make(tmp_path / "b")
         make(tmp_path / "c")  # another name in the same folder is another matter
-        first.write_manifest({})
+        first.seal(manifest_document())
         first.commit(passed=True)
     assert names(tmp_path) == {"b", "c"} and (tmp_path / "b" / "file").read_text() == "first"
 
@@ -169,10 +171,9 @@ def test_a_file_is_hashed_again_only_when_it_changed(tmp_path: Path, monkeypatch
     for name, content in (("a", "1"), ("b", "2"), ("a", "3")):
         writer.path(name).write_text(content)
         os.utime(tmp_path / name, ns=(0, len(read) + 1))  # a coarse clock may give two writes one time
-        writer.write_manifest({})
+        manifest = writer.manifest(manifest_document())
     assert read == ["a", "b", "a"]
-    files = json.loads((tmp_path / "manifest.json").read_text())["files"]
-    assert files["a"]["sha256"] == sha256(tmp_path / "a")
+    assert manifest.data.files["a"].sha256 == sha256(tmp_path / "a")
 
 
 def test_json_has_no_infinity(tmp_path: Path) -> None:
@@ -183,6 +184,11 @@ def test_json_has_no_infinity(tmp_path: Path) -> None:
 # What an earlier run left
 
 
+class Step(Record, frozen=True, tag="step"):
+    name: str
+    number: int
+
+
 def interrupted(output: Path, inputs: dict[str, Any] | None = None) -> None:
     """A run that finished one file, began another and was stopped."""
     with pytest.raises(KeyboardInterrupt) as caught, bundle_writer(output, overwrite=False) as writer:
@@ -191,7 +197,7 @@ def interrupted(output: Path, inputs: dict[str, Any] | None = None) -> None:
             writer.path(f"onnx/{name}").write_text(name)
         writer.finish("onnx/done", write.sha256(writer.path("onnx/done")))
         writer.vouch("onnx/begun")
-        writer.journal.append("step", name="begun", number=1)
+        writer.journal.append(Step("begun", 1))
         raise KeyboardInterrupt
     assert f"kept in {output}.partial: the same command continues" in caught.value.__notes__[0]
 
@@ -207,8 +213,8 @@ def test_a_later_run_finds_what_the_journal_vouches_for_and_nothing_else(tmp_pat
         assert writer.is_worth_keeping and writer.begin({"input": 1}) == []
         assert left(tmp_path / "b") == {"done", "begun"}
         assert writer.is_finished("onnx/done") and not writer.is_finished("onnx/begun")
-        assert [record["number"] for record in writer.journal.of("step", name="begun")] == [1]
-        writer.write_manifest({}, finished=True)
+        assert writer.journal.of(Step) == [Step("begun", 1)]
+        writer.seal(manifest_document())
         writer.commit(passed=True)
     assert names(tmp_path) == {"b"} and names(tmp_path / "b" / "onnx") == {"done", "begun"}
 
@@ -251,12 +257,12 @@ def test_a_finished_file_that_was_touched_is_read_and_one_that_was_changed_is_fo
 
 def test_an_unfinished_bundle_is_opened_by_nobody_else(tmp_path: Path) -> None:
     with bundle_writer(tmp_path / "b", overwrite=False) as writer:
-        writer.write_manifest({key: {} for key in ("model", "components", "limits", "gains", "score")} | {
-            "precision": "fp16", "attention": "plugin"})  # fmt: skip
-        with pytest.raises(VaExportError, match="export of this bundle has not ended") as caught:
+        writer.begin({"input": 1})
+        writer.path("file").write_text("done")
+        with pytest.raises(VaExportError) as caught:
             read_manifest(writer.directory)
-        assert caught.value.fix is not None and "continues" in caught.value.fix
-        assert read_manifest(writer.directory, unfinished_too=True).data["unfinished"]
+        assert caught.value.where == str(writer.directory) and "continues" in str(caught.value.fix)
+        assert set(writer.manifest(manifest_document()).data.files) == {"file"}  # the run itself needs no file for it
 
 
 def test_a_lock_whose_file_was_removed_locks_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import save_file
 
 import va_export.checkpoint.files as checkpoint_module
-from va_export.checkpoint.files import Checkpoint, download
+from va_export.checkpoint.files import Checkpoint
+from va_export.checkpoint.hub import download
 from va_export.errors import VaExportError
 
 TENSORS = {
@@ -153,7 +154,7 @@ def test_refuses_what_is_no_checkpoint(tmp_path: Path) -> None:
     refused(tmp_path / "nowhere", "no such checkpoint directory", "nowhere")
     refused(tmp_path, "configuration is missing", "config.json")
     (tmp_path / "config.json").write_text("{ not json")
-    refused(tmp_path, "not readable JSON")
+    refused(tmp_path, "not valid JSON")
     (tmp_path / "config.json").write_text("[]")
     refused(tmp_path, "a JSON list")
     (tmp_path / "config.json").write_text("{}")

@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import errno
+import json
 import logging
 import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from command_line import Outcome, call
 
-from va_export.cli.console import set_up_logging, user_errors
+from va_export.cli.console import Result, set_up_logging
+from va_export.cli.process import Interrupted
+from va_export.cli.run import run_command
 from va_export.errors import VaExportError
 
 
-def command_raising(error: BaseException) -> Outcome:
-    def command() -> None:
-        with user_errors():
-            raise error
+def command_raising(error: BaseException, *arguments: str) -> Outcome:
+    def command(as_json: bool = False) -> Result:
+        raise error
 
-    return call(command)
+    return call(command, *arguments)
 
 
 def test_a_user_error_is_one_message_with_place_and_cure() -> None:
@@ -33,6 +32,8 @@ def test_a_user_error_is_one_message_with_place_and_cure() -> None:
 
 @pytest.mark.parametrize(("error", "code", "words"), [
     (KeyboardInterrupt(), 130, "interrupted"),
+    (Interrupted(15), 143, "interrupted"),
+    (BrokenPipeError(), 141, ""),
     (MemoryError(), 2, "out of memory"),
     (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), 2, "free some space"),
     (PermissionError(errno.EACCES, os.strerror(errno.EACCES), "/some/file"), 2, "/some/file"),
@@ -43,34 +44,36 @@ def test_what_the_machine_does_is_one_message(error: BaseException, code: int, w
 
 
 def test_our_own_bugs_keep_their_traceback() -> None:
-    with pytest.raises(ZeroDivisionError):
-        command_raising(ZeroDivisionError())
+    outcome = command_raising(ZeroDivisionError("x"))
+    assert outcome.code == 70 and "Traceback" in outcome.stderr and outcome.stdout == ""
+    assert outcome.stderr.splitlines()[-2].startswith("error: va-export crashed: ZeroDivisionError: x")
+    assert "report" in outcome.stderr.splitlines()[-1]
 
 
-def test_sigterm_ends_a_command_as_control_c_does(tmp_path: Path) -> None:
-    code = f"""
-import os, signal, time
-from pathlib import Path
-from va_export.cli.console import run, user_errors
-def command() -> None:
-    with user_errors():
-        try:
-            os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(30)
-        finally:
-            Path({str(tmp_path / "cleaned")!r}).touch()
-run(command)
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        cwd=Path(__file__).parents[2],
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode == 130 and "Traceback" not in done.stderr and (tmp_path / "cleaned").exists()
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL  # only a command's own process
+def test_a_log_record_is_one_line_however_long(capsys: pytest.CaptureFixture[str]) -> None:
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    try:
+        set_up_logging("warning")
+        logging.getLogger("va_export.example").warning("at %s", "/long path" * 40)
+    finally:
+        root.handlers[:], root.level = handlers, level
+        logging.getLogger("va_export").setLevel(logging.NOTSET)
+    assert "/long path" * 40 in capsys.readouterr().err
+
+
+def test_a_usage_error_is_one_message_in_our_form(tmp_path: Path) -> None:
+    for arguments, where in (
+        (["--fames", "3"], "--fames"),
+        (["--frames"], "--frames"),
+        (["--frames", "x"], "--frames"),
+        ([], "--video"),
+    ):
+        outcome = call(run_command, "bundle" * 30, "--prompt", "x", *arguments)
+        assert outcome.code == 2 and f"\n  where: {where}\n  fix:   " in outcome.message and outcome.stdout == ""
+        assert len(outcome.stderr.splitlines()) == 3
+        told = json.loads(call(run_command, "bundle", *arguments, "--json").stdout)
+        assert told["error"]["exit_code"] == 2
 
 
 def test_other_libraries_are_heard_only_when_debugging(capsys: pytest.CaptureFixture[str]) -> None:

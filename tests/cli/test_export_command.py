@@ -80,7 +80,7 @@ def test_a_bundle_needs_neither_pytorch_nor_transformers(tiny_bundle: Path, clip
     code = blocked(command, "torch", "transformers", "onnxscript", "safetensors", "huggingface_hub", "jinja2")
     arguments = {
         "run": ["--video", str(clip), "--prompt", "What moves?", "--max-new-tokens", "4"],
-        "check": ["--latency-iterations", "0"],
+        "check": ["--latency-iterations", "0", "--json"],
     }[command]
     done = subprocess.run(
         [sys.executable, "-c", code, str(tiny_bundle), *arguments],

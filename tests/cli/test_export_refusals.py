@@ -56,6 +56,10 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Refused:
     ([*TINY, "--components", ","], ["no component"]),
     ([*TINY, "--tensorrt", "trt"], ["'trt'", "tensorrt-rtx"]),
     ([*TINY, "--log-level", "loud"], ["'loud'", "debug, info"]),
+    (["--model", "~nouser/x"], ["no home directory for ~nouser", "--model"]),
+    ([*TINY, "--engine-cache", "~nouser"], ["no home directory for ~nouser", "--engine-cache"]),
+    ([*TINY, "--question", "caf\udce9"], ["--question is not UTF-8"]),
+    ([*TINY, "--output", "b\udcff"], ["--output is not UTF-8"]),
     ([*TINY, "--target", "hopper"], ["hopper is no target", "sm89"]),
     ([*TINY, "--onnx-only", "--target", "sm89"], ["--onnx-only", "--target"]),
     ([*TINY, "--frames", "0"], ["--frames must be at least 1"]),
@@ -331,3 +335,19 @@ def test_a_disk_that_fills_up_half_way(small_disk: Path, monkeypatch: pytest.Mon
     outcome = va_export(*TINY, "-o", small_disk / "bundle", "--components", "vision", "--onnx-only")
     assert outcome.code == 2 and "No space left on device" in outcome.message and "free some space" in outcome.message
     assert not list(small_disk.iterdir())
+
+
+def test_a_byte_order_mark_is_read_over(checkpoint_copy: Path, tmp_path: Path) -> None:
+    """As editors on Windows put it before a configuration or a recipe."""
+    for path in (checkpoint_copy / "config.json",):
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    (tmp_path / "mine.toml").write_text(f'\ufeffcheckpoint = "{checkpoint_copy}"\n', encoding="utf-8")
+    outcome = va_export("--model", tmp_path / "mine.toml", "--onnx-only", "--dry-run")
+    assert outcome.code == 0, outcome.stderr
+
+
+def test_an_output_that_is_no_directory_is_named_as_that(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for options in ((), ("--overwrite",)):
+        outcome = va_export(*TINY, "-o", tmp_path / "file", "--dry-run", *options)
+        assert outcome.code == 2 and "is not a bundle" in outcome.message and (tmp_path / "file").is_file()

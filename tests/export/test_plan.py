@@ -9,12 +9,14 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
+from msgspec import structs
 
 from va_export.errors import VaExportError
 from va_export.export.plan import Plan, PlannedFile, check_plan, describe, free_disk, human
 from va_export.export.plan_time import duration
 from va_export.export.recipe import ExportOptions, resolve_model
 from va_export.export.shard_plan import plan_shards
+from va_export.export.source import Model
 from va_export.progress import StageDisplay
 
 
@@ -53,13 +55,12 @@ def plan_of(hub_id: str, available: float, **options: object) -> Plan:
     config = published_config(hub_id)
     assert config is not None
     family = family_for(config)
-    spec = family.spec_from_config(config)
+    model = Model(family, family.spec_from_config(config))
     given = {"recipe": resolve_model("internvl2-8b"), "output": Path("b"), **options}
     chosen = ExportOptions(**given)  # type: ignore[arg-type]
     flavors = [] if chosen.onnx_only else ["tensorrt-rtx"]
-    weight_map = family.weight_map(spec)
-    shards = plan_shards(chosen, spec, weight_map, builds_engines=bool(flavors))
-    return plan_export(chosen, spec, weight_map, flavors, shards, int(available))
+    shards = plan_shards(chosen, model, builds_engines=bool(flavors))
+    return plan_export(chosen, model, flavors, shards, int(available))
 
 
 def test_an_8b_plan_is_of_the_right_size() -> None:
@@ -149,7 +150,7 @@ def test_time_of_a_proof_follows_from_its_questions() -> None:
     assert proving(new_tokens=2) < whole and proving(precision="bf16") < whole
     no_latency, timed_once = proving(latency_iterations=0), proving(latency_iterations=1)
     assert no_latency < timed_once <= whole
-    one_frame = replace(resolve_model("internvl2-8b"), frames=1)
+    one_frame = structs.replace(resolve_model("internvl2-8b"), frames=1)
     assert proving(recipe=one_frame) < whole / 2
 
 

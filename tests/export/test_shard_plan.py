@@ -10,7 +10,6 @@ import psutil
 import pytest
 from command_line import TINY, va_export
 
-from va_export.bundle.decoder_shards import DecoderWeights, split_decoder
 from va_export.bundle.journal import Journal
 from va_export.errors import VaExportError
 from va_export.export.plan import Plan, check_plan, describe
@@ -25,6 +24,7 @@ from va_export.export.shard_plan import (
     plan_shards,
 )
 from va_export.export.source import open_source
+from va_export.export.split_decoder import DecoderWeights, split_decoder
 from va_export.progress import StageDisplay
 
 GB = 10**9
@@ -57,7 +57,7 @@ def test_a_machine_of_24_gb_cuts_an_8b_decoder_into_two() -> None:
 
 
 def test_auto_follows_the_memory_and_says_so(deep_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from va_export.export import pipeline
+    from va_export import pipeline
 
     monkeypatch.setattr(pipeline, "plan_engines", lambda *_: SimpleNamespace(flavors=("tensorrt-rtx",)))
     plan = planned(deep_checkpoint)
@@ -79,7 +79,7 @@ def test_auto_follows_the_memory_and_says_so(deep_checkpoint: Path, monkeypatch:
 
 
 def test_the_build_of_the_largest_shard_is_the_peak(deep_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from va_export.export import pipeline
+    from va_export import pipeline
 
     monkeypatch.setattr(pipeline, "plan_engines", lambda *_: SimpleNamespace(flavors=("tensorrt-rtx",)))
     whole, halves = (planned(deep_checkpoint, decoder_shards=count, parity=False) for count in (1, 2))
@@ -137,19 +137,18 @@ def test_an_unfinished_run_keeps_its_shards(
 ) -> None:
     options = ExportOptions(recipe=resolve_model(str(deep_checkpoint)), output=tmp_path / "bundle")
     source = open_source(options, tmp_path)
-    weight_map = source.family.weight_map(source.spec)
     base = EXPORT_BASE + build_memory(0)
     available = SimpleNamespace(available=int((base + 1_300_000) / 0.8))
     monkeypatch.setattr(psutil, "virtual_memory", lambda: available)
 
     def begun() -> ShardPlan:
-        planned = plan_shards(options, source.spec, weight_map, builds_engines=True)
-        return keep_shards(options, source.spec, weight_map, planned, Journal(tmp_path / "journal.jsonl"))
+        planned = plan_shards(options, source, builds_engines=True)
+        return keep_shards(planned, source.spec.text.num_layers, Journal(tmp_path / "journal.jsonl"))
 
     first = begun()
     assert len(first.shards) == 3
     available.available = 64 * GB  # another day
-    assert len(plan_shards(options, source.spec, weight_map, builds_engines=True).shards) == 1
+    assert len(plan_shards(options, source, builds_engines=True).shards) == 1
     again = begun()
     assert again.shards == first.shards and again.sizes == first.sizes
     assert again.reason.startswith("as the unfinished run began: ")

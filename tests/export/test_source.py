@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import pytest
 
 from va_export.errors import VaExportError
 from va_export.export.recipe import ExportOptions, Recipe
-from va_export.export.source import open_source, open_spec
+from va_export.export.source import open_model, open_source
+from va_export.models import family_named
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden" / "internvl2_tiny"
 
@@ -38,11 +40,11 @@ def options(tmp_path, **recipe) -> ExportOptions:
 
 
 def test_planning_downloads_no_weights(hub, tmp_path):
-    family, spec = open_spec(options(tmp_path, checkpoint="owner/model", revision="v1"), tmp_path)
+    model = open_model(options(tmp_path, checkpoint="owner/model", revision="v1"), tmp_path)
     assert hub == [("owner/model", "v1", ["*.safetensors"])]
     source = open_source(options(tmp_path, checkpoint="owner/model", revision="v1"), tmp_path)
     assert hub[1] == ("owner/model", "v1", None)
-    assert (family, spec) == (source.family, source.spec)
+    assert (model.family, model.spec) == (source.family, source.spec)
 
 
 def test_planning_checks_a_local_checkpoint(tmp_path):
@@ -51,4 +53,25 @@ def test_planning_checks_a_local_checkpoint(tmp_path):
     weights = local / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-7])
     with pytest.raises(VaExportError, match=r"model\.safetensors"):
-        open_spec(options(tmp_path, checkpoint=str(local)), tmp_path)
+        open_model(options(tmp_path, checkpoint=str(local)), tmp_path)
+
+
+def test_what_is_not_followed_is_told_before_the_work(tmp_path):
+    local = family_named("internvl2").write_tiny_checkpoint(tmp_path / "checkpoint")
+    tokenizer = json.loads((local / "tokenizer.json").read_text())
+    tokenizer["truncation"] = {"direction": "Right", "max_length": 400, "strategy": "LongestFirst", "stride": 0}
+    (local / "tokenizer.json").write_text(json.dumps(tokenizer))
+    for opened in (open_source, open_model):
+        notes = []
+        opened(options(tmp_path, checkpoint=str(local)), tmp_path, notes.append)
+        assert len(notes) == 1
+        assert "400 tokens" in notes[0]
+
+
+def test_prompts_that_cannot_be_made_are_found_before_the_work(tmp_path):
+    local = family_named("internvl2").write_tiny_checkpoint(tmp_path / "checkpoint")
+    settings = json.loads((local / "tokenizer_config.json").read_text())
+    (local / "tokenizer_config.json").write_text(json.dumps(settings | {"add_eos_token": True}))
+    with pytest.raises(VaExportError) as caught:
+        open_source(options(tmp_path, checkpoint=str(local)), tmp_path)
+    assert caught.value.where == "tokenizer_config.json: add_eos_token"

@@ -10,21 +10,29 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from synthetic_manifest import entry_of, manifest_of
 from written import write_onnx
 
-from va_export.bundle.decoder_shards import DecoderWeights, split_decoder
+from va_export.bundle.document import ComponentEntry
 from va_export.bundle.manifest import Manifest
 from va_export.checkpoint.files import Checkpoint
+from va_export.export.split_decoder import DecoderWeights, split_decoder
 from va_export.graph.native import write_native_form
 from va_export.graph.shards import ShardTracer, _signature
+from va_export.graph.trace import FakeModel
 from va_export.graph.write_onnx import check_onnx
 from va_export.models import family_for
-from va_export.proof.compare import tolerance_for
+from va_export.models.component import Component, decoder_component
+from va_export.proof.tolerances import tolerance_for
 from va_export.runtime.backends.onnxruntime import OnnxRuntimeBackend
 
 EVEN = DecoderWeights(1, 0)
 LAYERS, WIDTH, VOCABULARY, CAPACITY = 4, 128, 263, 64
 Logits = np.ndarray[Any, Any]
+
+
+def decoder_parts(spec: Any, precision: str, n_shards: int) -> list[Component]:
+    return [decoder_component(spec, precision, shard) for shard in split_decoder(LAYERS, n_shards, EVEN)]
 
 
 @pytest.fixture(scope="module")
@@ -44,23 +52,19 @@ def backend(
 
     def export(precision: str, n_shards: int) -> Manifest:
         folder = tmp_path_factory.mktemp(f"{precision}-{n_shards}")
-        shards = split_decoder(LAYERS, n_shards, EVEN)
-        tracer = ShardTracer(family, spec, precision)
-        entries: dict[str, Any] = {}
-        for shard in shards:
-            path = folder / f"{shard.name}.onnx"
-            write_onnx(tracer.graph(shard), path, checkpoint, family.weight_map(spec))
-            write_native_form(path, folder / f"{shard.name}_native.onnx")
-            for name in (f"{shard.name}.onnx", f"{shard.name}_native.onnx"):
+        weight_map = family.weight_map(spec)
+        tracer = ShardTracer(FakeModel(family, spec, precision), weight_map)
+        entries: dict[str, ComponentEntry] = {}
+        for part in decoder_parts(spec, precision, n_shards):
+            path = folder / f"{part.name}.onnx"
+            write_onnx(tracer.graph(part), path, checkpoint, weight_map)
+            write_native_form(path, folder / f"{part.name}_native.onnx")
+            for name in (f"{part.name}.onnx", f"{part.name}_native.onnx"):
                 check_onnx(folder / name)
-            entries[shard.name] = {"onnx": path.name, "onnx_native": f"{shard.name}_native.onnx"}
-            if n_shards > 1:
-                entries[shard.name]["layers"] = [shard.first_layer, shard.stop_layer]
+            entries[part.name] = entry_of(part, onnx_native=f"{part.name}_native.onnx")
         assert tracer.n_traces == min(n_shards, 2)  # the last one, and one for all others, which are alike
-        text = {"num_layers": LAYERS, "num_kv_heads": 2, "head_dim": 32}
-        files = {path.name: {} for path in folder.iterdir()}
-        data = {"components": entries, "precision": precision, "model": {"text": text}, "files": files}
-        return Manifest(folder, data)
+        data = [path.name for path in folder.glob("*.data")]
+        return manifest_of(folder, entries, LAYERS, precision=precision, files=data)
 
     def opened(precision: str, n_shards: int, attention: str) -> OnnxRuntimeBackend:
         if (precision, n_shards) not in folders:
@@ -71,17 +75,20 @@ def backend(
 
 
 def run(backend: OnnxRuntimeBackend) -> Logits:
-    """Logits (4, vocabulary) of an anchored prefill of 20 positions and of three steps after it, two in one chunk."""
+    """Logits (4, vocabulary) of an anchored prefill of 20 tokens and of three steps, at positions with gaps."""
     random = np.random.default_rng(0)
     embeds = random.normal(size=(1, 23, WIDTH)).astype(np.float32)
     key_log_gain, value_gain = np.zeros((1, CAPACITY), np.float32), np.ones((1, CAPACITY), np.float32)
+    positions = np.cumsum(random.integers(1, 9, 23))[None, None]
     plain = key_log_gain.copy(), value_gain.copy()
     key_log_gain[0, :20] = np.log1p(9.5 * random.random(20))
     value_gain[0, :20] = 1 + 2.5 * random.random(20)
     cache = backend.new_cache(1, CAPACITY)
-    logits = [backend.decode(embeds[:, :20], key_log_gain, value_gain, np.zeros(1, np.int64), cache)]
-    for start, stop in ((20, 21), (21, 22), (22, 23)):
-        logits.append(backend.decode(embeds[:, start:stop], *plain, np.array([start], np.int64), cache))
+    nothing = np.zeros(1, np.int64)
+    logits = [backend.decode(embeds[:, :20], positions[..., :20], key_log_gain, value_gain, nothing, cache)]
+    for start in (20, 21, 22):
+        one, past = slice(start, start + 1), np.array([start], np.int64)
+        logits.append(backend.decode(embeds[:, one], positions[..., one], *plain, past, cache))
     return np.concatenate(logits)
 
 
@@ -113,7 +120,7 @@ def test_each_shard_has_its_own_layers_and_caches(backend: Callable[[str, int, s
         model = onnx.load(folder / f"decoder_{index}.onnx", load_external_data=False)
         layers = (2 * index, 2 * index + 1)
         caches = [f"{layer}.{part}" for layer in layers for part in ("key", "value")]
-        common = ["key_log_gain", "value_gain", "past_length"]
+        common = ["position_ids", "key_log_gain", "value_gain", "past_length"]
         assert model.graph.name == f"decoder_{index}"
         assert [value.name for value in model.graph.input] == [
             ("inputs_embeds", "hidden_states")[index],
@@ -136,13 +143,14 @@ def test_each_shard_has_its_own_layers_and_caches(backend: Callable[[str, int, s
 
 def test_a_renumbered_graph_is_the_one_a_trace_gives(source: tuple[Checkpoint, Any, Any]) -> None:
     _, family, spec = source
-    first, second, *_ = split_decoder(LAYERS, 4, EVEN)
-    shared = ShardTracer(family, spec, "fp16")
+    first, second, *_ = decoder_parts(spec, "fp16", 4)
+    model, weight_map = FakeModel(family, spec, "fp16"), family.weight_map(spec)
+    shared = ShardTracer(model, weight_map)
     shared.graph(first)
-    renumbered, traced = shared.graph(second), ShardTracer(family, spec, "fp16").graph(second)
+    renumbered, traced = shared.graph(second), ShardTracer(model, weight_map).graph(second)
     assert shared.n_traces == 1
     assert signature(renumbered) == signature(traced)
-    layers = shared._model.hf.model.language_model.layers
+    layers = model.hf.model.language_model.layers
     assert _signature(layers[1]) == _signature(layers[0])
     layers[1].self_attn.sliding_window = 512  # a layer that differs is traced by itself
     assert _signature(layers[1]) != _signature(layers[0])

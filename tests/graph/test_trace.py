@@ -10,12 +10,15 @@ import onnx
 import onnx_ir as ir
 import onnxruntime
 import pytest
+import torch
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from written import write_onnx
 
+from va_export.bundle.decoder_shards import DecoderShard
 from va_export.checkpoint.files import Checkpoint
 from va_export.graph.native import write_native_form
 from va_export.graph.stream_weights import stream_weights
-from va_export.graph.trace import COMPONENTS, trace_component
+from va_export.graph.trace import FakeModel
 from va_export.graph.weight_layout import data_bytes, layout_weights
 from va_export.graph.write_onnx import check_onnx, reserve
 from va_export.models import family_for
@@ -39,13 +42,20 @@ def source():
     return checkpoint, family, family.spec_from_checkpoint(checkpoint)
 
 
+def components(family, spec, precision):
+    """The model's parts by name, the decoder in one piece."""
+    layers = spec.text.num_layers
+    parts = family.components(spec, precision, (DecoderShard("decoder", 0, layers, layers),))
+    return {part.name: part for part in parts}
+
+
 @pytest.fixture(scope="module", params=["fp32", "fp16"])
 def exported(request, source, tmp_path_factory):
     checkpoint, family, spec = source
     folder = tmp_path_factory.mktemp(request.param)
-    for name in COMPONENTS:
-        model = run_passes(trace_component(name, family, spec, request.param))
-        write_onnx(model, folder / f"{name}.onnx", checkpoint, family.weight_map(spec))
+    model = FakeModel(family, spec, request.param)
+    for name, component in components(family, spec, request.param).items():
+        write_onnx(run_passes(model.trace(component)), folder / f"{name}.onnx", checkpoint, family.weight_map(spec))
         check_onnx(folder / f"{name}.onnx")
     write_native_form(folder / "decoder.onnx", folder / "decoder_native.onnx")
     return request.param, folder
@@ -62,23 +72,27 @@ class Decoder:
 
     def __init__(self, folder: Path, name: str, dtype: type, batch: int = 1) -> None:
         self.session = session(folder, name)
-        self.caches = [i.name for i in self.session.get_inputs()[4:]]
+        self.caches = [i.name for i in self.session.get_inputs()[5:]]
         self.cache = [np.zeros((batch, 2, CAPACITY, 32), dtype) for _ in self.caches]
         self.past = 0
         self.batch = batch
 
-    def __call__(self, embeds, log_gain=None, gain=None):
+    def __call__(self, embeds, log_gain=None, gain=None, positions=None):
+        """Logits after more embeddings, at the slots' own positions unless others are given, (S,)."""
+        length = embeds.shape[1]
+        counted = np.arange(self.past, self.past + length) if positions is None else np.asarray(positions)
         padded = np.zeros((self.batch, CAPACITY), np.float32), np.ones((self.batch, CAPACITY), np.float32)
         if log_gain is not None:
             padded[0][:, : len(log_gain)], padded[1][:, : len(gain)] = log_gain, gain
         inputs = {
             "inputs_embeds": embeds,
+            "position_ids": np.tile(counted.astype(np.int64), (1, self.batch, 1)),
             "key_log_gain": padded[0],
             "value_gain": padded[1],
             "past_length": np.full(self.batch, self.past, np.int64),
         }
         logits, *self.cache = self.session.run(None, inputs | dict(zip(self.caches, self.cache, strict=True)))
-        self.past += embeds.shape[1]
+        self.past += length
         return logits
 
 
@@ -107,6 +121,50 @@ def test_golden_prefill_and_decode(exported, golden, form):
     ]
     np.testing.assert_allclose(rows, golden["decode_logits"], atol=ATOL[precision])
     assert [int(row.argmax()) for row in rows[:8]] == golden["tokens"].tolist()
+
+
+# Positions that are not the slots of the cache: shifted, with gaps, and standing still as those of an image's rows do.
+POSITIONS = {
+    "shifted": np.arange(1000, 1012),
+    "gapped": np.array([0, 1, 5, 6, 40, 41, 42, 100, 101, 350, 351, 900]),
+    "repeated": np.array([3, 3, 3, 3, 4, 4, 5, 5, 5, 9, 9, 10]),
+}
+
+
+@pytest.fixture(scope="module")
+def hugging_face(source):
+    """The same weights in Hugging Face's own model, with its own attention and rotary embedding."""
+    checkpoint, family, spec = source
+    model = family.load_reference(spec, checkpoint, torch.float32, "sdpa").eval()
+    text = model.model.language_model
+    text.rotary_emb = LlamaRotaryEmbedding(text.config)
+    return model
+
+
+@pytest.mark.parametrize("exported", ["fp32"], indirect=True)
+@pytest.mark.parametrize("form", ["decoder", "decoder_native"])
+@pytest.mark.parametrize("name", POSITIONS)
+def test_positions_turn_the_decoder_as_hugging_faces_does(exported, hugging_face, form, name):
+    """Prefill of nine positions, then three steps, against one pass of Hugging Face's model."""
+    _, folder = exported
+    positions, prefilled = POSITIONS[name], 9
+    embeds = np.random.default_rng(0).normal(size=(1, len(positions), 128)).astype(np.float32)
+
+    def expected(positions):
+        with torch.no_grad():
+            text, position_ids = hugging_face.model.language_model, torch.from_numpy(positions)[None]
+            # With a cache: without one, positions that do not count up would be taken for several packed sequences.
+            state = text(inputs_embeds=torch.from_numpy(embeds), position_ids=position_ids, use_cache=True)
+            return hugging_face.lm_head(state.last_hidden_state)[0].numpy()
+
+    wanted = expected(positions)[prefilled - 1 :]
+    decoder = Decoder(folder, form, np.float32)
+    rows = [decoder(embeds[:, :prefilled], positions=positions[:prefilled])[0]]
+    steps = (slice(place, place + 1) for place in range(prefilled, len(positions)))
+    rows += [decoder(embeds[:, step], positions=positions[step])[0] for step in steps]
+    np.testing.assert_allclose(rows, wanted, atol=ATOL["fp32"])
+    if name != "shifted":  # rotary embeddings see distances alone, so a shift changes nothing but rounding
+        assert np.abs(wanted - expected(np.arange(len(positions)))[prefilled - 1 :]).max() > 100 * ATOL["fp32"]
 
 
 @pytest.mark.parametrize("form", ["decoder", "decoder_native"])
@@ -161,7 +219,7 @@ def test_files_hold_weights_outside_and_the_op_with_its_body(exported):
 
 def test_tracing_reads_no_weights(source):
     _, family, spec = source
-    model = trace_component("decoder", family, spec, "fp16")
+    model = FakeModel(family, spec, "fp16").trace(components(family, spec, "fp16")["decoder"])
     parameters = set(family.weight_map(spec))
     weights = {name for name, value in model.graph.initializers.items() if is_weight(value)}
     assert weights <= parameters
@@ -177,7 +235,7 @@ def test_a_weight_that_float16_cannot_hold_is_told(source, tmp_path, monkeypatch
         return read(self, name, start, stop) * (1e6 if name == "language_model.output.weight" else 1)
 
     monkeypatch.setattr(Checkpoint, "rows", rows)
-    model = run_passes(trace_component("decoder", family, spec, "fp16"))
+    model = run_passes(FakeModel(family, spec, "fp16").trace(components(family, spec, "fp16")["decoder"]))
     slots = layout_weights(model)
     reserve(tmp_path / "data", data_bytes(slots))
     streamed = stream_weights(tmp_path / "data", slots, family.weight_map(spec), checkpoint)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +158,17 @@ def test_user_defined_pieces_stay_whole(tmp_path: Path) -> None:
         assert fast.encode(text).ids == truth.encode(text)
 
 
+def test_user_defined_pieces_of_blanks_keep_their_ids(tmp_path: Path) -> None:
+    """Yi's tokenizer (40B) has one for every run of blanks up to sixteen."""
+    runs = ["\u2581" * count for count in range(2, 9)]
+    path = train(tmp_path, user_defined_symbols=[*runs, "<h1>"], **SETTINGS["without-prefix"])
+    truth = sentencepiece.SentencePieceProcessor(model_file=str(path))
+    fast = build_tokenizer(read_model(path), [])
+    for text in ("a  b", "def f(x):    return", "  <h1>   x", " " * 21, "a b", "\u2581\u2581x"):
+        assert fast.encode(text).ids == truth.encode(text), text
+        assert fast.decode(truth.encode(text)) == truth.decode(truth.encode(text))
+
+
 def test_added_tokens_of_another_model_are_refused(tmp_path: Path) -> None:
     model = read_model(train(tmp_path))
     with pytest.raises(VaExportError, match=r"<img> of id 5000 would get id \d+"):
@@ -180,3 +192,16 @@ def test_refuses_what_is_no_bpe_model(tmp_path: Path) -> None:
         path.write_bytes(damaged)
         with pytest.raises(VaExportError, match="not a SentencePiece model"):
             read_model(path)
+
+
+def test_a_damaged_table_of_normal_forms_is_refused(tmp_path: Path) -> None:
+    model = replace(read_model(train(tmp_path, **SETTINGS["normalising"])), charsmap=b"damaged")
+    with pytest.raises(VaExportError) as caught:
+        build_tokenizer(model, [])
+    assert caught.value.where == "tokenizer.model"
+
+
+def test_a_number_without_end_is_refused_at_once(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.model").write_bytes(b"\xff" * 2_000_000)
+    with pytest.raises(VaExportError, match="more than 64 bits"):
+        read_model(tmp_path / "tokenizer.model")

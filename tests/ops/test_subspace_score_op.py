@@ -3,7 +3,6 @@ schema, its PyTorch form and its translation."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, fields
 from functools import cache
 from typing import Any
 
@@ -11,14 +10,17 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import scorable_tokens
 import torch
 from golden_scores import SSC_CASES, TINY, load_golden_score, planted_tokens
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import asdict, fields
 from onnx import TensorProto, helper
 from sklearn.metrics import adjusted_rand_score
 
 from va_export.anchor import subspace_score
+from va_export.anchor.scorable import NO_SCORE
 from va_export.ops import subspace_score as op
 from va_export.ops.declaration import DOMAIN, VERSION
 from va_export.ops.subspace.spectral import first_rows
@@ -168,7 +170,28 @@ def test_what_cannot_be_scored_leaves_attention_plain(case: str, rank: int, is_w
     if rank and case in ("one zero token", "orthogonal"):  # centring takes the zero, or the angle, away
         assert np.isfinite(score).all() and score.min() >= 0 and score.max() <= 1
         return
-    assert not score.any() and not labels.any()
+    assert not score.any()
+    assert set(labels.tolist()) == {0 if case.startswith("all") else NO_SCORE}
+
+
+@pytest.mark.parametrize("is_wide", [False, True])
+@pytest.mark.parametrize("name", scorable_tokens.TOKENS)
+def test_the_body_scores_and_refuses_as_the_reference(name: str, is_wide: bool) -> None:
+    tokens, verdict = scorable_tokens.TOKENS[name]
+    score, labels = run(tokens, ScoreSettings(3), is_wide)
+    if verdict == scorable_tokens.SCORED:
+        assert labels.min() >= 0 and score.max() > 0.99
+        return
+    assert not score.any()
+    assert set(labels.tolist()) == {0 if verdict == scorable_tokens.EQUAL else NO_SCORE}
+
+
+def test_a_solver_without_a_result_is_marked() -> None:
+    """C is 0 at so small a penalty, and the residual 2.37."""
+    tokens = scorable_tokens.TOKENS["plain"][0]
+    score, labels = run(tokens, ScoreSettings(3, rho=1e-2, max_iter=300))
+    assert not score.any() and set(labels.tolist()) == {NO_SCORE}
+    assert run(tokens, ScoreSettings(3, rho=1e-2, max_iter=300, eps=3.0))[1].min() >= 0  # asked for
 
 
 @pytest.mark.parametrize(("n", "k"), [(2, 1), (2, 2), (3, 2), (5, 5), (6, 1)])

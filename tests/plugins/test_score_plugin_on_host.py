@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import ctypes
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import pytest
+from msgspec.structs import asdict
 from score_case import GuardedBuffer, score_params
 
 from va_export.anchor import subspace_score

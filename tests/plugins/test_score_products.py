@@ -5,11 +5,11 @@ from __future__ import annotations
 import ctypes
 import subprocess
 import sys
-from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from msgspec.structs import asdict, replace
 from score_case import Array, score_on_host
 
 from va_export.anchor import subspace_score

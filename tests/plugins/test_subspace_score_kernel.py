@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import ctypes
+import re
 import sys
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import scorable_tokens
 from attention_case import as_float64, encode
+from msgspec.structs import asdict, replace
 from score_case import Array, Scores, score_on_host, score_params
 from sklearn.metrics import adjusted_rand_score
 
-from va_export.anchor import SubspaceScore, subspace_score
+from va_export.anchor import SubspaceScore, scorable, subspace_score
 from va_export.errors import VaExportError
 from va_export.native.subspace_score_params import (
     EQUAL_TOKENS,
     LONE_TOKEN,
+    NO_RESULT,
     NOT_FINITE,
     OVERFLOW,
     SOLVED,
@@ -133,6 +136,7 @@ GOOD = np.random.default_rng(7).standard_normal((10, 4)).astype(np.float32)
         (np.where(np.arange(10)[:, None] == 6, 0.0, GOOD), ScoreSettings(3), LONE_TOKEN),
         (np.eye(8), ScoreSettings(3), LONE_TOKEN),
         (np.tile(GOOD, 4), ScoreSettings(3, rho=1e-20, alpha_z=1e20, max_iter=20), OVERFLOW),  # singular in float64
+        (GOOD, ScoreSettings(3, rho=1e-2, max_iter=30), NO_RESULT),  # C is still 0
     ],
 )
 def test_what_cannot_be_scored_scores_zero(
@@ -141,8 +145,35 @@ def test_what_cannot_be_scored_scores_zero(
     ours = score_on_host(score_library, tokens, settings)
     assert ours.status == status
     assert not ours.sharing_score.any()
-    assert not ours.labels.any()
+    assert set(ours.labels) == {0 if status == EQUAL_TOKENS else scorable.NO_SCORE}
     assert not ours.self_expression.any()
+
+
+def test_the_kernels_have_the_references_bounds() -> None:
+    header = (Path(__file__).parents[2] / "plugins" / "subspace_score" / "scorable.h").read_text()
+    numbers = {name: float(value) for name, value in re.findall(r"constexpr \w+ (k\w+) = (-?[\d.e-]+)f?;", header)}
+    assert numbers.pop("kRoundoff") == pytest.approx(scorable.ROUNDOFF["float32"], rel=1e-7)
+    assert numbers == {
+        "kEqualRoundings": scorable.EQUAL_ROUNDINGS,
+        "kRangeRoundings": scorable.RANGE_ROUNDINGS,
+        "kAngleRoundings": scorable.ANGLE_ROUNDINGS,
+        "kLargestResidual": scorable.LARGEST_RESIDUAL,
+        "kNoScore": scorable.NO_SCORE,
+    }
+
+
+@pytest.mark.parametrize("name", scorable_tokens.TOKENS)
+def test_the_kernels_score_and_refuse_as_the_reference(score_library: ctypes.CDLL, name: str) -> None:
+    tokens, verdict = scorable_tokens.TOKENS[name]
+    ours = score_on_host(score_library, tokens, ScoreSettings(3))
+    statuses = {
+        scorable_tokens.SCORED: SOLVED,
+        scorable_tokens.EQUAL: EQUAL_TOKENS,
+        scorable_tokens.REFUSED: LONE_TOKEN,
+    }
+    assert ours.status == statuses[verdict]
+    if verdict == scorable_tokens.SCORED:
+        np.testing.assert_allclose(ours.self_expression, reference(tokens, ScoreSettings(3)).self_expression, atol=1e-3)
 
 
 @pytest.mark.parametrize(("n", "k"), [(2, 1), (2, 2), (3, 2), (5, 5), (6, 1)])

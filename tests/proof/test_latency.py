@@ -9,23 +9,23 @@ from typing import Any
 
 import numpy as np
 import pytest
+from msgspec.structs import astuple
 
+from va_export.documents import read
 from va_export.machine import environment, library_versions
 from va_export.proof import latency
+from va_export.proof.documents import Latency, LatencyRun
 from va_export.proof.latency import measure_latency, summarize
 
 
 def test_order_statistics() -> None:
     result = summarize([4.0, 1.0, 2.0, 3.0, 5.0])
-    assert (result["iterations"], result["min_ms"], result["median_ms"], result["max_ms"]) == (5, 1.0, 3.0, 5.0)
-    assert result["mean_ms"] == 3.0 and result["cov"] == pytest.approx(np.sqrt(2) / 3)
-    assert result["p90_ms"] == pytest.approx(4.6) and result["p95_ms"] == pytest.approx(4.8)
-    assert result["p99_ms"] == pytest.approx(4.96)
-    assert summarize([7.0]) == {
-        "iterations": 1, "min_ms": 7.0, "mean_ms": 7.0, "median_ms": 7.0, "p90_ms": 7.0, "p95_ms": 7.0, "p99_ms": 7.0,
-        "max_ms": 7.0, "cov": 0.0,
-    }  # fmt: skip
-    assert summarize([0.0, 0.0])["cov"] == 0.0
+    assert (result.iterations, result.min_ms, result.median_ms, result.max_ms) == (5, 1.0, 3.0, 5.0)
+    assert result.mean_ms == 3.0 and result.cov == pytest.approx(np.sqrt(2) / 3)
+    assert result.p90_ms == pytest.approx(4.6) and result.p95_ms == pytest.approx(4.8)
+    assert result.p99_ms == pytest.approx(4.96)
+    assert astuple(summarize([7.0])) == (1, *[7.0] * 7, 0.0)
+    assert summarize([0.0, 0.0]).cov == 0.0
 
 
 class FakeBundle:
@@ -51,7 +51,7 @@ class FakeBundle:
 REFERENCE = {"frames": np.zeros(3), "input_ids": np.zeros((1, 4), np.int64)}
 
 
-def measure(bundle: FakeBundle, **options: Any) -> dict[str, Any]:
+def measure(bundle: FakeBundle, **options: Any) -> LatencyRun:
     return measure_latency(bundle, REFERENCE, **options)  # type: ignore[arg-type]
 
 
@@ -60,22 +60,22 @@ def test_warm_up_is_not_counted_and_stages_are() -> None:
     options = {"iterations": 3, "new_tokens": 6, "warmup": 2, "budget_seconds": 1e9}
     result = measure(bundle, anchors=True, on_step=lambda *step: steps.append(step), **options)
     assert len(bundle.asked) == 5 and steps == [(i, 5) for i in range(1, 6)]
-    assert (result["warmup"], result["iterations"], result["new_tokens"]) == (2, 3, 6)
-    assert result["stages"]["vision"]["min_ms"] == 3.0  # the third question is the first that counts
-    assert result["stages"]["decode_per_token"]["min_ms"] == 10 * 3 / 5
-    assert set(result["stages"]) == {"preprocess", "vision", "score", "prefill", "decode_per_token", "end_to_end"}
-    assert {stage: times["min_ms"] for stage, times in result["gpu_stages"].items()} == {
+    assert (result.warmup, result.iterations, result.new_tokens) == (2, 3, 6)
+    assert result.stages["vision"].min_ms == 3.0  # the third question is the first that counts
+    assert result.stages["decode_per_token"].min_ms == 10 * 3 / 5
+    assert set(result.stages) == {"preprocess", "vision", "score", "prefill", "decode_per_token", "end_to_end"}
+    assert {stage: times.min_ms for stage, times in (result.gpu_stages or {}).items()} == {
         "vision": 3.0 / 2,
         "decode_per_token": 5 * 3.0 / 5,
     }
-    assert result["peak_memory_bytes"]["device"] == 1 << 30
+    assert result.peak_memory_bytes.device == 1 << 30
     assert all(asked["ignore_stop"] and asked["max_new_tokens"] == 6 for asked in bundle.asked)
-    assert result["peak_memory_bytes"]["host"] > 1 << 20
+    assert result.peak_memory_bytes.host > 1 << 20
 
 
 def test_without_anchors_and_without_a_second_token() -> None:
     result = measure(FakeBundle(), anchors=False, iterations=1, new_tokens=1)
-    assert set(result["stages"]) == {"preprocess", "vision", "prefill", "end_to_end"}
+    assert set(result.stages) == {"preprocess", "vision", "prefill", "end_to_end"}
 
 
 def test_a_slow_machine_measures_less(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,7 +83,7 @@ def test_a_slow_machine_measures_less(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(latency, "time", SimpleNamespace(perf_counter=lambda: float(next(now))))
     bundle = FakeBundle()
     result = measure(bundle, anchors=True, iterations=50, new_tokens=2, budget_seconds=1.0)
-    assert (result["warmup"], result["iterations"]) == (1, 1) and len(bundle.asked) == 2
+    assert (result.warmup, result.iterations) == (1, 1) and len(bundle.asked) == 2
 
 
 def test_the_machine_and_its_libraries_are_named() -> None:
@@ -94,10 +94,10 @@ def test_the_machine_and_its_libraries_are_named() -> None:
 
 
 def test_a_bundle_carries_its_latency(tiny_bundle: Path) -> None:
-    document = json.loads((tiny_bundle / "latency.json").read_text())
-    ours = [run for run in document["runs"] if run["backend"] == "onnxruntime"]
-    assert [run["anchors"] for run in ours] == [True, False]
-    assert document["environment"]["libraries"]
+    document = read(tiny_bundle / "latency.json", Latency, what="latency", fix="")
+    ours = [run for run in document.runs if run.backend == "onnxruntime"]
+    assert [run.anchors for run in ours] == [True, False]
+    assert document.environment.libraries
     for run in ours:
-        assert 1 <= run["iterations"] <= 2 and ("score" in run["stages"]) == run["anchors"]
-        assert all(stage["min_ms"] >= 0 for stage in run["stages"].values())
+        assert 1 <= run.iterations <= 2 and ("score" in run.stages) == run.anchors
+        assert all(stage.min_ms >= 0 for stage in run.stages.values())

@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
-import json
 import math
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from golden_scores import planted_tokens
+from msgspec.structs import asdict
 
 from va_export.anchor import subspace_score
 from va_export.anchor.sharing import sharing_score
-from va_export.proof.compare import (
-    Tolerance,
-    check_parity,
-    compare,
+from va_export.documents import decode, encode, read
+from va_export.proof.compare import check_parity, compare, parity_document
+from va_export.proof.documents import OwnScore, Parity, ParityRun, Tolerance
+from va_export.proof.partition import (
+    AS_GOOD,
+    SAME,
+    UNDETERMINED,
+    WORSE,
+    ReferencePartition,
+    eigengap,
     label_agreement,
     normalized_cut,
-    parity_document,
-    tolerance_for,
 )
 from va_export.proof.reference import read_reference
+from va_export.proof.tolerances import tolerance_for
 from va_export.runtime.bundle import Bundle
+from va_export.settings import ScoreSettings
 
 LOOSE = Tolerance(atol=1e9, rtol=0.0, cosine=-1.0)
 
@@ -104,9 +110,8 @@ def test_labels_agree_up_to_their_names() -> None:
 
 def test_a_document_passes_when_something_ran_and_everything_passed() -> None:
     def passed(*runs: bool) -> bool:
-        document = parity_document("fp16", "reference", [{"passed": run} for run in runs], [])
-        assert isinstance(document["passed"], bool)
-        return document["passed"]
+        found = [ParityRun("torch", "cpu", "plugin", run, ()) for run in runs]
+        return parity_document("fp16", "reference", found, []).passed
 
     assert passed(True) and passed(True, True)
     assert not passed(True, False) and not passed()
@@ -120,16 +125,16 @@ def reference(tiny_bundle: Path) -> dict[str, np.ndarray[Any, Any]]:
 def test_a_good_bundle_passes(tiny_bundle: Path, reference: dict[str, np.ndarray[Any, Any]]) -> None:
     with Bundle.open(tiny_bundle) as bundle:
         result = check_parity(bundle, reference)
-    json.dumps(result, allow_nan=False)
-    assert result["passed"] and (result["backend"], result["attention"]) == ("onnxruntime", "plugin")
-    stages = [(check["stage"], check["anchors"]) for check in result["checks"]]
+    assert decode(encode(result), ParityRun, what="", where="", fix="") == result
+    assert result.passed and (result.backend, result.attention) == ("onnxruntime", "plugin")
+    stages = [(check.stage, check.anchors) for check in result.checks]
     assert stages == [
         ("visual_tokens", None), ("sharing_score", None), ("score_graph", None), ("prefill_logits", True),
         ("decode_logits", True), ("prefill_logits", False), ("decode_logits", False),
     ]  # fmt: skip
-    assert {run["anchors"] for run in result["greedy"]} == {True, False}
-    for check in result["checks"]:
-        assert 0 < check["tolerance_used"] <= 1 and check["cosine"] >= 0.999 and check["nan"] == check["inf"] == 0
+    assert {run.anchors for run in result.greedy} == {True, False}
+    for check in result.checks:
+        assert 0 < (check.tolerance_used or 0) <= 1 and (check.cosine or 0) >= 0.999 and check.nan == check.inf == 0
 
 
 def test_plain_tokens_are_not_computed_twice(
@@ -151,9 +156,9 @@ def test_plain_tokens_are_not_computed_twice(
         passes.clear()
         differing = check_parity(bundle, {**reference, "plain_tokens": tokens})
         assert passes == [(True, True), (True, False), (False, True), (False, False)]
-    first, second = ({run["anchors"]: run for run in result["greedy"]}[False] for result in (agreed, differing))
-    assert first["bundle"] == second["bundle"] == reference["plain_tokens"].tolist()
-    assert (first["matching_prefix"], second["matching_prefix"]) == (len(tokens), len(tokens) - 1)
+    first, second = ({run.anchors: run for run in result.greedy}[False] for result in (agreed, differing))
+    assert list(first.bundle) == list(second.bundle) == reference["plain_tokens"].tolist()
+    assert (first.matching_prefix, second.matching_prefix) == (len(tokens), len(tokens) - 1)
 
 
 @pytest.mark.parametrize(("array", "stages"), [
@@ -172,22 +177,22 @@ def test_a_bundle_that_computes_something_else_fails_there(
     moved = reference[array] * (1 + 0.2 * random.normal(size=reference[array].shape))
     with Bundle.open(tiny_bundle) as bundle:
         result = check_parity(bundle, {**reference, array: moved.astype(np.float32)})
-    failed = {check["stage"] for check in result["checks"] if not check["passed"]}
+    failed = {check.stage for check in result.checks if not check.passed}
     assert (
-        not result["passed"]
+        not result.passed
         and failed
         and failed <= stages | ({"sharing_score", "score_graph"} if array == "visual_tokens" else set())
     )
 
 
 def test_the_two_forms_of_the_decoder_were_compared_at_export(tiny_bundle: Path) -> None:
-    parity = json.loads((tiny_bundle / "parity.json").read_text())
-    assert [(run["backend"], run["attention"]) for run in parity["runs"]] == [
+    parity = read(tiny_bundle / "parity.json", Parity, what="parity", fix="")
+    assert [(run.backend, run.attention) for run in parity.runs] == [
         ("onnxruntime", "plugin"),
         ("onnxruntime", "native"),
     ]
-    assert parity["passed"] and parity["precision"] == "fp16"
-    assert all(row["reason"] and row["command"] for row in parity["not_run"]) and parity["not_run"]
+    assert parity.passed and parity.precision == "fp16"
+    assert all(row.reason and row.command for row in parity.not_run) and parity.not_run
 
 
 @pytest.mark.parametrize("labels", ["worse", "renamed"])
@@ -202,9 +207,72 @@ def test_a_graph_with_other_labels_is_judged_by_what_they_cut(
         row_sum = np.asarray(details.self_expression, np.float64).sum(1)
         given = np.roll(reference["labels"], 5) if labels == "worse" else 3 - reference["labels"]
         score = sharing_score(row_sum, given).astype(np.float32)
-        monkeypatch.setattr(bundle.backend, "score", lambda _: (score, given))
-        rows = [check for check in check_parity(bundle, reference)["checks"] if check["stage"] == "score_graph"]
-    assert [check["passed"] for check in rows] == [labels == "renamed"]
+        results = {"sharing_score": score, "labels": given}
+        run = bundle.backend.run
+        monkeypatch.setattr(bundle.backend, "run", lambda name, of: results if name == "score" else run(name, of))
+        rows = [check for check in check_parity(bundle, reference).checks if check.stage == "score_graph"]
+    assert [check.passed for check in rows] == [labels == "renamed"]
+
+
+def frames_of(tokens: np.ndarray[Any, Any], copies: int) -> np.ndarray[Any, Any]:
+    return np.tile(tokens, (copies, 1)).astype(np.float32)
+
+
+def test_the_subspaces_of_a_still_clip_are_not_judged_and_its_scores_are() -> None:
+    """Every token is expressed by its copies, so that the affinity falls apart into 16 groups for 4 subspaces: any
+    union of groups cuts nothing."""
+    tokens = frames_of(np.random.default_rng(0).standard_normal((16, 24)), 8)
+    labels = np.tile(np.arange(16) % 4, 8)
+    partition = ReferencePartition(tokens, labels, ScoreSettings(4))
+    others = np.tile(np.arange(16) // 4, 8)
+    assert partition.judge((labels + 1) % 4) == SAME
+    assert partition.judge(others) == UNDETERMINED
+    c = subspace_score(tokens, 4, dtype="float64", return_details=True).self_expression
+    assert eigengap(c, 4) < 1e-9 and not c.reshape(8, 16, 8, 16)[:, 0, :, 1:].any()
+    np.testing.assert_array_equal(partition.score_of(others), sharing_score(c.sum(1), others))
+
+
+def test_the_subspaces_of_tokens_that_have_them_are_judged() -> None:
+    tokens, labels = planted_tokens(12, 3, 20, noise=0.05)
+    partition = ReferencePartition(tokens, labels, ScoreSettings(3))
+    border = labels.copy()
+    border[0] = (border[0] + 1) % 3
+    assert partition.judge(2 - labels) == SAME
+    assert partition.judge(np.zeros_like(labels)) == WORSE  # and cuts nothing
+    assert partition.judge(np.arange(len(labels)) % 3) == WORSE
+    assert partition.judge(border) in (WORSE, AS_GOOD)
+
+
+def test_the_gap_of_two_cliques_that_touch() -> None:
+    """Two pairs, linked by b between two of their tokens: the normalised affinity written out by hand."""
+    c = np.zeros((4, 4))
+    c[0, 1] = c[2, 3] = 1.0
+    c[1, 2] = 0.25
+    root = np.sqrt([1.0, 1.25, 1.25, 1.0])
+    spectrum = np.linalg.eigvalsh((c + c.T) / np.outer(root, root))[::-1]
+    assert eigengap(c, 2) == pytest.approx(spectrum[1] - spectrum[2])
+    assert eigengap(c, 4) == eigengap(np.zeros((4, 4)), 2) == math.inf
+
+
+def test_a_score_of_zeros_is_compared_to_its_end(
+    tiny_bundle: Path, reference: dict[str, np.ndarray[Any, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Equal tokens, of which no one recurs more than another: the report's cosine was 0/0, which JSON does not have."""
+    tokens = np.tile(reference["visual_tokens"][:1], (len(reference["visual_tokens"]), 1))
+    given = {**reference, "visual_tokens": tokens, "labels": np.zeros(len(tokens), np.int64)}
+    given["sharing_score"] = np.zeros(len(tokens), np.float32)
+    with Bundle.open(tiny_bundle) as bundle:
+        run = bundle.backend.run
+
+        def of_equal_tokens(name: str, inputs: Any) -> Any:
+            return {"visual_tokens": tokens} if name == "vision" else run(name, inputs)
+
+        monkeypatch.setattr(bundle.backend, "run", of_equal_tokens)
+        result = check_parity(bundle, given)
+    rows = {check.stage: check for check in result.checks}
+    for stage in ("sharing_score", "score_graph"):
+        assert rows[stage].passed and rows[stage].partition == SAME and rows[stage].cosine == 1.0
+    assert result.score_end_to_end == OwnScore(1.0, 0.0, 1.0)
 
 
 def test_the_cut_of_two_halves_counts_what_crosses() -> None:

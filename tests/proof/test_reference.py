@@ -12,8 +12,16 @@ import pytest
 from va_export.checkpoint.files import Checkpoint
 from va_export.errors import VaExportError
 from va_export.export.recipe import Recipe
+from va_export.export.source import Source
 from va_export.models import family_named
-from va_export.proof.reference import FILE_NAME, Sample, compute_reference, read_reference, write_reference
+from va_export.proof.reference import (
+    FILE_NAME,
+    compute_reference,
+    prepared_of,
+    read_reference,
+    write_reference,
+)
+from va_export.proof.sample import Sample
 from va_export.settings import ScoreSettings
 
 Arrays = Mapping[str, np.ndarray[Any, Any]]
@@ -24,17 +32,13 @@ def reference(golden: Arrays, golden_checkpoint: Path) -> dict[str, np.ndarray[A
     """The reference of the official run's own frames and prompt."""
     family = family_named("internvl2")
     checkpoint = Checkpoint.open(golden_checkpoint)
-    sample = Sample(
-        frames=np.zeros((8, 112, 112, 3), np.uint8),
-        pixel_values=golden["pixel_values"],
-        input_ids=golden["input_ids"],
-        is_visual=golden["input_ids"] == golden["image_token_id"],
-        clip={},
-    )
+    spec = family.spec_from_checkpoint(checkpoint, image_token_id=int(golden["image_token_id"]))
+    source = Source(family, spec, checkpoint)
+    prepared = source.processing.prepare_ids(golden["input_ids"], {"pixel_values": golden["pixel_values"]}, 8)
+    sample = Sample(frames=np.zeros((8, 112, 112, 3), np.uint8), prepared=prepared, clip={})
     recipe = Recipe(name="golden", checkpoint=str(golden_checkpoint), score=ScoreSettings(n_subspaces=8))
     steps: list[tuple[int, int]] = []
-    spec = family.spec_from_checkpoint(checkpoint)
-    arrays = compute_reference(family, spec, checkpoint, recipe, sample, 3, lambda *step: steps.append(step))
+    arrays = compute_reference(source, recipe, sample, 3, lambda *step: steps.append(step))
     assert steps == sorted(steps) and steps[-1][0] == steps[-1][1]  # progress ends at its end
     return arrays
 
@@ -79,6 +83,9 @@ def test_file_and_back(reference: dict[str, np.ndarray[Any, Any]], tmp_path: Pat
     for name, array in reference.items():
         assert again[name].dtype == array.dtype
         np.testing.assert_array_equal(again[name], array)
+    prepared = prepared_of(again)
+    assert prepared.grid == (8, 4, 4) and prepared.next_position == prepared.length
+    assert set(prepared.vision_inputs) == {"pixel_values"}
 
 
 @pytest.mark.parametrize("content", [b"", b"no archive", b"PK\x03\x04 truncated"])

@@ -14,11 +14,13 @@ from va_export.anchor import attention
 from va_export.checkpoint.files import Checkpoint
 from va_export.errors import VaExportError
 from va_export.export.recipe import Recipe
+from va_export.export.source import Source
 from va_export.models import family_for, published_config
 from va_export.models import reference_memory as memory
 from va_export.models.internvl2.tiny import write_tiny_checkpoint
 from va_export.models.streaming import StreamedModel
-from va_export.proof.reference import Sample, compute_reference
+from va_export.proof.reference import compute_reference
+from va_export.proof.sample import Sample
 from va_export.settings import ScoreSettings
 
 VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -33,26 +35,20 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 
 
-def sample_of(image_token: int) -> Sample:
+def sample_of(source: Source) -> Sample:
     generator = np.random.default_rng(0)
-    ids = np.concatenate([[256, 1, 2], np.full(32, image_token), [3, 4, 5]])[None]
-    return Sample(
-        frames=np.zeros((2, 112, 112, 3), np.uint8),
-        pixel_values=generator.normal(size=(2, 3, 112, 112)).astype(np.float32),
-        input_ids=ids,
-        is_visual=ids == image_token,
-        clip={},
-    )
+    ids = np.concatenate([[256, 1, 2], np.full(32, source.spec.image_token_id), [3, 4, 5]])[None]
+    pixels = generator.normal(size=(2, 3, 112, 112)).astype(np.float32)
+    prepared = source.processing.prepare_ids(ids, {"pixel_values": pixels}, 2)
+    return Sample(frames=np.zeros((2, 112, 112, 3), np.uint8), prepared=prepared, clip={})
 
 
 def reference(directory: Path, *, streamed: bool | None, layers: int | None = None, **rest: Any) -> dict[str, Any]:
     checkpoint = Checkpoint.open(directory)
     family = family_for(checkpoint.config)
-    spec = family.spec_from_checkpoint(checkpoint, layers)
-    assert spec.image_token_id is not None
+    source = Source(family, family.spec_from_checkpoint(checkpoint, layers), checkpoint)
     recipe = Recipe(name="r", checkpoint=str(directory), score=ScoreSettings(n_subspaces=2))
-    sample = sample_of(spec.image_token_id)
-    return compute_reference(family, spec, checkpoint, recipe, sample, 4, streamed=streamed, **rest)
+    return compute_reference(source, recipe, sample_of(source), 4, streamed=streamed, **rest)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -135,8 +131,8 @@ def test_the_8b_model_streams_on_24_gigabytes(free: float, expected: bool) -> No
     assert config is not None
     family = family_for(config)
     spec = family.spec_from_config(config)
-    assert memory.must_stream(spec, family.weight_map(spec), 2300, 8, int(free)) is expected
-    sizes = memory.reference_memory(spec, family.weight_map(spec), 2300, 8)
+    sizes = memory.reference_memory(spec, family.weight_map(spec), 2300, 8, 8)
+    assert sizes.must_stream(int(free)) is expected
     assert 4 * 8.07e9 < sizes.whole < 4 * 8.07e9 + 4e9
     assert sizes.streamed < 6e9  # the output matrix 1.5 GB, two caches 1.2 GB, one layer's activations
 

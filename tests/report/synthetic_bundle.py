@@ -2,76 +2,30 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
+from documents_made import manifest_document
+
+from va_export.bundle.document import FileEntry, ManifestDocument
 
 HOSTILE = "<script>alert('x')</script>"
 N_FRAMES, GRID, SIDE = 3, 4, 64
 
 
-def manifest() -> dict[str, Any]:
-    """A manifest with one engine, as an InternVL2-8B export would leave it."""
-    return {
-        "manifest_version": 1,
-        "tool": {"name": "va-export", "version": "0.1.0"},
-        "created": "2025-11-23T10:00:00+00:00",
-        "model": {
-            "name": "InternVL2-8B",
-            "source": "OpenGVLab/InternVL2-8B",
-            "revision": None,
-            "family": "internvl2",
-            "weights": "checkpoint",
-            "text": {"hidden_size": 4096, "num_layers": 32, "num_heads": 32, "num_kv_heads": 8, "vocab_size": 92553},
-            "vision": {"image_size": 448, "tokens_per_frame": 256},
-        },
-        "precision": "fp16",
-        "attention": "plugin",
-        "opset": 24,
-        "ops": {"AnchoredAttention": 1, "SubspaceScore": 1},
-        "libraries": {"torch": "2.13.0", "onnx": "1.23.0"},
-        "components": {
-            "vision": {
-                "onnx": "onnx/vision.onnx",
-                "engines": {
-                    "tensorrt-rtx": {
-                        "file": "engines/vision.engine",
-                        "version": "1.7.1",
-                        "targets": ["sm80", "sm89"],
-                        "bytes": 5 << 20,
-                        "seconds": 12.5,
-                        "plugin_nodes": 2,
-                        "profiles": [
-                            {
-                                "name": "frames",
-                                "ranges": {
-                                    "pixel_values": {
-                                        "min": [1, 3, 448, 448],
-                                        "opt": [8, 3, 448, 448],
-                                        "max": [16, 3, 448, 448],
-                                    }
-                                },
-                            }
-                        ],
-                    }
-                },
-            },
-            "embedding": {"onnx": "onnx/embedding.onnx", "engines": {}},
-            "decoder": {"onnx": "onnx/decoder.onnx", "onnx_native": "onnx/decoder_native.onnx", "engines": {}},
-        },
-        "limits": {"max_batch_size": 1, "max_input_len": 4096},
-        "gains": {"alpha_q": 4.0, "alpha_k": 9.5, "alpha_v": 2.5},
-        "score": {"n_subspaces": 24, "pca_rank": 0, "rho": 300.0},
-        "plugin": {"library": "plugins/libva_plugins.so", "contract": {}},
-        "tokenizer": "tokenizer.json",
-        "video": {"file": "bikes.mp4", "frames": N_FRAMES, "indices": [15, 46, 77]},
-        "files": {
-            "onnx/vision.onnx": {"bytes": 3 << 20, "sha256": "a1" * 32},
-            "onnx/decoder.onnx": {"bytes": 1 << 20, "sha256": "b2" * 32},
-        },
+def manifest(**changes: Any) -> ManifestDocument:
+    """A manifest with one engine, as an export would leave it."""
+    model = msgspec.structs.replace(manifest_document().model, name="InternVL2-8B", source="OpenGVLab/InternVL2-8B")
+    files = {
+        "onnx/vision.onnx": FileEntry(bytes=3 << 20, sha256="a1" * 32),
+        "onnx/decoder.onnx": FileEntry(bytes=1 << 20, sha256="b2" * 32),
     }
+    video = {"file": "bikes.mp4", "frames": N_FRAMES, "indices": [15, 46, 77]}
+    return manifest_document(**{"model": model, "files": files, "video": video, **changes})
 
 
 def check(stage: str, anchors: bool | None, used: float, **changes: Any) -> dict[str, Any]:
@@ -114,7 +68,7 @@ def parity() -> dict[str, Any]:
         "passed": True,
         "precision": "fp16",
         "reference": "PyTorch float32",
-        "runs": [{**run, "attention": "plugin"}, {**run, "attention": "native"}],
+        "runs": [copy.deepcopy({**run, "attention": form}) for form in ("plugin", "native")],
         "not_run": [
             {
                 "what": "tensorrt-rtx engines",
@@ -171,8 +125,8 @@ def reference() -> dict[str, np.ndarray]:
 
 
 def write_bundle(directory: Path, **parts: Any) -> Path:
-    """Write the four files; a part (manifest, parity, latency, reference) given as None is left out."""
-    made = {"manifest": manifest, "parity": parity, "latency": latency, "reference": reference}
+    """Write the three files; a part (parity, latency, reference) given as None is left out."""
+    made = {"parity": parity, "latency": latency, "reference": reference}
     directory.mkdir(parents=True, exist_ok=True)
     for name, make in made.items():
         part = parts.get(name, make())

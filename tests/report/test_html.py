@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from html_tree import Element, parse
 from synthetic_bundle import GRID, HOSTILE, N_FRAMES, check, latency, manifest, parity, reference, write_bundle
 
+from va_export.bundle.document import FileEntry, ManifestDocument
 from va_export.errors import VaExportError
 from va_export.report.html import render_report
 
 
-def page(directory: Path, **parts: Any) -> Element:
-    return parse(render_report(write_bundle(directory, **parts)))
+def render(directory: Path, document: ManifestDocument | None = None) -> Path:
+    return render_report(directory, document or manifest())
+
+
+def page(directory: Path, document: ManifestDocument | None = None, **parts: Any) -> Element:
+    return parse(render(write_bundle(directory, **parts), document))
 
 
 def by_id(root: Element, tag: str, name: str) -> Element:
@@ -24,10 +31,10 @@ def by_id(root: Element, tag: str, name: str) -> Element:
 
 
 def test_the_page_is_written_into_the_bundle_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
-    path = render_report(write_bundle(tmp_path))
+    path = render(write_bundle(tmp_path))
     assert path == tmp_path / "report.html"
     assert {file.name for file in tmp_path.iterdir()} == {
-        "manifest.json", "parity.json", "latency.json", "reference.npz", "report.html",
+        "parity.json", "latency.json", "reference.npz", "report.html",
     }  # fmt: skip
 
 
@@ -35,7 +42,7 @@ def test_rendering_again_replaces_the_page_in_one_step(tmp_path: Path) -> None:
     write_bundle(tmp_path)
     (tmp_path / "report.html").write_text("old")
     (tmp_path / "held").hardlink_to(tmp_path / "report.html")
-    assert by_id(parse(render_report(tmp_path)), "div", "verdict")
+    assert by_id(parse(render(tmp_path)), "div", "verdict")
     assert (tmp_path / "held").read_text() == "old"  # a reader who has the old page open keeps it whole
 
 
@@ -88,7 +95,7 @@ def test_a_recorded_failure_is_not_covered_by_passing_checks(tmp_path: Path) -> 
     assert "parity.json records a failure" in verdict
 
 
-@pytest.mark.parametrize("data", [None, {"passed": True, "runs": []}])
+@pytest.mark.parametrize("data", [None, {**parity(), "runs": []}])
 def test_nothing_passes_without_a_check(tmp_path: Path, data: dict[str, Any] | None) -> None:
     root = page(tmp_path, parity=data)
     assert "NOT CHECKED" in by_id(root, "div", "verdict").text
@@ -220,9 +227,8 @@ def test_without_reference_there_are_no_pictures(tmp_path: Path) -> None:
 
 
 def test_random_weights_are_said_prominently(tmp_path: Path) -> None:
-    data = manifest()
-    data["model"]["weights"] = "random"
-    assert "Random weights." in page(tmp_path / "random", manifest=data).one("header").text
+    random = manifest(model=msgspec.structs.replace(manifest().model, weights="random"))
+    assert "Random weights." in page(tmp_path / "random", random).one("header").text
     assert "Random weights." not in page(tmp_path / "trained").one("header").text
 
 
@@ -242,11 +248,11 @@ def test_contents_list_components_engines_and_files(tmp_path: Path) -> None:
     files = section.one("table", class_="files").rows()
     assert files[1:] == [["onnx/decoder.onnx", "1.0 MiB", "b2" * 6], ["onnx/vision.onnx", "3.0 MiB", "a1" * 6]]
     assert "32 layers, width 4096, 32 query heads, 8 KV heads" in section.text
-    assert "onnx/decoder_native.onnx" in section.text
+    assert "onnx/vision.onnx" in section.text
 
 
 def test_the_page_needs_nothing_from_outside_and_runs_nothing(tmp_path: Path) -> None:
-    path = render_report(write_bundle(tmp_path))
+    path = render(write_bundle(tmp_path))
     root = parse(path)
     policy = next(meta for meta in root.all("meta") if meta.attributes.get("http-equiv") == "Content-Security-Policy")
     assert policy.attributes["content"] == "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
@@ -284,13 +290,23 @@ def poison(value: Any) -> Any:
 
 
 def test_hostile_texts_stay_texts(tmp_path: Path) -> None:
-    data = poison(manifest())
-    data["files"][HOSTILE] = {"bytes": 1, "sha256": HOSTILE}
-    data["components"][HOSTILE] = {"onnx": HOSTILE, "engines": {HOSTILE: {"file": HOSTILE, "targets": [HOSTILE]}}}
+    document = manifest()
+    engine = msgspec.structs.replace(
+        document.components["vision"].engines["tensorrt-rtx"], file=HOSTILE, version=HOSTILE
+    )
+    entry = msgspec.structs.replace(document.components["vision"], onnx=HOSTILE, engines={HOSTILE: engine})
+    document = msgspec.structs.replace(
+        document,
+        model=msgspec.structs.replace(document.model, name=HOSTILE, source=HOSTILE, revision=HOSTILE),
+        files={HOSTILE: FileEntry(bytes=1, sha256=HOSTILE)},
+        components={HOSTILE: entry},
+        video=poison(document.video),
+        libraries={HOSTILE: HOSTILE},
+    )
     times = poison(latency())
     for run in times["runs"]:
         run["stages"][HOSTILE] = dict(run["stages"]["vision"])
-    root = page(tmp_path, manifest=data, parity=poison(parity()), latency=times)
+    root = page(tmp_path, document, parity=poison(parity()), latency=times)
     assert root.all("script") == []
     assert HOSTILE in root.one("h1").text
     assert HOSTILE in by_id(root, "section", "latency").one("svg", class_="bars").text
@@ -298,25 +314,30 @@ def test_hostile_texts_stay_texts(tmp_path: Path) -> None:
     assert any(row[0] == HOSTILE for row in root.one("table", class_="files").rows())
 
 
-def test_a_manifest_with_nothing_optional_still_gives_a_page(tmp_path: Path) -> None:
-    root = page(tmp_path, manifest={"manifest_version": 1}, parity=None, latency=None, reference=None)
-    assert root.one("h1").text == "unnamed model"
+def test_a_bundle_with_nothing_optional_still_gives_a_page(tmp_path: Path) -> None:
+    bare = manifest(components={}, files={}, video=None, plugin=None, tokenizer=None)
+    root = page(tmp_path, bare, parity=None, latency=None, reference=None)
+    assert root.one("h1").text == "InternVL2-8B"
     assert "NOT CHECKED" in by_id(root, "div", "verdict").text
 
 
-def test_sparse_parity_and_latency_still_give_a_page(tmp_path: Path) -> None:
-    root = page(
-        tmp_path,
-        parity={"passed": True, "runs": [{"passed": True, "checks": [{"stage": "visual_tokens", "passed": True}]}]},
-        latency={"runs": [{"backend": "onnxruntime", "stages": {"vision": {"median_ms": 3.0}}}]},
-    )
-    assert "1 of 1 checks" in by_id(root, "div", "verdict").text
-    assert "3.00 ms" in by_id(root, "section", "latency").text
-
-
-def test_no_manifest_is_an_error_for_the_user(tmp_path: Path) -> None:
-    with pytest.raises(VaExportError, match="no manifest"):
-        render_report(tmp_path)
+@pytest.mark.parametrize(("name", "change", "place"), [
+    ("parity", lambda data: data["runs"][0]["checks"][2].pop("passed"), "runs[0].checks[2]"),
+    ("parity", lambda data: data["runs"][1]["checks"][0]["tolerance"].update(cosine="0.9"),
+     "runs[1].checks[0].tolerance.cosine"),
+    ("latency", lambda data: data["runs"][1]["stages"]["prefill"].update(median_ms=None),
+     "runs[1].stages.prefill.median_ms"),
+    ("latency", lambda data: data["environment"].update(gpus=1), "environment"),
+])  # fmt: skip
+def test_figures_of_another_form_are_no_page(
+    tmp_path: Path, name: str, change: Callable[[Any], Any], place: str
+) -> None:
+    data = {"parity": parity, "latency": latency}[name]()
+    change(data)
+    with pytest.raises(VaExportError) as caught:
+        page(tmp_path, **{name: data})
+    assert caught.value.where == f"{tmp_path / name}.json: {place}"
+    assert not (tmp_path / "report.html").exists()
 
 
 @pytest.mark.parametrize(
@@ -326,7 +347,7 @@ def test_a_damaged_file_is_named(tmp_path: Path, name: str, text: str) -> None:
     write_bundle(tmp_path)
     (tmp_path / name).write_text(text)
     with pytest.raises(VaExportError) as caught:
-        render_report(tmp_path)
+        render(tmp_path)
     assert caught.value.where == str(tmp_path / name)
     assert not (tmp_path / "report.html").exists()
 
@@ -335,4 +356,4 @@ def test_tokens_that_do_not_fit_the_frames_are_an_error(tmp_path: Path) -> None:
     arrays = reference()
     arrays["sharing_score"] = arrays["sharing_score"][:-1]
     with pytest.raises(VaExportError, match="square grid"):
-        render_report(write_bundle(tmp_path, reference=arrays))
+        render(write_bundle(tmp_path, reference=arrays))

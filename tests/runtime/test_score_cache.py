@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from msgspec import structs
 
 from va_export.runtime import scoring
 from va_export.runtime.score_cache import ScoreCache, Scored
@@ -41,13 +42,13 @@ def test_a_key_is_of_everything_that_decides_the_score(cache: ScoreCache) -> Non
     changed = TOKENS.copy()
     changed[5, 3] = np.nextafter(changed[5, 3], 9)
     variants = [TOKENS, changed, TOKENS.astype(np.float64), TOKENS.reshape(12, 16), TOKENS[:12]]
-    keys = {cache.key(tokens, SETTINGS.to_mapping()) for tokens in variants}
+    keys = {cache.key(tokens, structs.asdict(SETTINGS)) for tokens in variants}
     keys |= {
-        cache.key(TOKENS, replace(SETTINGS, **{name: value}).to_mapping())
+        cache.key(TOKENS, structs.asdict(structs.replace(SETTINGS, **{name: value})))
         for name, value in {"n_subspaces": 4, "pca_rank": 5, "rho": 301.0, "eps": 1e-4, "max_iter": 9}.items()
     }
     assert len(keys) == 10
-    assert cache.key(TOKENS.copy(), SETTINGS.to_mapping()) in keys
+    assert cache.key(TOKENS.copy(), structs.asdict(SETTINGS)) in keys
 
 
 def test_a_damaged_entry_is_absent(cache: ScoreCache) -> None:

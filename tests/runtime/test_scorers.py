@@ -2,36 +2,53 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
-from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
+from msgspec.structs import replace
+from scorable_tokens import EQUAL, SCORED, TOKENS
+from synthetic_manifest import engine_entry
 
 from va_export.bundle.manifest import read_manifest
 from va_export.errors import VaExportError
-from va_export.proof.compare import check_parity, label_agreement
-from va_export.proof.reference import read_reference
+from va_export.proof.compare import check_parity
+from va_export.proof.partition import label_agreement
+from va_export.proof.reference import prepared_of, read_reference
 from va_export.runtime.backends.backend import has_score_graph
 from va_export.runtime.bundle import Bundle, default_scorer
+from va_export.runtime.processing import Prepared
+from va_export.runtime.scoring import score_visual_tokens
 
-Arrays = dict[str, np.ndarray[Any, Any]]
+
+@pytest.mark.parametrize("name", [name for name, (_, verdict) in TOKENS.items() if verdict != SCORED])
+def test_what_has_no_score_is_refused_from_a_graph_as_from_the_host(tiny_bundle: Path, name: str) -> None:
+    tokens, verdict = TOKENS[name]
+    given = np.zeros((24, 128), np.float32)  # the tiny model's hidden size; features that are 0 change nothing
+    given[:, : tokens.shape[1]] = tokens
+    with Bundle.open(tiny_bundle) as bundle:
+        for backend in (None, bundle.backend):
+            if verdict == EQUAL:
+                assert not score_visual_tokens(given, bundle.score_settings, backend=backend).sharing_score.any()
+                continue
+            with pytest.raises(VaExportError) as refusal:
+                score_visual_tokens(given, bundle.score_settings, backend=backend)
+            assert refusal.value.where in ("score", "subspace_score")
 
 
 @pytest.fixture(scope="module")
-def question(tiny_bundle: Path) -> Arrays:
-    reference = read_reference(tiny_bundle)
-    return {"pixel_values": reference["pixel_values"], "input_ids": reference["input_ids"]}
+def question(tiny_bundle: Path) -> Prepared:
+    return prepared_of(read_reference(tiny_bundle))
 
 
-def test_the_bundles_graph_scores_as_the_host(tiny_bundle: Path, question: Arrays, tmp_path: Path) -> None:
+def test_the_bundles_graph_scores_as_the_host(tiny_bundle: Path, question: Prepared, tmp_path: Path) -> None:
     results = {}
     for scorer in ("host", "graph"):
         with Bundle.open(tiny_bundle, score=scorer, score_cache=tmp_path) as bundle:
             assert bundle.scorer == scorer
-            results[scorer] = bundle.generate(**question, max_new_tokens=2, ignore_stop=True)
+            results[scorer] = bundle.answer(question, 2, ignore_stop=True)
     host, graph = results["host"], results["graph"]
     assert host.sharing_score is not None and graph.sharing_score is not None
     assert host.labels is not None and graph.labels is not None
@@ -43,17 +60,18 @@ def test_the_bundles_graph_scores_as_the_host(tiny_bundle: Path, question: Array
     assert (graph.sharing_score != host.sharing_score).any()
 
 
-def test_the_graph_gets_no_tokens_that_it_cannot_refuse(tiny_bundle: Path, question: Arrays) -> None:
+def test_the_graph_gets_no_tokens_that_it_cannot_refuse(tiny_bundle: Path, question: Prepared) -> None:
     with Bundle.open(tiny_bundle, score="graph") as bundle:
-        bundle.score_settings = dataclasses.replace(bundle.score_settings, n_subspaces=1000)
+        bundle.score_settings = replace(bundle.score_settings, n_subspaces=1000)
         with pytest.raises(VaExportError, match="128 tokens cannot form 1000 subspaces"):
-            bundle.generate(**question, max_new_tokens=1)
+            bundle.answer(question, 1)
 
 
 def test_the_engine_scores_on_a_gpu_and_the_host_on_a_cpu(copied_bundle: Path) -> None:
     path = copied_bundle / "manifest.json"
     data = json.loads(path.read_text())
-    data["components"]["score"]["engines"] = {"tensorrt-rtx": {"file": "engines/tensorrt-rtx/score.engine"}}
+    engine = msgspec.to_builtins(engine_entry("engines/tensorrt-rtx/score.engine"))
+    data["components"]["score"]["engines"] = {"tensorrt-rtx": engine}
     path.write_text(json.dumps(data))
     manifest = read_manifest(copied_bundle)
     scorers = {name: default_scorer(manifest, name) for name in ("onnxruntime", "torch", "tensorrt", "tensorrt-rtx")}
@@ -62,22 +80,22 @@ def test_the_engine_scores_on_a_gpu_and_the_host_on_a_cpu(copied_bundle: Path) -
         assert bundle.scorer == "host"
 
 
-def test_a_bundle_without_the_component_opens_and_is_checked(copied_bundle: Path, question: Arrays) -> None:
+def test_a_bundle_without_the_component_opens_and_is_checked(copied_bundle: Path, question: Prepared) -> None:
     path = copied_bundle / "manifest.json"
     data = json.loads(path.read_text())
     del data["components"]["score"]
     path.write_text(json.dumps(data))
     assert not has_score_graph(read_manifest(copied_bundle), "onnxruntime")
     with Bundle.open(copied_bundle) as bundle:
-        assert bundle.generate(**question, max_new_tokens=1).sharing_score is not None
-        stages = [check["stage"] for check in check_parity(bundle, read_reference(copied_bundle))["checks"]]
+        assert bundle.answer(question, 1).sharing_score is not None
+        stages = [check.stage for check in check_parity(bundle, read_reference(copied_bundle)).checks]
     assert "sharing_score" in stages and "score_graph" not in stages
     with pytest.raises(VaExportError, match="no graph of the score for onnxruntime"):
         Bundle.open(copied_bundle, score="graph")
 
 
 @pytest.mark.parametrize(("score", "backend", "message"), [
-    ("gpu", "onnxruntime", "unknown scorer 'gpu'"),
+    ("gpu", "onnxruntime", "score cannot be 'gpu'"),
     ("graph", "torch", "no graph of the score for torch"),
 ])  # fmt: skip
 def test_scorers_that_are_not_there(tiny_bundle: Path, score: str, backend: str, message: str) -> None:

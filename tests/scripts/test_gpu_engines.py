@@ -16,6 +16,7 @@ from va_export.errors import VaExportError
 from va_export.evidence.bundle_checks import stage_rows, use_wheels
 from va_export.evidence.device import describe_cpu
 from va_export.evidence.document import begin_evidence, check_evidence, read_evidence
+from va_export.proof.documents import LatencyRun, PeakMemory
 from va_export.proof.latency import summarize
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "gpu_engines.py"
@@ -61,12 +62,12 @@ def test_says_that_there_is_no_gpu(tmp_path: Path) -> None:
 
 def test_latency_becomes_rows_of_evidence() -> None:
     times, gpu_times = summarize([3.0, 1.0, 2.0]), summarize([0.5])
-    latency = {
-        **{"backend": "tensorrt-rtx", "attention": "plugin", "anchors": True, "new_tokens": 4},
-        "stages": {"vision": times},
-        "gpu_stages": {"vision": gpu_times},
-        "peak_memory_bytes": {"host": 1, "device": 2},
-    }
+    latency = LatencyRun(
+        *("tensorrt-rtx", "cuda", "plugin", True, 0, 3, 4),
+        stages={"vision": times},
+        peak_memory_bytes=PeakMemory(1, 2),
+        gpu_stages={"vision": gpu_times},
+    )
     evidence = begin_evidence(describe_cpu(), "0" * 40, {"matmul_bf16_tflops": None, "copy_tb_per_s": None})
     evidence["timings"] += stage_rows(latency, "float16")
     check_evidence(evidence)

@@ -6,10 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from va_export.bundle.decoder_shards import DecoderShard
+from va_export.bundle.tensors import Profiles
 from va_export.errors import VaExportError
+from va_export.models import family_named, published_config
+from va_export.models.component import Component, score_component
+from va_export.models.family import ModelSpec
 from va_export.settings import Limits
 from va_export.tensorrt.api import TensorRT, available_flavors, load_tensorrt
-from va_export.tensorrt.profiles import DimensionRange, dimension_ranges
 
 
 @pytest.fixture(scope="session")
@@ -29,12 +33,30 @@ def plugin_library() -> Path:
 
 
 @pytest.fixture(scope="session")
+def spec() -> ModelSpec:
+    """InternVL2-8B: 256 visual tokens a frame."""
+    config = published_config("OpenGVLab/InternVL2-8B")
+    assert config is not None
+    return family_named("internvl2").spec_from_config(config)
+
+
+@pytest.fixture(scope="session")
+def components(spec: ModelSpec) -> dict[str, Component]:
+    """Its components by name, the decoder in one piece."""
+    family = family_named("internvl2")
+    layers = spec.text.num_layers
+    parts = family.components(spec, "fp16", (DecoderShard("decoder", 0, layers, layers),))
+    score = score_component(spec, lambda frames: family.visual_tokens(spec, frames))
+    return {part.name: part for part in (*parts, score)}
+
+
+@pytest.fixture(scope="session")
 def capacity() -> int:
     return 96
 
 
 @pytest.fixture(scope="session")
-def decoder_ranges(capacity: int) -> dict[str, dict[str, DimensionRange]]:
+def decoder_ranges(components: dict[str, Component], capacity: int) -> Profiles:
     limits = Limits(
         max_batch_size=2,
         max_input_len=64,
@@ -43,4 +65,4 @@ def decoder_ranges(capacity: int) -> dict[str, dict[str, DimensionRange]]:
         opt_input_len=32,
         opt_frames=2,
     )
-    return dimension_ranges("decoder", limits, tokens_per_frame=16)
+    return components["decoder"].ranges(limits)

@@ -1,8 +1,10 @@
 """A small decoder with the contract of a bundle's `decoder.onnx`, written in ONNX's text form.
 
-inputs_embeds (B,S,D), key_log_gain (B,C), value_gain (B,C), past_length (B,), past_key_values.{i}.key/value
-(B,Hkv,C,Dh) -> logits (B,V) of the last position, present.{i}.key/value. The attention is a node of the domain
-`ai.videoanchor` with a model-local function body; `numpy_decoder` is the same arithmetic in float64.
+inputs_embeds (B,S,D), position_ids (1,B,S), key_log_gain (B,C), value_gain (B,C), past_length (B,),
+past_key_values.{i}.key/value (B,Hkv,C,Dh) -> logits (B,V) of the last position, present.{i}.key/value. The attention is
+a node of the domain `ai.videoanchor` with a model-local function body. In place of rotary embeddings the embeddings are
+scaled by a table's entry for their position, so that wrong positions are seen. `numpy_decoder` is the same arithmetic
+in float64.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import onnx
 from onnx import ModelProto, numpy_helper, parser
 
 Array = npt.NDArray[Any]
+POSITIONS = 128  # that the table knows
 
 # softmax(scale·QKᵀ + key_log_gain + mask) · (value_gain · V), grouped query heads, float32 inside.
 FUNCTION_BODY = """
@@ -104,6 +107,7 @@ def decoder_weights(shape: DecoderShape, seed: int = 0) -> dict[str, Array]:
         for layer in range(shape.layers)
         for name, width in widths.items()
     }
+    weights["position_scale"] = 2.0 ** rng.integers(-1, 1, (POSITIONS, 1))  # exact at every precision
     weights["lm_head"] = rng.standard_normal((hidden, shape.vocabulary)) / np.sqrt(hidden)
     return {name: value.astype(shape.dtype) for name, value in weights.items()}
 
@@ -136,15 +140,14 @@ def decoder_model(shape: DecoderShape, seed: int = 0) -> ModelProto:
     pairs = [(i, kind) for i in range(shape.layers) for kind in ("key", "value")]
     inputs = [
         f"{t}[batch,sequence,{shape.hidden}] inputs_embeds",
+        "int64[1,batch,sequence] position_ids",
         "float[batch,capacity] key_log_gain",
         "float[batch,capacity] value_gain",
         "int64[batch] past_length",
         *(f'{cache} "past_key_values.{i}.{kind}"' for i, kind in pairs),
     ]
     outputs = [f"{t}[batch,{shape.vocabulary}] logits", *(f'{cache} "present.{i}.{kind}"' for i, kind in pairs)]
-    layers = "".join(
-        _layer_text(shape, i, "inputs_embeds" if i == 0 else f"hidden{i - 1}") for i in range(shape.layers)
-    )
+    layers = "".join(_layer_text(shape, i, "placed" if i == 0 else f"hidden{i - 1}") for i in range(shape.layers))
     model = parser.parse_model(
         f"""
 <ir_version: 10, opset_import: ["" : 24, "ai.videoanchor" : 1]>
@@ -152,6 +155,10 @@ decoder ({", ".join(inputs)}) => ({", ".join(outputs)})
 {{
     flat_shape = Constant <value_ints = [0, 0, {shape.hidden}]> ()
     last = Constant <value_int = -1> ()
+    first = Constant <value_int = 0> ()
+    positions = Gather <axis = 0> (position_ids, first)
+    position_factor = Gather <axis = 0> (position_scale, positions)
+    placed = Mul (inputs_embeds, position_factor)
     seq_len = Shape <start = 1, end = 2> (inputs_embeds)
     kv_length = Add (past_length, seq_len){layers}
     last_hidden = Gather <axis = 1> (hidden{shape.layers - 1}, last)
@@ -196,7 +203,7 @@ def numpy_attention(
 def numpy_decoder(shape: DecoderShape, inputs: Mapping[str, Array], seed: int = 0) -> dict[str, Array]:
     """The decoder's outputs by name in float64; the caches given are not changed."""
     weights = {name: value.astype(np.float64) for name, value in decoder_weights(shape, seed).items()}
-    hidden = inputs["inputs_embeds"].astype(np.float64)
+    hidden = inputs["inputs_embeds"].astype(np.float64) * weights["position_scale"][inputs["position_ids"][0]]
     batch, length, _ = hidden.shape
     past = inputs["past_length"]
     outputs: dict[str, Array] = {}
@@ -228,7 +235,8 @@ def numpy_decoder(shape: DecoderShape, inputs: Mapping[str, Array], seed: int = 
 
 
 def decoder_feed(shape: DecoderShape, *, capacity: int, q_len: int, past: list[int], seed: int = 1) -> dict[str, Array]:
-    """Random inputs: embeddings, gains as strong as the paper's strongest, and caches filled to the brim."""
+    """Random inputs: embeddings, positions in no order, gains as strong as the paper's strongest, and caches filled to
+    the brim."""
     rng = np.random.default_rng(seed)
     batch = len(past)
     cache = (batch, shape.kv_heads, capacity, shape.head_dim)
@@ -241,4 +249,5 @@ def decoder_feed(shape: DecoderShape, *, capacity: int, q_len: int, past: list[i
     for i in range(shape.layers):
         for kind in ("key", "value"):
             feed[f"past_key_values.{i}.{kind}"] = rng.standard_normal(cache).astype(shape.dtype)
+    feed["position_ids"] = rng.integers(0, POSITIONS, (1, batch, q_len))
     return feed

@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
 from synthetic_decoder import DecoderShape, save_decoder
 
+from va_export.bundle.tensors import DimensionRange, Profiles
 from va_export.errors import VaExportError
+from va_export.models.component import Component
 from va_export.settings import Limits
 from va_export.tensorrt.api import TensorRT
-from va_export.tensorrt.build import EngineInfo, build_engine
+from va_export.tensorrt.build import build_engine
+from va_export.tensorrt.build_log import OnProgress
+from va_export.tensorrt.engine_info import BuildRequest, EngineInfo
 from va_export.tensorrt.inspect_engine import find_plugin_records
-from va_export.tensorrt.profiles import DimensionRange, dimension_ranges
 from va_export.tensorrt.targets import DEFAULT_TARGETS
 
 TARGETS = DEFAULT_TARGETS["tensorrt-rtx"]
-Ranges = dict[str, dict[str, DimensionRange]]
 
 
-def _build(onnx_path: Path, ranges: Ranges, **options) -> EngineInfo:  # type: ignore[no-untyped-def]
-    settings = {"flavor": "tensorrt-rtx", "targets": TARGETS, "ranges": ranges, "capacity": 96, **options}
-    return build_engine(onnx_path, onnx_path.with_suffix(".engine"), **settings)
+def _build(onnx_path: Path, ranges: Profiles, *, on_progress: OnProgress | None = None, **options: Any) -> EngineInfo:
+    settings = {"targets": TARGETS, "capacity": 96, **options}
+    request = BuildRequest(onnx_path, "tensorrt-rtx", ranges=ranges, **settings)
+    return build_engine(request, onnx_path.with_suffix(".engine"), on_progress)
 
 
 @pytest.mark.parametrize(
@@ -32,7 +36,7 @@ def _build(onnx_path: Path, ranges: Ranges, **options) -> EngineInfo:  # type: i
 def test_an_engine_holds_the_plugin_once_a_layer_and_profile(
     rtx: TensorRT,
     plugin_library: Path,
-    decoder_ranges: Ranges,
+    decoder_ranges: Profiles,
     tmp_path: Path,
     dtype: str,
     layers: int,
@@ -45,26 +49,26 @@ def test_an_engine_holds_the_plugin_once_a_layer_and_profile(
     assert info.layer_counts["PLUGIN_V3"] == len(info.plugin_nodes) == layers
     assert info.layer_counts["KV_CACHE_UPDATE"] == 2 * layers
     assert info.plugin_records == layers * len(info.profiles)
-    records = find_plugin_records(info.path, "AnchoredAttention", "1", "ai.videoanchor")
+    records = find_plugin_records(path.with_suffix(".engine"), "AnchoredAttention", "1", "ai.videoanchor")
     assert len(records) == info.plugin_records
     assert all(record.fields == {"scale": (0.125,), "is_causal": (1,)} for record in records)
-    assert info.size_bytes == info.path.stat().st_size > 100_000
+    assert info.size_bytes == path.with_suffix(".engine").stat().st_size > 100_000
     assert (info.flavor, info.version, info.targets) == ("tensorrt-rtx", rtx.version, targets)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_native_attention_builds_without_a_plugin(
-    rtx: TensorRT, decoder_ranges: Ranges, tmp_path: Path, dtype: str
+    rtx: TensorRT, decoder_ranges: Profiles, tmp_path: Path, dtype: str
 ) -> None:
     path = save_decoder(DecoderShape(head_dim=64, dtype=dtype), tmp_path / "decoder.onnx")
     info = _build(path, decoder_ranges, attention="native")
     assert info.layer_counts["ATTENTION_INPUT"] == 2
     assert "PLUGIN_V3" not in info.layer_counts
     assert info.plugin_nodes == () and info.plugin_records == 0
-    assert find_plugin_records(info.path, "AnchoredAttention", "1", "ai.videoanchor") == ()
+    assert find_plugin_records(path.with_suffix(".engine"), "AnchoredAttention", "1", "ai.videoanchor") == ()
 
 
-def test_only_whole_engines_appear(rtx: TensorRT, decoder_ranges: Ranges, tmp_path: Path) -> None:
+def test_only_whole_engines_appear(rtx: TensorRT, decoder_ranges: Profiles, tmp_path: Path) -> None:
     # Turing has no float32 products in RTX: the builder fails after parsing.
     path = save_decoder(DecoderShape(dtype="float32"), tmp_path / "decoder.onnx")
     with pytest.raises(VaExportError, match="FP32 GEMM is not supported") as error:
@@ -73,7 +77,7 @@ def test_only_whole_engines_appear(rtx: TensorRT, decoder_ranges: Ranges, tmp_pa
     assert sorted(p.name for p in tmp_path.iterdir()) == ["decoder.onnx", "decoder.onnx.data"]
 
 
-def test_a_rebuild_replaces_the_engine(rtx: TensorRT, decoder_ranges: Ranges, tmp_path: Path) -> None:
+def test_a_rebuild_replaces_the_engine(rtx: TensorRT, decoder_ranges: Profiles, tmp_path: Path) -> None:
     path = save_decoder(DecoderShape(layers=1, dtype="float16"), tmp_path / "decoder.onnx")
     engine = path.with_suffix(".engine")
     engine.write_bytes(b"old")
@@ -92,14 +96,14 @@ def test_the_parser_is_quoted(rtx: TensorRT, tmp_path: Path) -> None:
     assert error.value.where == str(tmp_path / "strings.onnx")
 
 
-def test_missing_weights_are_an_error(rtx: TensorRT, decoder_ranges: Ranges, tmp_path: Path) -> None:
+def test_missing_weights_are_an_error(rtx: TensorRT, decoder_ranges: Profiles, tmp_path: Path) -> None:
     path = save_decoder(DecoderShape(), tmp_path / "decoder.onnx")
     (tmp_path / "decoder.onnx.data").unlink()
     with pytest.raises(VaExportError, match="could not parse the model"):
         _build(path, decoder_ranges, attention="native")
 
 
-def test_progress_is_told(rtx: TensorRT, decoder_ranges: Ranges, tmp_path: Path) -> None:
+def test_progress_is_told(rtx: TensorRT, decoder_ranges: Profiles, tmp_path: Path) -> None:
     calls: list[tuple[str, int, int]] = []
     path = save_decoder(DecoderShape(layers=1, dtype="float16"), tmp_path / "decoder.onnx")
     _build(path, decoder_ranges, attention="native", on_progress=lambda *call: calls.append(call))
@@ -117,7 +121,9 @@ def test_static_models_need_no_profile(rtx: TensorRT, tmp_path: Path) -> None:
     assert info.profiles == () and info.layer_counts == {"ACTIVATION": 1}
 
 
-def test_the_decode_profile_costs_no_second_copy_of_the_weights(rtx: TensorRT, tmp_path: Path) -> None:
+def test_the_decode_profile_costs_no_second_copy_of_the_weights(
+    rtx: TensorRT, components: dict[str, Component], tmp_path: Path
+) -> None:
     shape = DecoderShape(layers=1, query_heads=16, kv_heads=16, head_dim=128, dtype="float16")
     path = save_decoder(shape, tmp_path / "decoder.onnx")
     weights = (tmp_path / "decoder.onnx.data").stat().st_size
@@ -129,7 +135,7 @@ def test_the_decode_profile_costs_no_second_copy_of_the_weights(rtx: TensorRT, t
         opt_input_len=32,
         opt_frames=2,
     )
-    ranges = dimension_ranges("decoder", limits, tokens_per_frame=16)
+    ranges = components["decoder"].ranges(limits)
     size = _build(path, ranges, attention="native").size_bytes
     assert weights < size < 1.25 * weights
     # What it would be if the profile held one token and nothing else.

@@ -1,7 +1,7 @@
 """The decode loop's bookkeeping, on sessions in host memory: who reads what, when a graph is made, and when it is not.
 
-The model: token t at position p makes the logits peak at (3 t + p + 1) mod VOCAB. Two decoder parts, so that hidden
-states are handed on.
+The model: token t in slot s makes the logits peak at (3 t + s + 2 a + 4 b + 6 c + 1) mod VOCAB, where (a, b, c) is its
+position on three axes. Two decoder parts, so that hidden states are handed on.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from va_export.native.greedy_step import GreedyStepParams
 from va_export.runtime.backends.tensorrt_decode_loop import DecodeLoop
 from va_export.tensorrt.cuda_device import DeviceBuffer
 
-VOCAB, CAPACITY, HIDDEN = 11, 16, 4
+VOCAB, CAPACITY, HIDDEN, AXES = 11, 16, 4, 3
+AHEAD = 5  # positions are not slots: here they are so far ahead
 FLOAT = np.dtype(np.float32)
 
 
@@ -60,7 +61,7 @@ class Model:
 
     def make_loop(self, captures: bool) -> DecodeLoop:
         library: Any = SimpleNamespace(va_greedy_step_launch=self.greedy_step)
-        arguments: Any = (self.device, self.embedding, self.parts, HIDDEN, CAPACITY, library)
+        arguments: Any = (self.device, self.embedding, self.parts, HIDDEN, AXES, CAPACITY, library)
         return DecodeLoop(*arguments, captures)
 
     def embed(self, input_ids: Any, is_visual: Any, visual_tokens: Any) -> Any:
@@ -70,10 +71,14 @@ class Model:
     def hand_on(self, inputs_embeds: Any, **common: Any) -> Any:
         return inputs_embeds * 3
 
-    def decide(self, hidden_states: Any, key_log_gain: Any, value_gain: Any, past_length: Any) -> Any:
+    def decide(
+        self, hidden_states: Any, position_ids: Any, key_log_gain: Any, value_gain: Any, past_length: Any
+    ) -> Any:
         assert (key_log_gain == 0).all() and (value_gain == 1).all() and value_gain.shape == (1, CAPACITY)
+        assert position_ids.shape == (AXES, 1, 1)
+        place = past_length[0] + int(position_ids[:, 0, 0] @ [2, 4, 6])
         logits = np.zeros((1, VOCAB))
-        logits[0, int(hidden_states[0, 0, 0] + past_length[0] + 1) % VOCAB] = 1.0
+        logits[0, int(hidden_states[0, 0, 0] + place + 1) % VOCAB] = 1.0
         return np.full_like(logits, np.nan) if past_length[0] == self.poison_at else logits
 
     def greedy_step(self, reference: Any, stream: int) -> int:
@@ -82,20 +87,21 @@ class Model:
         token = int(logits.argmax()) if np.isfinite(logits).all() else -1
         self.device.view(params.token_ids, (1,), np.int64)[0] = max(token, 0)
         self.device.view(params.past_length, (1,), np.int64)[0] += 1
+        self.device.view(params.position_ids, (params.axes, 1), np.int64)[:] += 1
         self.device.view(params.chosen, (1,), np.int64)[0] = token
         return 0
 
 
 def expected(token: int, past: int, count: int) -> list[int]:
     tokens = []
-    for position in range(past, past + count):
-        token = (3 * token + position + 1) % VOCAB
+    for slot in range(past, past + count):
+        token = (3 * token + slot + (2 + 4 + 6) * (slot + AHEAD) + 1) % VOCAB
         tokens.append(token)
     return tokens
 
 
 def take(loop: DecodeLoop, token: int, past: int, count: int) -> list[int]:
-    steps = loop.steps(token, past)
+    steps = loop.steps(token, past, past + AHEAD)
     return [next(steps) for _ in range(count)]
 
 
@@ -127,7 +133,7 @@ def test_memory_that_has_moved_is_followed(model: Model) -> None:
 
 
 def test_only_the_token_is_copied_after_the_start(model: Model) -> None:
-    steps = model.loop.steps(4, 6)
+    steps = model.loop.steps(4, 6, 6 + AHEAD)
     next(steps)
     next(steps)
     before = len(model.device.uploads) - 3 * 2  # the fake engines "upload" their outputs: three a step

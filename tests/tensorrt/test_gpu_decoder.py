@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 from synthetic_decoder import DecoderShape, decoder_feed, numpy_decoder, save_decoder
 
+from va_export.bundle.tensors import Profiles
 from va_export.errors import VaExportError
 from va_export.runtime.backends.tensorrt_session import TensorRTSession
 from va_export.tensorrt.api import FLAVORS, Flavor, available_flavors
 from va_export.tensorrt.build import build_engine
 from va_export.tensorrt.cuda_device import CudaDevice
+from va_export.tensorrt.engine_info import BuildRequest
 from va_export.tensorrt.prepare_onnx import ATTENTIONS, Attention
-from va_export.tensorrt.profiles import DimensionRange
 from va_export.tensorrt.targets import CURRENT_GPU
 
 pytestmark = pytest.mark.gpu
@@ -36,24 +37,17 @@ def flavor(request: pytest.FixtureRequest) -> Flavor:
 def test_steps_match_float64(
     flavor: Flavor,
     plugin_library: Path,
-    decoder_ranges: dict[str, dict[str, DimensionRange]],
+    decoder_ranges: Profiles,
     capacity: int,
     tmp_path: Path,
     attention: Attention,
     dtype: str,
 ) -> None:
     shape = DecoderShape(layers=2, head_dim=64, dtype=dtype)
-    info = build_engine(
-        save_decoder(shape, tmp_path / "decoder.onnx"),
-        tmp_path / "decoder.engine",
-        flavor=flavor,
-        targets=(CURRENT_GPU,),
-        ranges=decoder_ranges,
-        attention=attention,
-        capacity=capacity,
-        plugin_library=plugin_library,
-    )
-    session = TensorRTSession(info.path, flavor, plugin_library)
+    path, engine = save_decoder(shape, tmp_path / "decoder.onnx"), tmp_path / "decoder.engine"
+    request = BuildRequest(path, flavor, (CURRENT_GPU,), decoder_ranges, attention, capacity, plugin_library)
+    build_engine(request, engine)
+    session = TensorRTSession(engine, flavor, plugin_library)
     cache = session.new_cache(batch_size=2)
     state = decoder_feed(shape, capacity=capacity, q_len=1, past=[0, 0])
     for name in cache.buffers:
@@ -62,7 +56,7 @@ def test_steps_match_float64(
     tolerance = {"float32": 2e-5, "float16": 1e-2}[dtype]
     for step, q_len in enumerate((33, 7, 1, 1, 12)):
         feed = decoder_feed(shape, capacity=capacity, q_len=q_len, past=[0, 0], seed=step)
-        feed = {**state, "inputs_embeds": feed["inputs_embeds"], "past_length": past}
+        feed = {**state, **{name: feed[name] for name in ("inputs_embeds", "position_ids")}, "past_length": past}
         expected = numpy_decoder(shape, feed)
         given = {name: value for name, value in feed.items() if name not in cache.buffers}
         logits = np.asarray(session.run(given, cache)["logits"], np.float64)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from va_export.errors import VaExportError
-from va_export.tensorrt import tensorrt_types
+from va_export.tensorrt import types as tensorrt_types
 from va_export.tensorrt.api import (
     FLAVORS,
     TensorRT,

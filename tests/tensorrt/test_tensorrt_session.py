@@ -80,6 +80,19 @@ def test_two_caches_do_not_mix(session: TensorRTSession) -> None:
     np.testing.assert_array_equal(session.run(_feed([[1]], [2]), one)["total"], [3])
 
 
+def test_a_row_of_a_cache_is_the_same_memory(session: TensorRTSession, device: FakeDevice) -> None:
+    cache = session.new_cache(2)
+    (whole,) = cache.buffers.values()
+    (row,) = cache.row(1).buffers.values()
+    # The fake's addresses are keys of a table, so that an address inside of an array is an entry of its own.
+    assert row.shape == (1, 1, CAPACITY, 1) and row.address == whole.address + CAPACITY * 4
+    device.memory[row.address] = device.memory[whole.address][CAPACITY * 4 :]
+    session.run(_feed([[7, 8]], [0]), cache.row(1))
+    np.testing.assert_array_equal(device.download(whole)[:, 0, :2, 0], [[0, 0], [7, 8]])
+    total = session.run(_feed([[1], [1]], [0, 2]), cache)["total"]
+    np.testing.assert_array_equal(total, [1, 16])
+
+
 def test_the_tightest_profile_is_chosen_and_switched_once(session: TensorRTSession) -> None:
     cache = session.new_cache(1)
     session.run(_feed([[1, 2]], [0]), cache)

@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from va_export.anchor.gains import gains_from_score as gains_from_score
     from va_export.anchor.hugging_face import anchors as anchors
     from va_export.anchor.hugging_face import use_anchored_attention as use_anchored_attention
-    from va_export.anchor.scoring import SubspaceScore as SubspaceScore
     from va_export.anchor.scoring import subspace_score as subspace_score
+    from va_export.anchor.subspace_details import SubspaceScore as SubspaceScore
 
 _MODULE_OF = {
-    "SubspaceScore": "scoring",
+    "SubspaceScore": "subspace_details",
     "alpha_k_for_target_share": "gains",
     "anchored_attention": "attention",
     "anchors": "hugging_face",

@@ -3,27 +3,20 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from va_export.anchor.scorable import no_expression, no_result, overflowed
+from va_export.anchor.subspace_details import SubspaceScore
 from va_export.errors import VaExportError
-from va_export.native.subspace_score_params import EQUAL_TOKENS, LONE_TOKEN, NOT_FINITE, OVERFLOW
+from va_export.native.subspace_score_params import (
+    EQUAL_TOKENS,
+    LONE_TOKEN,
+    NO_RESULT,
+    NOT_FINITE,
+    SOLVED,
+    SubspaceScoreReport,
+)
 from va_export.settings import ScoreSettings
-
-if TYPE_CHECKING:
-    from va_export.anchor.scoring import SubspaceScore
-
-_WHERE = "subspace_score"
-_REFUSALS = {
-    NOT_FINITE: ("tokens hold NaN or infinity", "check the vision tower's output"),
-    LONE_TOKEN: (
-        "a token is zero or orthogonal to every other token: no combination of them expresses it",
-        "leave such tokens out before scoring",
-    ),
-    OVERFLOW: (
-        "the self-expression solver overflowed in float32",
-        'use dtype="float64", or settings nearer to the paper\'s',
-    ),
-}
 
 
 def score_on_cuda(tokens: Any, settings: ScoreSettings, dtype: str) -> SubspaceScore | None:
@@ -44,14 +37,12 @@ def details_by_kernels(tokens: Any, settings: ScoreSettings) -> SubspaceScore:
     Raises:
         VaExportError: as `subspace_score`, or as `subspace_score_cuda` where the kernels do not take these tokens.
     """
-    from va_export.anchor.scoring import SubspaceScore
     from va_export.native.subspace_score import subspace_score_cuda
 
     result = subspace_score_cuda(tokens, settings, self_expression=True)
     report = result.report()
-    if report.status in _REFUSALS:
-        what, fix = _REFUSALS[report.status]
-        raise VaExportError(what, where=_WHERE, fix=fix)
+    if report.status not in (SOLVED, EQUAL_TOKENS):
+        raise _refusal(report)
     is_equal = report.status == EQUAL_TOKENS
     return SubspaceScore(
         sharing_score=result.sharing_score,
@@ -63,3 +54,15 @@ def details_by_kernels(tokens: Any, settings: ScoreSettings) -> SubspaceScore:
         converged=is_equal or report.residual < settings.eps,
         residual=report.residual,
     )
+
+
+def _refusal(report: SubspaceScoreReport) -> VaExportError:
+    if report.status == NOT_FINITE:
+        return VaExportError(
+            "tokens hold NaN or infinity", where="subspace_score", fix="check the vision tower's output"
+        )
+    if report.status == LONE_TOKEN:
+        return no_expression(None, "float32")
+    if report.status == NO_RESULT:
+        return no_result(report.iterations, report.residual)
+    return overflowed(report.iterations, "float32")

@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import causal_mask_function, sdpa_mask
@@ -81,7 +82,9 @@ def _text_decoder(model: PreTrainedModel) -> PreTrainedModel:
 
 
 @contextmanager
-def anchors(model: PreTrainedModel, key_log_gain: Tensor, value_gain: Tensor) -> Iterator[PreTrainedModel]:
+def anchors(
+    model: PreTrainedModel, key_log_gain: Tensor | NDArray[Any], value_gain: Tensor | NDArray[Any]
+) -> Iterator[PreTrainedModel]:
     """Within the block, anchor every prefill of `model`: a whole prompt or its chunks, in `generate` or not.
 
     Args:
@@ -102,6 +105,7 @@ def anchors(model: PreTrainedModel, key_log_gain: Tensor, value_gain: Tensor) ->
             where=type(model).__name__,
             fix="call use_anchored_attention(model) first",
         )
+    key_log_gain, value_gain = torch.as_tensor(key_log_gain), torch.as_tensor(value_gain)
     if key_log_gain.shape != value_gain.shape or key_log_gain.ndim not in (1, 2):
         raise VaExportError(
             f"key_log_gain {tuple(key_log_gain.shape)} and value_gain {tuple(value_gain.shape)} are no pair",

@@ -12,7 +12,7 @@ from va_export.anchor.self_expression import Array
 
 
 def scale_to_unit(tokens: Array) -> tuple[Array, float]:
-    """Divide tokens [N, D] (not all zero) by the power of two that brings the largest entry into [1, 2).
+    """Divide tokens [N, D] by the power of two that brings the largest entry into [1, 2).
 
     Self-expression does not depend on the tokens' scale: with sY for Y, λ_e becomes λ_e/s, λ_z becomes λ_z/s²
     and E becomes sE, and C stays. A power of two changes no digit, so this only keeps products within

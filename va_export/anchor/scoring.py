@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import warnings
 from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 import array_api_compat
@@ -13,9 +12,11 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from va_export.anchor.projection import project_to_principal_components, scale_to_unit
+from va_export.anchor.scorable import are_equal
 from va_export.anchor.self_expression import AdmmOptions, SelfExpression, solve_self_expression
 from va_export.anchor.sharing import sharing_score
 from va_export.anchor.spectral import cluster_subspaces
+from va_export.anchor.subspace_details import SubspaceScore
 from va_export.anchor.warm_start import SolverState
 from va_export.errors import VaExportError
 from va_export.settings import ScoreSettings
@@ -27,34 +28,6 @@ if TYPE_CHECKING:
 
 _WHERE = "subspace_score"
 _SMALL = 512  # tokens up to which threads of the BLAS cost more than they give: on a busy machine, several times
-
-
-@dataclass(frozen=True)
-class SubspaceScore:
-    """Sharing scores and how they came about. Arrays are of the tokens' kind (NumPy or torch), on their
-    device.
-
-    Attributes:
-        sharing_score: [N], in [0, 1].
-        self_expression: C [N, N]: column j writes token j as a combination of the others; zero diagonal.
-        labels: [N] int64, the subspace of each token; the numbering means nothing.
-        iterations: ADMM iterations taken; 0 where all tokens are equal and there was nothing to solve.
-        lambda_e, lambda_z: weights of the error terms, for the tokens as given; NaN where nothing was solved.
-        converged: whether the residual fell below eps within max_iter.
-        residual: max row sum of |A − C| at the end; after a warm start with more tokens, in such units that converged
-            still means below eps.
-        state: what a later call's `warm_start` needs; None unless `keep_state` asked for it.
-    """
-
-    sharing_score: Any
-    self_expression: Any
-    labels: Any
-    iterations: int
-    lambda_e: float
-    lambda_z: float
-    converged: bool
-    residual: float
-    state: SolverState | None = None
 
 
 @overload
@@ -141,16 +114,18 @@ def subspace_score(
     between subspaces (noise 0.2), some change theirs, and their score with it.
 
     Returns:
-        sharing score [N], in [0, 1], of the tokens' kind and on their device. Tokens that are all equal score
-        0.
+        sharing score [N], in [0, 1], of the tokens' kind and on their device. Tokens that are all equal (to the
+        rounding of their type) score 0.
 
     Raises:
         VaExportError: if the tokens are not a finite real [N, D] with N >= max(2, n_subspaces), a setting is
-            out of range, a token (after PCA) is zero or orthogonal to every other, for which the paper's λ is
-            infinite, or `warm_start` has no state, more tokens, or arrays of another kind.
+            out of range, a token (after PCA) is zero or orthogonal to every other to the precision of `dtype`, for
+            which the paper's λ is infinite, the solver ends with a residual that leaves no result (`scorable.py`
+            has both bounds and their reasons), or `warm_start` has no state, more tokens, or arrays of another kind.
 
     Warns:
-        RuntimeWarning: if max_iter came before convergence; the score is that of the last iterate.
+        RuntimeWarning: if max_iter came before convergence, with a residual below that; the score is that of the
+            last iterate.
     """
     options = AdmmOptions(rho, alpha_e, alpha_z, eps, max_iter)
     count = None if isinstance(n_subspaces, str) and n_subspaces == "auto" else n_subspaces
@@ -197,9 +172,9 @@ def _score(
     xp = array_api_compat.array_namespace(tokens)
     solver_dtype = getattr(xp, dtype)
     exact = xp.astype(tokens, xp.float64)
-    if bool(xp.all(exact == exact[0, :])):
-        return _score_of_equal_tokens(exact, solver_dtype)
     scaled, scale = scale_to_unit(exact)
+    if are_equal(scaled, "float64" if xp.isdtype(tokens.dtype, ("integral", xp.float64)) else "float32"):
+        return _score_of_equal_tokens(exact, solver_dtype)
     if pca_rank:
         scaled = project_to_principal_components(scaled, pca_rank)
     solution: SelfExpression = solve_self_expression(

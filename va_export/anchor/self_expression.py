@@ -29,8 +29,8 @@ from typing import Any
 import array_api_compat
 import numpy as np
 
+from va_export.anchor.scorable import is_result, lone_token, no_expression, no_result, overflowed
 from va_export.anchor.warm_start import SolverState, Start, start_of_run
-from va_export.errors import VaExportError
 from va_export.native.solver import SolverArrays, finish_state, native_iteration, solver_library
 
 Array = Any  # numpy.ndarray or torch.Tensor: one dtype, one device
@@ -85,7 +85,8 @@ def solve_self_expression(
         keep_state: return the state, another N × N array.
 
     Raises:
-        VaExportError: if λ_e or λ_z would be infinite, the iteration overflows, or the state does not fit.
+        VaExportError: if a token cannot be expressed, the solver overflows or ends without a result (`scorable.py`),
+            or the state does not fit.
     """
     lambda_e, lambda_z = penalty_weights(tokens, options.alpha_e, options.alpha_z)
     begin = start_of_run(tokens, options.rho, (lambda_e, lambda_z), start)
@@ -97,11 +98,9 @@ def solve_self_expression(
     else:
         matrix, state, iterations, residual = _iterate_natively(library, factors, begin, stop, keep_state)
     if not math.isfinite(residual):
-        raise VaExportError(
-            f"the self-expression solver overflowed in {tokens.dtype} at iteration {iterations}",
-            where="subspace_score",
-            fix='use dtype="float64", or settings nearer to the paper\'s',
-        )
+        raise overflowed(iterations, name_of(tokens.dtype))
+    if not is_result(residual, stop.eps):
+        raise no_result(iterations, residual)
     kept = SolverState(*state, begin.rho, lambda_e, lambda_z) if state else None
     scaled = residual / begin.eps_factor
     return SelfExpression(matrix, iterations, lambda_e, lambda_z, scaled, residual < stop.eps, kept)
@@ -165,26 +164,22 @@ def penalty_weights(tokens: Array, alpha_e: float, alpha_z: float) -> tuple[floa
     λ_z = α_z / min_i max_{j≠i} |y_iᵀ y_j|.
 
     Raises:
-        VaExportError: if all tokens but one are zero, or a token is orthogonal to every other.
+        VaExportError: if a token is zero or orthogonal to every other (`scorable.lone_token`).
     """
     xp = array_api_compat.array_namespace(tokens)
     n = tokens.shape[0]
     norms = xp.sort(xp.sum(xp.abs(tokens), axis=1))
     mu_e = float(norms[-2])
-    mu_z, loneliest = math.inf, 0
+    nearest = xp.zeros_like(norms)
     for start, stop in row_blocks(tokens, n):
         products = xp.abs(tokens[start:stop, :] @ tokens.T)
         block_diagonal(products, start)[...] = 0.0
-        nearest = xp.max(products, axis=1)
-        row = int(xp.argmin(nearest))
-        if float(nearest[row]) < mu_z:
-            mu_z, loneliest = float(nearest[row]), start + row
-    if mu_e == 0.0 or mu_z == 0.0:
-        raise VaExportError(
-            f"token {loneliest} is zero or orthogonal to every other token: no combination of them expresses it",
-            where="subspace_score",
-            fix="leave such tokens out before scoring",
-        )
+        nearest[start:stop] = xp.max(products, axis=1)
+    lengths = xp.sqrt(xp.sum(tokens * tokens, axis=1))
+    lone = lone_token(nearest, lengths, tokens.shape[1], name_of(tokens.dtype))
+    if lone is not None:
+        raise no_expression(lone, name_of(tokens.dtype))
+    mu_z = float(xp.min(nearest))
     return alpha_e / mu_e, alpha_z / mu_z
 
 
@@ -328,6 +323,11 @@ def clip(x: Array, bound: float) -> Array:
     """x clipped to [−bound, bound]; x − clip(x, b) is the soft threshold."""
     # array-api-compat's clip goes through comparisons and masks, an order of magnitude slower.
     return np.clip(x, -bound, bound) if isinstance(x, np.ndarray) else x.clamp(-bound, bound)
+
+
+def name_of(dtype: Any) -> str:
+    """ "float32" or "float64", of a type of NumPy's or PyTorch's."""
+    return str(dtype).removeprefix("torch.")
 
 
 def is_on_host(array: Array) -> bool:

@@ -6,13 +6,19 @@ and after a power failure. A last line that was torn is dropped when the journal
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-Record = Mapping[str, Any]
+from va_export.documents import Form, convert, encode, parse
+from va_export.errors import VaExportError
+
+
+class Record(Form, frozen=True, tag_field="kind", omit_defaults=True):
+    """A record; each kind is a class of its own, with a `tag` that the file names it by, beside whoever writes it."""
+
+
+R = TypeVar("R", bound=Record)
 
 
 class Journal:
@@ -20,52 +26,59 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._records: list[Record] = []
+        self._lines: list[Any] = []  # as they were read; what is asked for is read as its form
+        self._records: dict[type[Record], list[Any]] = {}
         if path.exists():
-            self._records = self._read()
-
-    def __iter__(self) -> Iterator[Record]:
-        return iter(self._records)
+            self._lines = self._read()
 
     def __len__(self) -> int:
-        return len(self._records)
+        return len(self._lines)
 
-    def of(self, kind: str, **fields: Any) -> list[Record]:
-        """The records of one kind whose fields have these values, oldest first."""
-        return [
-            record
-            for record in self._records
-            if record["kind"] == kind and all(record.get(name) == value for name, value in fields.items())
-        ]
+    def of(self, kind: type[R], **fields: Any) -> list[R]:
+        """The records of one kind whose fields have these values, oldest first.
 
-    def append(self, kind: str, **fields: Any) -> None:
+        Raises:
+            VaExportError: one of them has another form, as one of another va-export may.
+        """
+        if kind not in self._records:
+            tag = kind.__struct_config__.tag
+            self._records[kind] = [self._as(kind, line) for line in self._lines if line["kind"] == tag]
+        records: list[R] = self._records[kind]
+        return [record for record in records if all(getattr(record, name) == fields[name] for name in fields)]
+
+    def append(self, record: Record) -> None:
         """Write a record and flush it to the disk."""
-        record = {"kind": kind, **fields}
+        earlier = self.of(type(record))
         with self.path.open("ab") as stream:
-            stream.write(json.dumps(record, allow_nan=False).encode() + b"\n")
+            stream.write(encode(record, indent=None))
             stream.flush()
             os.fsync(stream.fileno())
-        if not self._records:
+        if not self._lines:
             sync_folder(self.path.parent)
-        self._records.append(record)
+        self._lines.append({"kind": record.__struct_config__.tag})
+        self._records[type(record)] = [*earlier, record]
 
-    def _read(self) -> list[Record]:
-        """All whole records; a torn end is cut off."""
+    def _as(self, kind: type[R], line: Any) -> R:
+        fix = "remove this folder, which starts the export anew"
+        return convert(line, kind, what="the journal of an unfinished export", where=self.path, fix=fix)
+
+    def _read(self) -> list[Any]:
+        """All whole lines that are records; a torn end is cut off."""
         content = self.path.read_bytes()
-        records: list[Record] = []
+        lines: list[Any] = []
         end = 0
         for line in content.splitlines(keepends=True):
             try:
-                record = json.loads(line)
-            except ValueError:  # UnicodeDecodeError too: blocks of zeros after a power failure
+                record = parse(line, what="the journal", where=self.path, fix="")
+            except VaExportError:  # blocks of zeros after a power failure too
                 break
             if not line.endswith(b"\n") or not isinstance(record, dict) or "kind" not in record:
                 break
-            records.append(record)
+            lines.append(record)
             end += len(line)
         if end < len(content):
             os.truncate(self.path, end)
-        return records
+        return lines
 
 
 def sync_folder(directory: Path) -> None:

@@ -1,44 +1,56 @@
-"""A bundle's table of contents: `manifest.json`, its form and its checks."""
+"""A bundle's table of contents as it lies on disk: read, checked, and asked for files."""
 
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import unicodedata
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from va_export.bundle.document import ComponentEntry, ManifestDocument
+from va_export.bundle.held import HeldFiles
+from va_export.documents import MAX_BYTES, convert, parse
 from va_export.errors import VaExportError
 
 MANIFEST_NAME = "manifest.json"
-# 1: the decoder is one component. 2: it may be several, each with its `layers`. A bundle is written with the lowest
-# version that it needs, so that whoever reads 1 reads every bundle in which nothing is new.
-MANIFEST_VERSIONS = (1, 2)
-UNFINISHED = "unfinished"
+# 3: components say what they take and give, the decoder takes position ids, and processing.json says all that a host
+# does to frames and a question. Graphs of 1 and 2 count positions themselves, so they are exported again.
+MANIFEST_VERSION = 3
+JOURNAL_NAME = "journal.jsonl"  # beside a bundle in the making
 _CHUNK = 1 << 22
-_REQUIRED = ("tool", "model", "precision", "attention", "components", "limits", "gains", "score", "files")
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """The parsed manifest of one bundle directory.
+    """The manifest of one bundle directory.
 
     Attributes:
         directory: the bundle.
-        data: the JSON document, version checked and required keys present.
+        data: the document.
     """
 
     directory: Path
-    data: Mapping[str, Any]
+    data: ManifestDocument
+    _opened: HeldFiles | None = field(default=None, compare=False, repr=False)
+
+    @cached_property
+    def held(self) -> HeldFiles:
+        """The listed files, open since the manifest was read; all reading goes through them."""
+        held = self._opened or HeldFiles(self.directory)
+        for name in self.data.files:
+            held.hold(name)
+        return held
 
     def path(self, relative: str) -> Path:
-        """A file of the bundle, by its name in the manifest.
+        """Where a file of the bundle lies, by its name in the manifest; to be told, not to be read: see `held`.
 
         Raises:
             VaExportError: the manifest lists no such file, so that its place and its size were never checked.
         """
-        if relative not in self.files:
+        if relative not in self.data.files:
             raise VaExportError(
                 f"the manifest does not list {relative!r} among the bundle's files",
                 where=self.directory / MANIFEST_NAME,
@@ -46,97 +58,103 @@ class Manifest:
             )
         return self.directory / relative
 
-    @property
-    def files(self) -> Mapping[str, Mapping[str, Any]]:
-        """Relative name → {bytes, sha256}."""
-        files: Mapping[str, Mapping[str, Any]] = self.data["files"]
-        return files
+    def component(self, name: str) -> ComponentEntry:
+        """One component.
+
+        Raises:
+            VaExportError: the bundle was exported without it.
+        """
+        if name not in self.data.components:
+            raise VaExportError(
+                f"this bundle has no {name}: it was exported with --components {','.join(self.data.components)}",
+                where=self.directory,
+                fix="export all components to run the whole model",
+            )
+        return self.data.components[name]
 
 
-def needed_version(data: Mapping[str, Any]) -> int:
-    """The lowest manifest version that can say what `data` says."""
-    return 2 if any("layers" in entry for entry in data.get("components", {}).values()) else 1
-
-
-def read_manifest(directory: Path, *, unfinished_too: bool = False) -> Manifest:
+def read_manifest(directory: Path) -> Manifest:
     """Read and check a bundle's manifest; sizes of all files are compared, their hashes are not.
-
-    Args:
-        unfinished_too: for the run that is making the bundle.
 
     Raises:
         VaExportError: no bundle there, one that is not finished, an unknown manifest version, a missing file, a wrong
             size, or a name that leaves the directory.
     """
     path = directory / MANIFEST_NAME
-    if not directory.is_dir():
+    held = HeldFiles(directory)
+    if not path.exists():
+        raise _no_manifest(directory)
+    held.hold(MANIFEST_NAME)
+    what, fix = "the manifest", "copy or export the bundle again"
+    data = parse(held.read(MANIFEST_NAME, MAX_BYTES), what=what, where=path, fix=fix)
+    if (version := data.get("manifest_version") if isinstance(data, dict) else None) != MANIFEST_VERSION:
+        raise _other_version(version, data, path)
+    manifest = Manifest(directory, convert(data, ManifestDocument, what=what, where=path, fix=fix), held)
+    _check_names(manifest.data.files, path)
+    _check_sizes(manifest)
+    with held.in_place(MANIFEST_NAME):
+        pass  # the files are those of the manifest that was read, not of one that took its place meanwhile
+    return manifest
+
+
+def _check_names(names: Collection[str], path: Path) -> None:
+    for name in names:
+        if fault := _fault_of_name(name):
+            raise VaExportError(fault, where=path, fix="do not use this bundle")
+    # On some file systems these would be one file.
+    if len({unicodedata.normalize("NFC", name).casefold() for name in names}) < len(names):
         raise VaExportError(
-            "no such bundle directory", where=directory, fix="check the path, or make one with va-export"
+            "the manifest lists a file twice, in different spellings", where=path, fix="do not use this bundle"
         )
-    if not path.is_file():
-        raise VaExportError(
-            f"the directory holds no {MANIFEST_NAME}, so it is not a bundle",
-            where=directory,
-            fix="give the directory that va-export printed",
-        )
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise VaExportError(
-            f"the manifest cannot be read: {error}", where=path, fix="export the bundle again"
-        ) from error
-    _check_form(data, path)
-    if data.get(UNFINISHED) and not unfinished_too:
-        raise VaExportError(
+
+
+def _fault_of_name(name: str) -> str | None:
+    """What is wrong with the name of a file of a bundle."""
+    pure = PurePosixPath(name)
+    if pure.is_absolute() or ".." in pure.parts or "\\" in name:
+        return f"the manifest names a file outside of the bundle: {name!r}"
+    if not name.isprintable() or pure.as_posix() != name or name in (".", MANIFEST_NAME):
+        return f"the manifest lists a file under a name that no bundle has: {name!r}"
+    return None
+
+
+def _no_manifest(directory: Path) -> VaExportError:
+    if (directory.parent / JOURNAL_NAME).is_file():
+        return VaExportError(
             "the export of this bundle has not ended",
             where=directory,
             fix="give the same va-export command again, which continues, and use the bundle at its --output",
         )
-    manifest = Manifest(directory, data)
-    _check_sizes(manifest)
-    return manifest
+    return VaExportError(
+        f"the directory holds no {MANIFEST_NAME}, so it is not a bundle",
+        where=directory,
+        fix="give the directory that va-export printed",
+    )
 
 
-def _check_form(data: Any, path: Path) -> None:
-    version = data.get("manifest_version") if isinstance(data, dict) else None
-    if type(version) is not int or version not in MANIFEST_VERSIONS:
-        raise VaExportError(
-            f"manifest version {version!r} is unknown; this va-export reads {MANIFEST_VERSIONS[0]} to"
-            f" {MANIFEST_VERSIONS[-1]}",
+def _other_version(version: Any, data: Any, path: Path) -> VaExportError:
+    """Bundles of earlier versions are made again; the command is put together from what they say of themselves."""
+    if version not in (1, 2):
+        return VaExportError(
+            f"manifest version {version!r} is unknown; this va-export reads {MANIFEST_VERSION}",
             where=path,
             fix="open the bundle with the va-export that made it, or export it again",
         )
-    if missing := [key for key in _REQUIRED if key not in data]:
-        raise VaExportError(f"the manifest lacks {', '.join(missing)}", where=path, fix="export the bundle again")
-    tables = ("model", "components", "limits", "gains", "score", "files")
-    if wrong := [key for key in tables if not isinstance(data[key], dict)]:
-        raise VaExportError(
-            f"{', '.join(wrong)} of the manifest must be tables", where=path, fix="export the bundle again"
-        )
-    for name, entry in data["files"].items():
-        if not isinstance(entry, dict) or type(entry.get("bytes")) is not int or type(entry.get("sha256")) is not str:
-            raise VaExportError(
-                f"the manifest does not give size and SHA-256 of {name}", where=path, fix="export the bundle again"
-            )
-        pure = PurePosixPath(name)
-        if pure.is_absolute() or ".." in pure.parts or "\\" in name:
-            raise VaExportError(
-                f"the manifest names a file outside of the bundle: {name}",
-                where=path,
-                fix="do not use this bundle",
-            )
+    model = data["model"] if isinstance(data.get("model"), dict) else {}
+    source = model.get("source") if model.get("weights") == "checkpoint" else model.get("name")
+    return VaExportError(
+        f"this bundle is of manifest version {version}, of an earlier va-export: its decoder counts positions itself",
+        where=path,
+        fix=f"make it again: va-export --model {source} --precision {data.get('precision', 'fp16')}"
+        f" --output {path.parent} --overwrite",
+    )
 
 
 def _check_sizes(manifest: Manifest) -> None:
-    for name, entry in manifest.files.items():
-        path = manifest.path(name)
-        if not path.is_file():
+    for name, entry in manifest.data.files.items():
+        if (size := manifest.held.size(name)) != entry.bytes:
             raise VaExportError(
-                f"the bundle lacks {name}", where=manifest.directory, fix="copy or export the bundle again"
-            )
-        if path.stat().st_size != entry["bytes"]:
-            raise VaExportError(
-                f"{name} has {path.stat().st_size} bytes; the manifest says {entry['bytes']}",
+                f"{name} has {size} bytes; the manifest says {entry.bytes}",
                 where=manifest.directory,
                 fix="copy or export the bundle again",
             )
@@ -148,8 +166,8 @@ def verify_hashes(manifest: Manifest) -> None:
     Raises:
         VaExportError: naming the first file that differs.
     """
-    for name, entry in manifest.files.items():
-        if sha256(manifest.path(name)) != entry["sha256"]:
+    for name, entry in manifest.data.files.items():
+        if manifest.held.sha256(name) != entry.sha256:
             raise VaExportError(
                 f"{name} is not the file that was exported: its SHA-256 differs from the manifest's",
                 where=manifest.directory,

@@ -7,23 +7,38 @@ A run that is killed leaves it, and the same command goes on from it.
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from va_export._version import __version__
-from va_export.bundle.journal import Journal, sync_file, sync_folder
-from va_export.bundle.manifest import MANIFEST_NAME, UNFINISHED, bundle_files, needed_version, sha256
+import msgspec
+
+from va_export.bundle.document import FileEntry, ManifestDocument
+from va_export.bundle.journal import Journal, Record, sync_file, sync_folder
+from va_export.bundle.manifest import JOURNAL_NAME, MANIFEST_NAME, Manifest, bundle_files, sha256
+from va_export.documents import decode, encode
 from va_export.errors import VaExportError
 
 _SUFFIX = ".partial"
-_INPUTS, _FILE = "inputs", "file"
+
+
+class Inputs(Record, frozen=True, tag="inputs"):
+    """The first record: what the work is on, name → plain data."""
+
+    inputs: dict[str, Any]
+
+
+class File(Record, frozen=True, tag="file"):
+    """A file that belongs to the bundle; if it is done, with its size, its time in ns and its SHA-256."""
+
+    name: str
+    bytes: int = 0
+    time: int = 0
+    sha256: str = ""
 
 
 class BundleWriter:
@@ -39,7 +54,7 @@ class BundleWriter:
         self.output = output
         self.workspace = workspace
         self.directory = workspace / "bundle"
-        self.journal = Journal(workspace / "journal.jsonl")
+        self.journal = Journal(workspace / JOURNAL_NAME)
         self.committed: Path | None = None
         self._abandoned = False
         self._digests: dict[tuple[str, int, int], str] = {}
@@ -55,16 +70,16 @@ class BundleWriter:
         Returns:
             The names of the inputs that have changed since the earlier run; empty if none have, or there was none.
         """
-        inputs = json.loads(json.dumps(inputs))
-        earlier = self.journal.of(_INPUTS)
+        now = decode(encode(Inputs(dict(inputs))), Inputs, what="", where="", fix="").inputs
+        earlier = self.journal.of(Inputs)
         changed = []
         if earlier:
-            before = earlier[0]["inputs"]
-            changed = [name for name in {**before, **inputs} if before.get(name) != inputs.get(name)]
+            before = earlier[0].inputs
+            changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
         if not earlier or changed:
             self._clear()
-            self.journal.append(_INPUTS, inputs=inputs)
-        vouched = {record["name"]: record for record in self.journal.of(_FILE)}
+            self.journal.append(Inputs(now))
+        vouched = {record.name for record in self.journal.of(File)}
         for name, path in [*bundle_files(self.directory), (MANIFEST_NAME, self.directory / MANIFEST_NAME)]:
             if name not in vouched:
                 path.unlink(missing_ok=True)
@@ -80,7 +95,7 @@ class BundleWriter:
         for name in names:
             sync_file(self.directory / name)
             sync_folder((self.directory / name).parent)
-            self.journal.append(_FILE, name=name)
+            self.journal.append(File(name))
 
     def finish(self, name: str, digest: str) -> None:
         """Flush a file that is done and note its size, time and SHA-256 in the journal."""
@@ -89,22 +104,22 @@ class BundleWriter:
         sync_folder(path.parent)
         stat = path.stat()
         self._digests[name, stat.st_size, stat.st_mtime_ns] = digest
-        self.journal.append(_FILE, name=name, bytes=stat.st_size, time=stat.st_mtime_ns, sha256=digest)
+        self.journal.append(File(name, stat.st_size, stat.st_mtime_ns, digest))
 
     def is_finished(self, name: str) -> bool:
         """Whether an earlier run finished this file and it is still as it was then. One of the same size and another
         time is read."""
         path = self.directory / name
-        records = self.journal.of(_FILE, name=name)
-        if not records or "sha256" not in records[-1] or not path.is_file():
+        records = self.journal.of(File, name=name)
+        if not records or not records[-1].sha256 or not path.is_file():
             return False
         record, stat = records[-1], path.stat()
-        if stat.st_size != record["bytes"]:
+        if stat.st_size != record.bytes:
             return False
         key = (name, stat.st_size, stat.st_mtime_ns)
         if key not in self._digests:
-            self._digests[key] = record["sha256"] if stat.st_mtime_ns == record["time"] else sha256(path)
-        return self._digests[key] == str(record["sha256"])
+            self._digests[key] = record.sha256 if stat.st_mtime_ns == record.time else sha256(path)
+        return self._digests[key] == record.sha256
 
     def abandon(self) -> None:
         """Nothing that was done so far is of any use: the workspace is removed on the way out."""
@@ -113,7 +128,7 @@ class BundleWriter:
     @property
     def is_worth_keeping(self) -> bool:
         """Whether a later run could go on from here."""
-        return not self._abandoned and len(self.journal.of(_FILE)) > 0
+        return not self._abandoned and bool(self.journal.of(File))
 
     def path(self, relative: str) -> Path:
         """The path of a file to be written; its folder exists when this returns."""
@@ -122,38 +137,33 @@ class BundleWriter:
         return path
 
     def write_json(self, relative: str, data: Any) -> Path:
-        """Write a JSON file."""
+        """Write a document."""
         path = self.path(relative)
-        path.write_text(json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+        path.write_bytes(encode(data))
         return path
 
-    def write_manifest(self, data: Mapping[str, Any], *, finished: bool = False) -> None:
-        """Write the manifest over all files that are there now; later files need another call. Until it is `finished`,
-        the manifest says that the bundle is not, and nobody but this run opens it."""
+    def manifest(self, document: ManifestDocument) -> Manifest:
+        """`document` over all files that are there now, and so a bundle that this run can open. It is on the disk only
+        when `seal` has written it: until then nobody takes the folder for a bundle."""
         files = {name: self._entry(name, path) for name, path in bundle_files(self.directory)}
-        document = {
-            "manifest_version": needed_version(data),
-            "tool": {"name": "va-export", "version": __version__},
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            **({} if finished else {UNFINISHED: True}),
-            **data,
-            "files": files,
-        }
-        self.write_json(MANIFEST_NAME, document)
+        return Manifest(self.directory, msgspec.structs.replace(document, files=files))
 
-    def _entry(self, name: str, path: Path) -> dict[str, Any]:
+    def seal(self, document: ManifestDocument) -> None:
+        """Write the manifest over all files, as the last of them."""
+        self.path(MANIFEST_NAME).write_bytes(encode(self.manifest(document).data))
+
+    def _entry(self, name: str, path: Path) -> FileEntry:
         """Size and SHA-256; a file that is as it was at the last call is not read again, as it may be of many
         gigabytes."""
         stat = path.stat()
         key = (name, stat.st_size, stat.st_mtime_ns)
         if key not in self._digests:
             self._digests[key] = sha256(path)
-        return {"bytes": stat.st_size, "sha256": self._digests[key]}
+        return FileEntry(bytes=stat.st_size, sha256=self._digests[key])
 
     def digest(self, relative: str) -> str:
         """SHA-256 of a file of the bundle, which is read once for this and the manifest together."""
-        digest: str = self._entry(relative, self.directory / relative)["sha256"]
-        return digest
+        return self._entry(relative, self.directory / relative).sha256
 
     def record_digest(self, relative: str, digest: str) -> None:
         """Note the SHA-256 of a file that its writer has hashed, so that it is not read again."""
@@ -273,18 +283,18 @@ def check_destination(output: Path, overwrite: bool) -> None:
     Raises:
         VaExportError: something is there that must not be replaced.
     """
-    if output.exists() and not overwrite:
-        raise VaExportError(
-            "the output exists already", where=output, fix="choose another --output, or give --overwrite"
-        )
     for place in (output, _failed(output)):
         is_bundle = (place / MANIFEST_NAME).is_file()
-        if place.exists() and not is_bundle and (place.is_file() or any(place.iterdir())):
+        if place.exists() and not is_bundle and (not place.is_dir() or any(place.iterdir())):
             raise VaExportError(
                 "the output exists and is not a bundle, so it will not be overwritten",
                 where=place,
                 fix="choose another --output",
             )
+    if output.exists() and not overwrite:
+        raise VaExportError(
+            "the output exists already", where=output, fix="choose another --output, or give --overwrite"
+        )
 
 
 def _failed(output: Path) -> Path:

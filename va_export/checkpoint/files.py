@@ -10,7 +10,6 @@ Format: https://huggingface.co/docs/safetensors (8 bytes little-endian header le
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Mapping
@@ -20,22 +19,17 @@ from typing import Any, BinaryIO
 
 import torch
 
-from va_export.checkpoint.safetensors_header import TensorEntry, read_header
+from va_export.checkpoint.json_files import read_json
+from va_export.checkpoint.safetensors_header import TensorEntry
+from va_export.checkpoint.weight_files import read_weight_files, refuse_by_what_is_there
 from va_export.errors import VaExportError
 
-SINGLE_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
+CONFIG_FILE = "config.json"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
-# Everything a family may read; weights in other formats and remote code are left on the server.
-DOWNLOAD_PATTERNS = ("*.safetensors", "*.json", "tokenizer.model", "merges.txt", "LICENSE*")
 
 _WEIGHT_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _READ_BYTES = 1 << 30  # Linux reads no more than 2 GB at once
 _FINITE_CHECK_ELEMENTS = 1 << 24  # 16 M at a time, so that the mask of a 700 MB embedding is never held at once
-
-
-class HubUnreachable(VaExportError):
-    """The Hub cannot be reached, and the local cache does not hold what was asked of it."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +55,7 @@ class Checkpoint:
         self._entries = dict(entries)
         self._files = files
         self._handles: dict[Path, BinaryIO] = {}
+        self.notes: list[str] = []
         self._finite: set[str] = set()  # those that were looked through
 
     @classmethod
@@ -78,17 +73,17 @@ class Checkpoint:
                 where=directory,
                 fix="give the directory that holds config.json and *.safetensors",
             )
-        config = read_json(directory / "config.json", what="checkpoint configuration")
-        index = _read_index(directory)
-        if index is None:
-            shards = [directory / SINGLE_FILE]
-        else:
-            shards = [directory / name for name in sorted(set(index.values()))]
-        entries = _read_entries(shards)
-        if index is not None:
-            _check_index(directory, index, entries)
+        if not (directory / CONFIG_FILE).is_file():
+            refuse_by_what_is_there(directory)
+        config = read_json(directory / CONFIG_FILE, what="checkpoint configuration")
+        shards, entries = read_weight_files(directory)
         files = tuple(CheckpointFile(path, path.stat().st_size) for path in shards)
         return cls(directory, config, entries, files)
+
+    def note(self, text: str) -> None:
+        """Keep something that is worth telling and no reason to stop."""
+        if text not in self.notes:
+            self.notes.append(text)
 
     def names(self) -> tuple[str, ...]:
         """All tensor names, sorted."""
@@ -179,126 +174,6 @@ class Checkpoint:
             return self._entries[name]
         except KeyError:
             raise VaExportError(f"the checkpoint has no tensor {name}", where=self.directory) from None
-
-
-def download(hub_id: str, revision: str | None = None, *, weights: bool = True) -> Path:
-    """Fetch a checkpoint from the Hugging Face Hub (or its local cache) and return the directory.
-
-    Only safetensors, JSON and tokenizer files are taken: no pickles, no remote code.
-
-    Args:
-        weights: False leaves the safetensors files out, which is all but a few megabytes.
-
-    Raises:
-        HubUnreachable: no connection and nothing in the cache.
-        VaExportError: unknown or gated repository or revision.
-    """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    ignored = None if weights else ["*.safetensors"]
-    try:
-        directory = snapshot_download(
-            hub_id, revision=revision, allow_patterns=list(DOWNLOAD_PATTERNS), ignore_patterns=ignored
-        )
-        return Path(directory)
-    except LocalEntryNotFoundError as error:
-        raise HubUnreachable(
-            f"the Hub cannot be reached and {hub_id} is not in the local cache",
-            where=hub_id,
-            fix="connect to the network once, or give the path of a checkpoint directory",
-        ) from error
-    except (HfHubHTTPError, HFValidationError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise VaExportError(
-            f"the Hub refused {hub_id} at revision {revision or 'main'}: {reason}",
-            where=hub_id,
-            fix="check the name and revision, and log in with `hf auth login` if the repository is gated",
-        ) from error
-    except OSError as error:
-        raise VaExportError(f"downloading {hub_id} failed: {error}", where=hub_id) from error
-
-
-def read_json(path: Path, *, what: str) -> dict[str, Any]:
-    """Read a JSON object, or say which file is missing or broken; `what` names its role."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise VaExportError(f"the {what} is missing", where=path, fix="complete the checkpoint directory") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise VaExportError(f"the {what} is not readable JSON: {error}", where=path, fix="download it again") from error
-    if not isinstance(content, dict):
-        raise VaExportError(
-            f"the {what} is a JSON {type(content).__name__}, not an object", where=path, fix="download it again"
-        )
-    return content
-
-
-def _read_index(directory: Path) -> dict[str, str] | None:
-    """Tensor name → shard file name, or None for a checkpoint of one file."""
-    if (directory / SINGLE_FILE).is_file():
-        return None
-    if not (directory / INDEX_FILE).is_file():
-        pickles = sorted(path.name for path in directory.glob("*.bin"))
-        if pickles:
-            raise VaExportError(
-                f"the checkpoint has only pickled weights ({', '.join(pickles[:3])})",
-                where=directory,
-                fix="convert it to safetensors; pickles can run code and are not opened",
-            )
-        raise VaExportError(
-            f"neither {SINGLE_FILE} nor {INDEX_FILE} is there",
-            where=directory,
-            fix="give the directory that holds the weights",
-        )
-    weight_map = read_json(directory / INDEX_FILE, what="index of shards").get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(v, str) for v in weight_map.values()):
-        raise VaExportError("the index of shards has no weight_map of names to files", where=directory / INDEX_FILE)
-    outside = sorted({name for name in weight_map.values() if Path(name).name != name})
-    if outside:
-        raise VaExportError(
-            f"the index names a shard outside its directory: {outside[0]}", where=directory / INDEX_FILE
-        )
-    return weight_map
-
-
-def _read_entries(shards: list[Path]) -> dict[str, TensorEntry]:
-    missing = [path.name for path in shards if not path.is_file()]
-    if missing:
-        raise VaExportError(
-            f"{len(missing)} of {len(shards)} shards are missing: {', '.join(missing)}",
-            where=shards[0].parent,
-            fix="download the missing files",
-        )
-    entries: dict[str, TensorEntry] = {}
-    for path in shards:
-        for name, entry in read_header(path).items():
-            if name in entries:
-                raise VaExportError(
-                    f"tensor {name} is stored twice, in {entries[name].file.name} and {path.name}",
-                    where=path.parent,
-                )
-            entries[name] = entry
-    return entries
-
-
-def _check_index(directory: Path, index: Mapping[str, str], entries: Mapping[str, TensorEntry]) -> None:
-    """The index and the shards must name the same tensors in the same files."""
-    for name, file in sorted(index.items()):
-        if name not in entries:
-            raise VaExportError(f"the index puts tensor {name} in {file}, which lacks it", where=directory)
-        if entries[name].file.name != file:
-            raise VaExportError(
-                f"the index puts tensor {name} in {file}, but it is in {entries[name].file.name}",
-                where=directory,
-            )
-    extra = sorted(set(entries) - set(index))
-    if extra:
-        raise VaExportError(
-            f"{len(extra)} tensors are in the shards but not in the index, first {extra[0]}",
-            where=directory,
-            fix="the index belongs to another version of the shards: download both again",
-        )
 
 
 def _count_non_finite(tensor: torch.Tensor) -> int:

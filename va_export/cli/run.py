@@ -9,8 +9,7 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from va_export.cli.console import run, set_up_logging, show_version, user_errors
-from va_export.errors import VaExportError
+from va_export.cli.console import AsJson, LogLevel, Result, TrustPlugins, Version, run, set_up_logging
 
 
 def run_command(
@@ -18,6 +17,16 @@ def run_command(
     video: Annotated[Path, Option(help="The clip.")],
     prompt: Annotated[str, Option(help="The question.")],
     frames: Annotated[int | None, Option(help="Frames to take. [default: the bundle's]")] = None,
+    sampling: Annotated[
+        str | None,
+        Option(
+            help="Which frames: segment-midpoint, uniform-index, uniform-time, or fps=N, up to --frames or as many as"
+            " the bundle takes. [default: the bundle's rule]"
+        ),
+    ] = None,
+    allow_truncated: Annotated[
+        bool, Option("--allow-truncated", help="Take what is there of a clip that is cut short.")
+    ] = False,
     no_anchors: Annotated[bool, Option("--no-anchors", help="Leave VideoAnchor out.")] = False,
     alpha_k: Annotated[float | None, Option(help="Gain on keys, instead of the bundle's.")] = None,
     alpha_v: Annotated[float | None, Option(help="Gain on values, instead of the bundle's.")] = None,
@@ -28,44 +37,66 @@ def run_command(
         str | None, Option(help="host, or graph: the bundle's own. [default: graph on TensorRT, else host]")
     ] = None,
     timings: Annotated[bool, Option("--timings", help="Print milliseconds by stage to standard error.")] = False,
-    log_level: Annotated[str, Option(help="debug, info, warning or error.")] = "warning",
-    version: Annotated[
-        bool, Option("--version", callback=show_version, is_eager=True, help="Print the version.")
-    ] = False,
-) -> None:
+    trust_plugins: TrustPlugins = False,
+    as_json: AsJson = False,
+    log_level: LogLevel = "warning",
+    version: Version = False,
+) -> Result:
     """Print the answer as it is generated."""
-    with user_errors():
-        set_up_logging(log_level)
-        from va_export.runtime.backends.decoder_parts import parse_devices
-        from va_export.runtime.bundle import Bundle
-        from va_export.runtime.video import read_frames
+    set_up_logging(log_level)
+    from va_export.runtime import values
+    from va_export.runtime.anchoring import Anchoring
+    from va_export.runtime.backends.decoder_parts import parse_devices
+    from va_export.runtime.bundle import Bundle
+    from va_export.runtime.video import check_sampling, is_by_rate, read_frames
 
-        if frames is not None and frames < 1:
-            raise VaExportError(f"--frames must be at least 1, not {frames}", where="--frames", fix="raise it")
-        with Bundle.open(bundle, backend, devices=parse_devices(devices), score=score) as opened:
-            n_frames = opened.default_frames if frames is None else frames
-            input_ids = opened.prompt(prompt, n_frames)
-            clip = read_frames(video, n_frames, opened.processing.frame_sampling)
-            assert opened.tokenizer is not None  # prompt() would have raised
-            text = opened.tokenizer.stream()
-            stops = set(opened.processing.stop_token_ids)
+    values.text("--prompt", prompt)
+    if frames is not None:
+        values.whole_number("--frames", frames, least=1)
+    if sampling is not None:
+        check_sampling(sampling, "--sampling")
+    gpus = parse_devices(devices)
+    with Bundle.open(bundle, backend, devices=gpus, score=score, trust_plugins=trust_plugins) as opened:
+        rule = sampling or opened.processing.frame_sampling
+        usual = opened.limits.max_frames if is_by_rate(rule) else opened.default_frames
+        clip = read_frames(video, frames or usual, rule, allow_truncated=allow_truncated)
+        for note in clip.reading.notes:
+            print(f"note: {note}", file=sys.stderr)
+        prepared = opened.prepare(clip.pixels, prompt)
+        assert opened.tokenizer is not None  # prepare() would have raised
+        text = opened.tokenizer.stream()
+        stops = set(opened.processing.stop_token_ids)
+        pieces = []
 
-            def show(token: int) -> None:
-                if token not in stops:
-                    print(text.push(token), end="", flush=True)
+        def show(piece: str) -> None:
+            pieces.append(piece)
+            if not as_json:
+                print(piece, end="", flush=True)
 
-            result = opened.generate(
-                pixel_values=opened.processing.pixel_values(clip.pixels),
-                input_ids=input_ids,
-                max_new_tokens=max_new_tokens,
-                anchors=not no_anchors,
-                alpha_k=alpha_k,
-                alpha_v=alpha_v,
-                on_token=show,
-            )
-            print(text.finish())
+        result = opened.answer(
+            prepared,
+            max_new_tokens,
+            Anchoring(not no_anchors, alpha_k, alpha_v),
+            on_token=lambda token: None if token in stops else show(text.push(token)),
+        )
+        show(text.finish())
+        if not as_json:
+            print()
+        milliseconds = {stage: round(value, 2) for stage, value in result.timings.items()}
         if timings:
-            print(json.dumps({stage: round(value, 2) for stage, value in result.timings.items()}), file=sys.stderr)
+            print(json.dumps(milliseconds | {"video": clip.reading.as_json()}), file=sys.stderr)
+        return Result(
+            {
+                "bundle": str(bundle),
+                "backend": backend,
+                "device": opened.backend.device,
+                "frames": len(clip.indices),
+                "video": clip.reading.as_json(),
+                "answer": "".join(pieces),
+                "tokens": result.tokens.tolist(),
+                "timings_ms": milliseconds,
+            }
+        )
 
 
 def main() -> None:

@@ -6,12 +6,12 @@ import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from va_export.errors import VaExportError
 from va_export.evidence.document import Row, check_row
 from va_export.evidence.native_build import build_native, cuda_arch
 from va_export.progress import StageDisplay
+from va_export.proof.documents import LatencyRun
 from va_export.proof.run import check_bundle
 from va_export.tensorrt.api import available_flavors
 
@@ -94,40 +94,40 @@ def plugin_object_rows(repository: Path, folder: Path, compute_capability: str) 
 def checked_rows(bundle: Path, backend: str, label: str, iterations: int) -> Iterator[tuple[str, Row]]:
     """Parity and latency of a bundle on one backend, or the words in which it refused."""
     try:
-        document = check_bundle(bundle, backend, StageDisplay(), iterations=iterations)
+        proof = check_bundle(bundle, backend, StageDisplay(), iterations=iterations)
     except VaExportError as error:
         yield "checks", check_row(label, False, message=str(error))
         return
-    for check in document["parity"]["runs"][0]["checks"]:
-        name = f"{label} {check['stage']} anchors={check['anchors']}: error over its bound"
+    for check in proof.parity.runs[0].checks:
+        name = f"{label} {check.stage} anchors={check.anchors}: error over its bound"
         # parity.py bounds each number by itself; the worst of them, as a part of its bound, is what a row can hold.
-        numbers = {"max_rel_err": check["tolerance_used"], "tolerance": 1.0}
-        yield "checks", check_row(name, check["passed"], dtype=_DTYPES[document["parity"]["precision"]], **numbers)
-    for run in document.get("latency", {"runs": []})["runs"]:
-        for row in stage_rows(run, _DTYPES[document["parity"]["precision"]]):
+        numbers = {"max_rel_err": check.tolerance_used, "tolerance": 1.0}
+        yield "checks", check_row(name, check.passed, dtype=_DTYPES[proof.parity.precision], **numbers)
+    for run in proof.latency.runs if proof.latency else ():
+        for row in stage_rows(run, _DTYPES[proof.parity.precision]):
             yield "timings", row
 
 
 _DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
-def stage_rows(run: dict[str, Any], dtype: str) -> list[Row]:
+def stage_rows(run: LatencyRun, dtype: str) -> list[Row]:
     """One run of latency.json as timing rows: each stage as the host waits for it, and by the GPU's own events."""
-    shape = {key: run[key] for key in ("backend", "attention", "anchors", "new_tokens")}
+    shape = {key: getattr(run, key) for key in ("backend", "attention", "anchors", "new_tokens")}
     rows = []
-    for variant, stages in (("host time", run["stages"]), ("gpu time", run.get("gpu_stages") or {})):
+    for variant, stages in (("host time", run.stages), ("gpu time", run.gpu_stages or {})):
         for stage, times in stages.items():
             row = {
                 "op": f"bundle_{stage}",
                 "shape": shape,
                 "dtype": dtype,
                 "variant": variant,
-                "ours_us": 1e3 * times["median_ms"],
-                "ours_range_us": [1e3 * times["min_ms"], 1e3 * times["max_ms"]],
+                "ours_us": 1e3 * times.median_ms,
+                "ours_range_us": [1e3 * times.min_ms, 1e3 * times.max_ms],
                 "peers_us": {},
-                "repeats": times["iterations"],
+                "repeats": times.iterations,
             }
-            if run["peak_memory_bytes"]["device"] is not None:
-                row["ours_peak_bytes"] = run["peak_memory_bytes"]["device"]
+            if run.peak_memory_bytes.device is not None:
+                row["ours_peak_bytes"] = run.peak_memory_bytes.device
             rows.append(row)
     return rows

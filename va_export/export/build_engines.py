@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from va_export.bundle.decoder_shards import DECODER, is_decoder
+import msgspec
+
+from va_export.bundle.decoder_shards import DECODER, DecoderShard
+from va_export.bundle.document import EngineEntry, ProfileEntry
 from va_export.bundle.manifest import sha256
 from va_export.errors import VaExportError
-from va_export.export.recipe import SCORE
 from va_export.native import plugin_contract, plugin_library
 from va_export.runtime.backends.external_data import external_files
 from va_export.tensorrt.api import Flavor, TensorRT, available_flavors, load_tensorrt
@@ -19,14 +22,16 @@ from va_export.tensorrt.build_process import build_in_process
 from va_export.tensorrt.cache_key import cache_key, graph_sha256
 from va_export.tensorrt.engine_cache import EngineCache, Obtained, build_only
 from va_export.tensorrt.engine_info import BuildRequest, EngineInfo
-from va_export.tensorrt.profiles import dimension_ranges
 from va_export.tensorrt.targets import DEFAULT_TARGETS, check_targets
 
 if TYPE_CHECKING:
     from va_export.bundle.write import BundleWriter
+    from va_export.export.components import WrittenComponents
     from va_export.export.recipe import ExportOptions
-    from va_export.models.family import ModelSpec
+    from va_export.export.source import Model
+    from va_export.models.component import Component
     from va_export.progress import Stage, StageDisplay
+    from va_export.settings import Limits
 
 PLUGIN_FILE = "plugins/libva_plugins.so"
 _MORE_MEMORY = "free some memory, or use a larger machine"
@@ -52,7 +57,7 @@ class EnginePlan:
         return None if self.library is None else {"library": PLUGIN_FILE, "contract": self.contract}
 
 
-def plan_engines(options: ExportOptions, spec: ModelSpec, display: StageDisplay) -> EnginePlan:
+def plan_engines(options: ExportOptions, model: Model, display: StageDisplay) -> EnginePlan:
     """Decide which engines to build, and check that they can be.
 
     Raises:
@@ -62,8 +67,8 @@ def plan_engines(options: ExportOptions, spec: ModelSpec, display: StageDisplay)
     flavors, reason = _flavors(options, display)
     for flavor in flavors:
         check_targets(_load(flavor), options.targets or DEFAULT_TARGETS[flavor])
-    for name in options.components if flavors else ():
-        dimension_ranges(name, options.recipe.limits, spec.vision.tokens_per_frame)
+    if flavors:
+        _check_limits(options.recipe.limits, model)
     if options.attention != "plugin" or DECODER not in options.components:
         return EnginePlan(flavors, reason)
     try:
@@ -100,44 +105,58 @@ def _load(flavor: Flavor) -> TensorRT:
         raise VaExportError(error.what, where=error.where or f"--tensorrt {flavor}", fix=error.fix) from error
 
 
+def _check_limits(limits: Limits, model: Model) -> None:
+    """The checks between limits that only profiles need; the others are made where `Limits` is built."""
+    for smaller, larger in (("opt_input_len", "max_input_len"), ("opt_frames", "max_frames")):
+        if getattr(limits, smaller) > getattr(limits, larger):
+            raise VaExportError(
+                f"{smaller} ({getattr(limits, smaller)}) is larger than {larger} ({getattr(limits, larger)})",
+                where="limits",
+            )
+    if (tokens := model.visual_tokens(limits.max_frames)) > limits.max_input_len:
+        raise VaExportError(
+            f"max_frames ({limits.max_frames}) are {tokens} visual tokens, more than max_input_len"
+            f" ({limits.max_input_len})",
+            where="limits",
+            fix="lower --max-frames or raise --max-input-len",
+        )
+
+
 def build_engines(
     options: ExportOptions,
     plan: EnginePlan,
-    components: dict[str, dict[str, Any]],
-    spec: ModelSpec,
+    components: list[Component],
+    written: WrittenComponents,
     bundle: BundleWriter,
     display: StageDisplay,
-) -> dict[str, dict[str, Any]]:
-    """Build every component's engines, or take them from the cache; returns component → flavour → the manifest's
-    entry."""
-    entries: dict[str, dict[str, Any]] = {}
+) -> None:
+    """Build every component's engines, or take them from the cache, and note them in `written`."""
     if plan.library is not None:
         shutil.copyfile(plan.library, bundle.path(PLUGIN_FILE))
-    memory_fix = _memory_fix(sum(map(is_decoder, components)), spec.text.num_layers)
+    memory_fix = _memory_fix([component.shard for component in components if component.shard])
     for flavor in plan.flavors:
-        targets = options.targets or DEFAULT_TARGETS[flavor]
-        for name, files in components.items():
-            kind = DECODER if is_decoder(name) else name
+        for component in components:
+            entry = written.entries[component.name]
             request = BuildRequest(
-                onnx_path=bundle.path(files["onnx"]),
+                onnx_path=bundle.path(entry.onnx),
                 flavor=flavor,
-                targets=targets,
-                ranges=dimension_ranges(kind, options.recipe.limits, spec.vision.tokens_per_frame),
+                targets=options.targets or DEFAULT_TARGETS[flavor],
+                ranges=entry.ranges,
                 attention="native" if options.attention == "native" else "plugin",
-                capacity=options.recipe.limits.max_kv_cache_capacity if kind == DECODER else None,
-                plugin_library=plan.library if kind in (DECODER, SCORE) else None,
+                capacity=options.recipe.limits.max_kv_cache_capacity if component.shard else None,
+                plugin_library=plan.library if component.has_custom_op else None,
             )
-            relative = f"engines/{flavor}/{name}.engine"
-            with display.stage(f"build {name} engine") as stage:
-                fix = memory_fix if kind == DECODER else _MORE_MEMORY
+            relative = f"engines/{flavor}/{component.name}.engine"
+            with display.stage(f"build {component.name} engine") as stage:
+                fix = memory_fix if component.shard else _MORE_MEMORY
                 obtained = _obtain(request, bundle, relative, options.engine_cache, stage, fix)
                 bundle.record_digest(relative, obtained.sha256)
                 info = obtained.info
-                entries.setdefault(name, {})[flavor] = _entry(info, bundle.directory)
+                engines = {**entry.engines, flavor: _entry(info, relative)}
+                written.entries[component.name] = msgspec.structs.replace(entry, engines=engines)
                 plugins = f", {len(info.plugin_nodes)} plugin nodes" if info.plugin_nodes else ""
                 reused = ", from the engine cache" if obtained.reused else ""
                 stage.say(f"{flavor} {info.version}, {','.join(info.targets)}{plugins}{reused}")
-    return entries
 
 
 def _obtain(
@@ -164,10 +183,10 @@ def _obtain(
     )
 
 
-def _memory_fix(n_shards: int, num_layers: int) -> str:
-    if n_shards >= num_layers:
+def _memory_fix(shards: Sequence[DecoderShard]) -> str:
+    if not shards or len(shards) >= shards[0].num_layers:
         return _MORE_MEMORY
-    more = min(2 * n_shards, num_layers)
+    more = min(2 * len(shards), shards[0].num_layers)
     return f"cut the decoder into more shards with --decoder-shards {more}, or {_MORE_MEMORY}"
 
 
@@ -175,16 +194,22 @@ def _advance(stage: Stage, _phase: str, done: int, total: int) -> None:
     stage.advance(done, total)
 
 
-def _entry(info: EngineInfo, directory: Path) -> dict[str, Any]:
-    return {
-        "file": info.path.relative_to(directory).as_posix(),
-        "version": info.version,
-        "targets": list(info.targets),
-        "bytes": info.size_bytes,
-        "seconds": round(info.seconds, 3),
-        "peak_memory_bytes": info.peak_memory_bytes,
-        "plugin_nodes": len(info.plugin_nodes),
-        "plugin_records": info.plugin_records,
-        "layers": dict(info.layer_counts),
-        "profiles": [asdict(profile) for profile in info.profiles],
-    }
+def _entry(info: EngineInfo, file: str) -> EngineEntry:
+    return EngineEntry(
+        file=file,
+        version=info.version,
+        targets=info.targets,
+        bytes=info.size_bytes,
+        seconds=round(info.seconds, 3),
+        peak_memory_bytes=info.peak_memory_bytes,
+        plugin_nodes=len(info.plugin_nodes),
+        plugin_records=info.plugin_records,
+        layers=dict(info.layer_counts),
+        profiles=tuple(
+            ProfileEntry(
+                name=profile.name,
+                ranges={name: {"min": r.min, "opt": r.opt, "max": r.max} for name, r in profile.ranges.items()},
+            )
+            for profile in info.profiles
+        ),
+    )

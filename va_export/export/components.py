@@ -3,15 +3,15 @@ again."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
-from va_export.bundle.decoder_shards import DECODER, is_decoder
+from va_export.bundle.document import ComponentEntry
 from va_export.export.narrowing import Loss
-from va_export.export.recipe import COMPONENTS
 from va_export.export.weight_losses import unusable_weights
+from va_export.models.component import ROLES, Component, score_component
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from va_export.bundle.write import BundleWriter
     from va_export.export.recipe import ExportOptions
     from va_export.export.shard_plan import ShardPlan
-    from va_export.export.source import Source
+    from va_export.export.source import Model, Source
+    from va_export.graph.weight_layout import Traced
     from va_export.models.family import WeightSource
     from va_export.progress import Stage, StageDisplay
 
@@ -34,90 +35,93 @@ class WrittenComponents:
         names: of all weights so far.
     """
 
-    entries: dict[str, dict[str, Any]] = field(default_factory=dict)
+    entries: dict[str, ComponentEntry] = field(default_factory=dict)
     losses: dict[str, Loss] = field(default_factory=dict)
     names: set[str] = field(default_factory=set)
 
 
+def list_components(options: ExportOptions, model: Model, shards: ShardPlan) -> list[Component]:
+    """What a run exports, in the order in which it is written."""
+    parts = model.family.components(model.spec, options.precision, shards.shards)
+    listed = [part for part in parts if part.role in options.components]
+    return [*listed, score_component(model.spec, model.visual_tokens)] if options.exports_score else listed
+
+
 def write_components(
-    options: ExportOptions, source: Source, shards: ShardPlan, bundle: BundleWriter, display: StageDisplay
+    options: ExportOptions, source: Source, components: list[Component], bundle: BundleWriter, display: StageDisplay
 ) -> WrittenComponents:
     """Trace every component and write its ONNX files.
 
     Raises:
         VaExportError: weights that are not finite or that the precision cannot hold, all of them in one message.
     """
-
-    layers = {shard.name: [shard.first_layer, shard.stop_layer] for shard in shards.shards if len(shards.shards) > 1}
     written = WrittenComponents()
-    for name, graph in _graphs(options, source, shards).items():
-        with display.stage(f"export {name}") as stage:
-            write_component(
-                name,
-                graph,
-                ("", "native") if is_decoder(name) else ("",),
-                options,
-                source,
-                bundle,
-                written,
-                stage,
-                key=layers.get(name),
-            )
-        if name in layers:
-            written.entries[name]["layers"] = layers[name]
+    for component, graph in _graphs(options, source, components):
+        with display.stage(f"export {component.name}") as stage:
+            if component.build is None:
+                _write_score(component, options, source, bundle, written, stage)
+            else:
+                write_component(component, graph, options, source, bundle, written, stage)
     return written
 
 
-def _graphs(options: ExportOptions, source: Source, shards: ShardPlan) -> dict[str, Callable[[], ir.Model]]:
-    """What makes the graph of each component, passes run and without weights; several shards of a decoder are a
-    component each."""
-    from va_export.graph.shards import ShardTracer
-    from va_export.graph.trace import trace_component
-    from va_export.passes import run_passes
+def _graphs(
+    options: ExportOptions, source: Source, components: list[Component]
+) -> Iterator[tuple[Component, Callable[[], ir.Model]]]:
+    """Each component with what makes its graph, passes run and without weights. The model is built when the first is
+    asked for; of several shards those of one shape share a trace."""
 
-    def whole(name: str) -> ir.Model:
-        return run_passes(trace_component(name, source.family, source.spec, options.precision))
+    @cache
+    def model() -> Any:
+        from va_export.graph.trace import FakeModel
 
-    graphs: dict[str, Callable[[], ir.Model]] = {}
-    for name in options.components:
-        if name == DECODER and len(shards.shards) > 1:
-            tracer = ShardTracer(source.family, source.spec, options.precision)
-            graphs |= {shard.name: partial(tracer.graph, shard) for shard in shards.shards}
-        else:
-            graphs[name] = partial(whole, name)
-    return graphs
+        return FakeModel(source.family, source.spec, options.precision)
+
+    @cache
+    def shards() -> Any:
+        from va_export.graph.shards import ShardTracer
+
+        return ShardTracer(model(), source.weight_map)
+
+    def traced(component: Component) -> ir.Model:
+        from va_export.passes import run_passes
+
+        return shards().graph(component) if component.shard else run_passes(model().trace(component))
+
+    for component in components:
+        yield component, partial(traced, component)
 
 
 def write_component(
-    name: str,
+    component: Component,
     graph: Callable[[], ir.Model],
-    forms: tuple[str, ...],
     options: ExportOptions,
     source: Source,
     bundle: BundleWriter,
     written: WrittenComponents,
     stage: Stage,
-    key: Any = None,
 ) -> None:
-    """Write one component, or what an earlier run left to do of it, and note it in `written`.
+    """Write one component, or what an earlier run left to do of it, and note it in `written`. A decoder has two forms
+    over the same weights: the graph itself, and the one without the custom op.
 
     Args:
         graph: gives the traced graph, passes run; not called if its files are there.
-        forms: "" for the graph itself, "native" for the one without the custom op, over the same weights.
-        key: plain data that tells apart graphs of one name.
     """
-    from va_export.graph.stream_weights import check_weights, mark_from_json, stream_weights
-    from va_export.graph.weight_layout import data_bytes, slot_from_json
+    from va_export.graph.stream_weights import Written, check_weights, stream_weights
+    from va_export.graph.weight_layout import data_bytes
 
-    files = {f"onnx_{form}" if form else "onnx": _file(name, form) for form in forms}
+    name, shard = component.name, component.shard
+    files = {"onnx": _file(name), **({"onnx_native": _file(f"{name}_native")} if shard else {})}
+    layers = None if shard is None or shard.is_whole else (shard.first_layer, shard.stop_layer)
+    key = list(layers) if layers else None  # tells apart graphs of one name
     data = f"{files['onnx']}.data"
     traced = _traced(name, key, list(files.values()), bundle)
     if traced is None:
         stage.say("tracing")
         traced = _trace(name, key, graph(), files, bundle)
-    slots = [slot_from_json(slot) for slot in traced["slots"]]
-    weight_map = source.family.weight_map(source.spec)
-    marks = [mark_from_json(record["mark"]) for record in bundle.journal.of("weights", graph=traced["graph"])]
+    slots = traced.slots
+    weight_map = source.weight_map
+    marks = [record.mark for record in bundle.journal.of(Written, graph=traced.graph)]
     if marks and marks[-1].slots == len(slots) and bundle.is_finished(data):
         losses = {weight: loss for mark in marks for weight, loss in mark.losses.items()}
     else:
@@ -129,7 +133,7 @@ def write_component(
             source.checkpoint,
             clip=options.clip_overflow,
             marks=marks,
-            on_mark=lambda mark: bundle.journal.append("weights", graph=traced["graph"], mark=mark.to_json()),
+            on_mark=lambda mark: bundle.journal.append(Written(traced.graph, mark)),
             on_bytes=stage.byte_counter(data_bytes(slots)),
         )
         if streamed.unusable:
@@ -143,27 +147,39 @@ def write_component(
         bundle.finish(data, streamed.sha256)
     written.losses |= losses
     written.names |= {slot.name for slot in slots}
-    written.entries[name] = files
-    stage.say(f"{traced['nodes']} nodes, {len(slots)} tensors")
+    written.entries[name] = _entry(component, options, layers=layers, **files)
+    stage.say(f"{traced.nodes} nodes, {len(slots)} tensors")
 
 
-def _file(name: str, form: str) -> str:
-    return f"onnx/{name}_{form}.onnx" if form else f"onnx/{name}.onnx"
+def _file(name: str) -> str:
+    return f"onnx/{name}.onnx"
 
 
-def _traced(name: str, key: Any, files: list[str], bundle: BundleWriter) -> Mapping[str, Any] | None:
+def _entry(component: Component, options: ExportOptions, **files: Any) -> ComponentEntry:
+    return ComponentEntry(
+        role=component.role,
+        inputs=component.inputs,
+        outputs=component.outputs,
+        ranges=component.ranges(options.recipe.limits),
+        **files,
+    )
+
+
+def _traced(name: str, key: Any, files: list[str], bundle: BundleWriter) -> Traced | None:
     """The journal's record of a graph whose files are there."""
-    records = bundle.journal.of("graph", name=name, key=key)
+    from va_export.graph.weight_layout import Traced
+
+    records = bundle.journal.of(Traced, name=name, key=key)
     if not records or not all(bundle.is_finished(file) for file in files):
         return None
     return records[-1] if bundle.path(f"{files[0]}.data").is_file() else None
 
 
-def _trace(name: str, key: Any, model: ir.Model, files: Mapping[str, str], bundle: BundleWriter) -> Mapping[str, Any]:
+def _trace(name: str, key: Any, model: ir.Model, files: Mapping[str, str], bundle: BundleWriter) -> Traced:
     """Write a graph in its forms, and a data file of the right size for its weights."""
     from va_export.bundle.manifest import sha256
     from va_export.graph.native import write_native_form
-    from va_export.graph.weight_layout import data_bytes, layout_weights
+    from va_export.graph.weight_layout import Traced, data_bytes, layout_weights
     from va_export.graph.write_onnx import check_onnx, reserve, write_graph
 
     slots = layout_weights(model)
@@ -180,32 +196,37 @@ def _trace(name: str, key: Any, model: ir.Model, files: Mapping[str, str], bundl
     bundle.vouch(data)
     nodes = sum(1 for _ in model.graph)
     graph = digests[files["onnx"]]  # marks are of this graph's layout, and of no other that had its name
-    bundle.journal.append(
-        "graph", name=name, key=key, graph=graph, nodes=nodes, slots=[slot.to_json() for slot in slots]
-    )
-    return bundle.journal.of("graph", name=name, key=key)[-1]
+    traced = Traced(name, graph, nodes, slots, key)
+    bundle.journal.append(traced)
+    return traced
 
 
 def _others(options: ExportOptions, weight_map: Mapping[str, WeightSource], done: set[str]) -> dict[str, WeightSource]:
     """The weights that nothing has read yet, if the whole model is exported; which of them the rest of a part has, only
     its graphs would tell."""
-    if set(options.components) != set(COMPONENTS):
+    if set(options.components) != set(ROLES):
         return {}
     return {name: source for name, source in weight_map.items() if name not in done}
 
 
-def write_score(options: ExportOptions, source: Source, bundle: BundleWriter, display: StageDisplay) -> dict[str, Any]:
-    """Write SubspaceScore's graph with the recipe's settings, which has no weights; returns its manifest entry."""
+def _write_score(
+    component: Component,
+    options: ExportOptions,
+    source: Source,
+    bundle: BundleWriter,
+    written: WrittenComponents,
+    stage: Stage,
+) -> None:
+    """Write SubspaceScore's graph with the recipe's settings, which has no weights."""
     import onnx
 
     from va_export.graph.score import score_model
     from va_export.graph.write_onnx import check_onnx
 
-    with display.stage("export score") as stage:
-        relative = "onnx/score.onnx"
-        tuned = options.recipe.limits.opt_frames * source.spec.vision.tokens_per_frame
-        model = score_model(options.recipe.score, source.spec.text.hidden_size, tuned)
-        onnx.save(model, bundle.path(relative))
-        check_onnx(bundle.path(relative))
-        stage.say(f"1 node, and {len(model.functions[0].node)} in its body")
-    return {"onnx": relative}
+    relative = _file(component.name)
+    tuned = source.visual_tokens(options.recipe.limits.opt_frames)
+    model = score_model(component, options.recipe.score, tuned)
+    onnx.save(model, bundle.path(relative))
+    check_onnx(bundle.path(relative))
+    written.entries[component.name] = _entry(component, options, onnx=relative)
+    stage.say(f"1 node, and {len(model.functions[0].node)} in its body")

@@ -8,8 +8,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from va_export.bundle.manifest import sha256
-from va_export.checkpoint.safetensors_header import header_sha256
+from va_export.checkpoint.hashes import identity
+from va_export.machine import library_versions
 
 if TYPE_CHECKING:
     from va_export.bundle.write import BundleWriter
@@ -19,12 +19,10 @@ if TYPE_CHECKING:
 
 # Options that leave the ONNX files as they are. An option that is not listed counts, so a new one is safe.
 _WITHOUT_EFFECT = {
-    "recipe", "output", "attention", "flavor", "targets", "onnx_only", "overwrite", "resume", "video", "question",
-    "new_tokens", "atol", "rtol", "latency_iterations", "parity", "engine_cache",
+    "recipe", "output", "attention", "flavor", "targets", "onnx_only", "overwrite", "resume", "video", "sampling",
+    "allow_truncated", "question", "new_tokens", "atol", "rtol", "latency_iterations", "parity", "engine_cache",
 }  # fmt: skip
 _DECIDING_ROOMS = ("bundle", "checkpoint", "export", "graph", "models", "ops", "passes")
-# Files up to this size are compared by content; of larger ones size, times and header tell whether they were edited.
-_READ_WHOLE = 64 << 20
 
 
 def continue_or_start(options: ExportOptions, source: Source, bundle: BundleWriter, display: StageDisplay) -> None:
@@ -42,8 +40,6 @@ def continue_or_start(options: ExportOptions, source: Source, bundle: BundleWrit
 
 def fingerprint(options: ExportOptions, source: Source) -> dict[str, Any]:
     """Name → plain data, one entry for everything that a message may have to name."""
-    from va_export.machine import library_versions
-
     checkpoint, recipe = source.checkpoint, options.recipe
     inputs: dict[str, Any] = {
         f"option {field.name}": getattr(options, field.name)
@@ -58,16 +54,6 @@ def fingerprint(options: ExportOptions, source: Source) -> dict[str, Any]:
         inputs[f"library {library}"] = version
     inputs["va-export itself"] = _sources_sha256()
     return inputs
-
-
-def identity(path: Path) -> dict[str, Any]:
-    """Plain data that changes when a file of weights does."""
-    stat = path.stat()
-    if stat.st_size <= _READ_WHOLE:
-        return {"bytes": stat.st_size, "sha256": sha256(path)}
-    # The time of the last change of the inode cannot be set, as that of the content can.
-    times = {"modified": stat.st_mtime_ns, "changed": stat.st_ctime_ns}
-    return {"bytes": stat.st_size, **times, "header_sha256": header_sha256(path)}
 
 
 @cache

@@ -6,13 +6,16 @@ integer does, so that every question is one comparison of integers.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from msgspec import structs
+
+from va_export.documents import Form
 
 # Compared at a time: small enough for a core's cache, which makes the three passes cost as much as one.
 _PART = 1 << 18
@@ -23,8 +26,7 @@ _BITS: dict[torch.dtype, tuple[torch.dtype, type[np.unsignedinteger[Any]]]] = {
 }
 
 
-@dataclass(frozen=True)
-class Loss:
+class Loss(Form, frozen=True):
     """What one tensor loses; all but `largest` are numbers of elements.
 
     Attributes:
@@ -45,7 +47,7 @@ class Loss:
 
     def __add__(self, other: Loss) -> Loss:
         """Of two parts of one tensor."""
-        sums = {name: value + getattr(other, name) for name, value in asdict(self).items() if name != "largest"}
+        sums = {name: value + getattr(other, name) for name, value in structs.asdict(self).items() if name != "largest"}
         return Loss(**sums, largest=max(self.largest, other.largest))
 
     @property
@@ -94,7 +96,7 @@ def measure(values: torch.Tensor, dtype: torch.dtype) -> Loss:
         if top >= bounds.overflow:
             not_finite = _count(magnitude >= unsigned(bounds.infinite))
             overflow = _count(magnitude >= unsigned(bounds.overflow)) - not_finite
-            loss = replace(loss, not_finite=loss.not_finite + not_finite, overflow=loss.overflow + overflow)
+            loss = structs.replace(loss, not_finite=loss.not_finite + not_finite, overflow=loss.overflow + overflow)
             finite = magnitude[magnitude < unsigned(bounds.infinite)]
             top = int(finite.max()) if len(finite) else 0
         largest = max(largest, top)
@@ -104,9 +106,9 @@ def measure(values: torch.Tensor, dtype: torch.dtype) -> Loss:
             small = _count(magnitude < unsigned(bounds.subnormal - 1))
             if small:
                 gone = _count(magnitude < unsigned(bounds.zero - 1)) if bounds.zero > 1 else 0
-                loss = replace(loss, to_zero=loss.to_zero + gone, to_subnormal=loss.to_subnormal + small - gone)
+                loss = structs.replace(loss, to_zero=loss.to_zero + gone, to_subnormal=loss.to_subnormal + small - gone)
     pattern = torch.from_numpy(np.array([largest], unsigned).view(f"i{bits.itemsize}"))
-    return replace(loss, largest=float(pattern.view(values.dtype)))
+    return structs.replace(loss, largest=float(pattern.view(values.dtype)))
 
 
 def _count(mask: npt.NDArray[np.bool_]) -> int:

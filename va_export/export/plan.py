@@ -14,15 +14,16 @@ from va_export.bundle.manifest import bundle_files
 from va_export.bundle.write import partial_path
 from va_export.errors import VaExportError
 from va_export.export.plan_time import duration, estimate_seconds
-from va_export.export.recipe import COMPONENTS, SCORE
 from va_export.export.shard_plan import EXPORT_BASE, ITEM_BYTES, ShardPlan, build_memory
 from va_export.host_memory import available_memory
-from va_export.models.reference_memory import must_stream, reference_memory
+from va_export.models.component import ROLES, SCORE
+from va_export.models.reference_memory import reference_memory
 from va_export.runtime.backends.session_memory import RESIDENT_FACTOR
 
 if TYPE_CHECKING:
     from va_export.export.recipe import ExportOptions
-    from va_export.models.family import ModelSpec, WeightSource
+    from va_export.export.source import Model
+    from va_export.models.family import WeightSource
 
 _SMALL_FILES = 16 << 20
 # Tokens of a prompt beside the visual ones: the line of a frame; the system message, the question and their frame.
@@ -66,24 +67,17 @@ class Plan:
         return sum(file.bytes for file in self.files)
 
 
-def component_bytes(spec: ModelSpec, weight_map: Mapping[str, WeightSource], precision: str) -> dict[str, int]:
-    """Bytes of each component's weights, told apart by Hugging Face's names for the parts of a multimodal model."""
-    sizes = dict.fromkeys(COMPONENTS, 0)
-    for name, source in weight_map.items():
-        if "embed_tokens" in name:
-            component = "embedding"
-        elif "language_model" in name or "lm_head" in name:
-            component = "decoder"
-        else:
-            component = "vision"
-        sizes[component] += math.prod(source.shape) * ITEM_BYTES[precision]
+def component_bytes(weight_map: Mapping[str, WeightSource], precision: str) -> dict[str, int]:
+    """Bytes of each component's weights."""
+    sizes: dict[str, int] = dict.fromkeys(ROLES, 0)
+    for source in weight_map.values():
+        sizes[source.component] += math.prod(source.shape) * ITEM_BYTES[precision]
     return sizes
 
 
 def plan_export(
     options: ExportOptions,
-    spec: ModelSpec,
-    weight_map: Mapping[str, WeightSource],
+    model: Model,
     flavors: Sequence[str],
     shards: ShardPlan,
     available: int | None = None,
@@ -94,7 +88,7 @@ def plan_export(
         flavors: the TensorRT flavours that engines are built for; empty for ONNX only.
         available: bytes of memory, which decide whether the proof streams weights; default: what the machine has left.
     """
-    sizes = component_bytes(spec, weight_map, options.precision)
+    sizes = component_bytes(model.weight_map, options.precision)
     weights = {
         name: size for name, size in sizes.items() if name in options.components and name != DECODER
     } | shards.sizes
@@ -106,16 +100,16 @@ def plan_export(
         PlannedFile(f"engines/{flavor}/score.engine", _SCORE_ENGINE) for flavor in flavors if options.exports_score
     ]
     files.append(
-        PlannedFile("graphs, plugin, tokenizer, reference, reports", _SMALL_FILES + _reference_bytes(options, spec))
+        PlannedFile("graphs, plugin, tokenizer, reference, reports", _SMALL_FILES + _reference_bytes(options, model))
     )
     free = available_memory() if available is None else available
-    band = min(_largest(weight_map) * ITEM_BYTES[options.precision], _BAND)
+    band = min(_largest(model.weight_map) * ITEM_BYTES[options.precision], _BAND)
     candidates = {"writing the ONNX weights": band + _BLOCKS}
     if flavors:
         largest = max(weights, key=lambda name: weights[name], default=SCORE)
         candidates[f"building the engine of {largest}"] = build_memory(weights.get(largest, 0))
     if options.proves:
-        candidates |= _proof_candidates(options, spec, weight_map, weights, free)
+        candidates |= _proof_candidates(options, model, weights, free)
     reason = max(candidates, key=lambda name: candidates[name])
     decoder_parameters = sizes[DECODER] // ITEM_BYTES[options.precision]
     said = f"{len(shards.shards)} ({shards.reason})" if shards.shards else ""
@@ -126,22 +120,21 @@ def plan_export(
         reason,
         said,
         options.decoder_shards is not None,
-        estimate_seconds(options, spec, weights, decoder_parameters, _prompt_tokens(options, spec), len(flavors)),
+        estimate_seconds(options, model, weights, decoder_parameters, _prompt_tokens(options, model), len(flavors)),
         0 if left is None else sum(path.stat().st_blocks * 512 for _, path in bundle_files(left)),
     )
 
 
 def _proof_candidates(
     options: ExportOptions,
-    spec: ModelSpec,
-    weight_map: Mapping[str, WeightSource],
+    model: Model,
     weights: Mapping[str, int],
     available: int,
 ) -> dict[str, int]:
     """Memory of the proof's two halves. Each streams weights by itself where they do not fit; the plan follows."""
-    prompt = _prompt_tokens(options, spec)
-    need = reference_memory(spec, weight_map, prompt, options.new_tokens)
-    streams = must_stream(spec, weight_map, prompt, options.new_tokens, available - EXPORT_BASE)
+    prompt = _prompt_tokens(options, model)
+    need = reference_memory(model.spec, model.weight_map, prompt, options.recipe.frames, options.new_tokens)
+    streams = need.must_stream(available - EXPORT_BASE)
     candidates = {
         "the float32 reference, streamed layer by layer"
         if streams
@@ -152,23 +145,26 @@ def _proof_candidates(
     whole = int(RESIDENT_FACTOR * sum(weights.values()))
     if whole <= available - EXPORT_BASE:
         return candidates | {"running the bundle": whole + need.activations}
-    return candidates | {"running the bundle, weights mapped": 4 * _largest(weight_map) + need.activations}
+    return candidates | {"running the bundle, weights mapped": 4 * _largest(model.weight_map) + need.activations}
 
 
-def _prompt_tokens(options: ExportOptions, spec: ModelSpec) -> int:
-    return options.recipe.frames * (spec.vision.tokens_per_frame + _TEXT_A_FRAME) + _TEXT
+def _prompt_tokens(options: ExportOptions, model: Model) -> int:
+    frames = options.recipe.frames
+    return model.visual_tokens(frames) + frames * _TEXT_A_FRAME + _TEXT
 
 
 def _largest(weight_map: Mapping[str, WeightSource]) -> int:
     return max(math.prod(source.shape) for source in weight_map.values())
 
 
-def _reference_bytes(options: ExportOptions, spec: ModelSpec) -> int:
+def _reference_bytes(options: ExportOptions, model: Model) -> int:
+    """Frames as pixels and as bytes, visual tokens, and logits of both sides."""
     if not options.proves:
         return 0
-    frames, size = options.recipe.frames, spec.vision.image_size
-    visual = frames * spec.vision.tokens_per_frame * spec.text.hidden_size
-    return 4 * (frames * 3 * size * size + visual + 2 * options.new_tokens * spec.text.vocab_size)
+    spec, frames = model.spec, options.recipe.frames
+    pixels = frames * spec.vision.positions_per_frame * spec.vision.hidden_size
+    visual = model.visual_tokens(frames) * spec.text.hidden_size
+    return 4 * (pixels + visual + 2 * options.new_tokens * spec.text.vocab_size)
 
 
 def check_plan(plan: Plan, output: Path) -> None:

@@ -12,7 +12,7 @@ from va_export.proof.latency import BUDGET_SECONDS, WARMUP
 
 if TYPE_CHECKING:
     from va_export.export.recipe import ExportOptions
-    from va_export.models.family import ModelSpec
+    from va_export.export.source import Model
 
 # Bytes a second. One core converts weights at 2.2 GB/s, counts losses at 4.4, turns matrices at 2.2 and computes
 # SHA-256 at 1.8, of which only the last runs beside the others.
@@ -31,7 +31,7 @@ _GRAPH_FACTOR = 4
 
 def estimate_seconds(
     options: ExportOptions,
-    spec: ModelSpec,
+    model: Model,
     weights: Mapping[str, int],
     decoder_parameters: int,
     prompt_tokens: int,
@@ -50,14 +50,14 @@ def estimate_seconds(
     if n_flavors:
         seconds["building engines"] = n_flavors * total / _BUILD_RATE
     if options.proves:
-        seconds["proving"] = _TRACE_SECONDS + _proof_seconds(options, spec, decoder_parameters, prompt_tokens)
+        seconds["proving"] = _TRACE_SECONDS + _proof_seconds(options, model, decoder_parameters, prompt_tokens)
     return seconds
 
 
-def _proof_seconds(options: ExportOptions, spec: ModelSpec, decoder: int, prompt_tokens: int) -> float:
+def _proof_seconds(options: ExportOptions, model: Model, decoder: int, prompt_tokens: int) -> float:
     """Reference, parity and latency; a question is a prefill and the steps after it."""
     question = 2 * decoder * prompt_tokens / _COMPUTE_RATE + (options.new_tokens - 1) * decoder / _WEIGHT_RATE
-    score = _score_seconds(options, spec)
+    score = _score_seconds(options, model)
     runs = 1 if options.precision == "bf16" else 2
     reference = 2 * question + 2 * score  # float64
     # Forced with anchors and without, free with anchors; the host's score thrice, the graph's once.
@@ -71,9 +71,9 @@ def _proof_seconds(options: ExportOptions, spec: ModelSpec, decoder: int, prompt
     return reference + parity + latency
 
 
-def _score_seconds(options: ExportOptions, spec: ModelSpec) -> float:
-    tokens = options.recipe.frames * spec.vision.tokens_per_frame
-    rank = options.recipe.score.pca_rank or min(tokens, spec.text.hidden_size)
+def _score_seconds(options: ExportOptions, model: Model) -> float:
+    tokens = model.visual_tokens(options.recipe.frames)
+    rank = options.recipe.score.pca_rank or min(tokens, model.spec.text.hidden_size)
     return _ADMM_ITERATIONS * 2 * tokens * tokens * rank / _COMPUTE_RATE
 
 

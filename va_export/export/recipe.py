@@ -4,65 +4,69 @@ from __future__ import annotations
 
 import difflib
 import re
-import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import get_args
 
+from msgspec.structs import asdict, replace
+
+from va_export.bundle.document import Attention, Precision
+from va_export.documents import Form, convert, parse, read_bytes
 from va_export.errors import VaExportError
+from va_export.models.component import ROLES, SCORE
+from va_export.runtime.values import absolute_path, expanded, text
+from va_export.runtime.video import check_sampling
 from va_export.settings import GainSettings, Limits, ScoreSettings, check_tolerances
 
-PRECISIONS = ("fp32", "fp16", "bf16")
-ATTENTIONS = ("plugin", "native")
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+ATTENTIONS: tuple[Attention, ...] = get_args(Attention)
 WEIGHTS = ("checkpoint", "random")
-COMPONENTS = ("vision", "embedding", "decoder")  # the model's, which have weights
-SCORE = "score"  # beside them: SubspaceScore's graph
 FLAVORS = ("auto", "tensorrt", "tensorrt-rtx")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # The paper's gains for InternVL2-8B; a checkpoint without a recipe of its own starts from them.
 _DEFAULT_GAINS = GainSettings(alpha_k=9.5, alpha_v=2.5, alpha_q=4.0)
-_KEYS = ("description", "checkpoint", "revision", "random_weights", "seed", "frames", "gains", "score", "limits")
 
 
-@dataclass(frozen=True)
-class Recipe:
+class RecipeFile(Form, frozen=True):
+    """What a recipe's file says.
+
+    Attributes:
+        checkpoint: a local directory or a hub id; empty when the weights are random.
+        random_weights: the family whose tiny random checkpoint is made; empty for a real checkpoint.
+        frames: frames of a question, unless asked otherwise.
+    """
+
+    description: str = ""
+    checkpoint: str = ""
+    revision: str | None = None
+    random_weights: str = ""
+    seed: int = 0
+    frames: int = 8
+    gains: GainSettings = _DEFAULT_GAINS
+    score: ScoreSettings = ScoreSettings()
+    limits: Limits = Limits()
+
+
+class Recipe(RecipeFile, frozen=True, kw_only=True):
     """One model and how it is exported.
 
     Attributes:
         name: of the recipe, or of the checkpoint.
-        checkpoint: a local directory or a hub id; empty when the weights are random.
-        random_weights: the family whose tiny random checkpoint is made; empty for a real checkpoint.
         weights: `random` takes only the sizes from `checkpoint`, and draws the weights from `seed`.
-        frames: frames of a question, unless asked otherwise.
     """
 
     name: str
-    checkpoint: str = ""
-    revision: str | None = None
-    random_weights: str = ""
     weights: str = "checkpoint"
-    seed: int = 0
-    frames: int = 8
-    description: str = ""
-    gains: GainSettings = _DEFAULT_GAINS
-    score: ScoreSettings = field(default_factory=ScoreSettings)
-    limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
-        where = f"recipe {self.name}"
         for name in ("seed", "frames"):
-            value = getattr(self, name)
-            if type(value) is not int or value < 0:
+            if getattr(self, name) < 0:
                 raise VaExportError(
-                    f"{name} must be a whole number of at least 0, not {value!r}",
-                    where=where,
+                    f"{name} must be a whole number of at least 0, not {getattr(self, name)}",
+                    where=f"recipe {self.name}",
                     fix=f"set another {name}",
                 )
-        for name in ("checkpoint", "random_weights", "description", "revision"):
-            value = getattr(self, name)
-            if not isinstance(value, str) and not (name == "revision" and value is None):
-                raise VaExportError(f"{name} must be text, not {value!r}", where=where, fix="put it into quotes")
 
     @property
     def is_random(self) -> bool:
@@ -89,9 +93,11 @@ class ExportOptions:
         output: the bundle's directory.
         score_component: whether to export the score's graph too; None: with a whole model.
         targets: GPU architectures, such as `sm86`; empty: the default of the TensorRT that is used.
-        components: which of `COMPONENTS` to export.
+        components: which of `ROLES` to export.
         decoder_shards: how many ranges of layers the decoder is cut into; None: as the free memory wants.
         video: the clip whose frames prove the bundle; None: a clip that a package ships.
+        sampling: which of its frames, by name (`runtime.video.SAMPLERS`, or fps=…); None: the model's own rule.
+        allow_truncated: prove with what is there of a clip that is cut short.
         question: asked about the clip, where there is a tokenizer.
         new_tokens: greedy steps compared in the parity report.
         atol, rtol: override the parity tolerances.
@@ -110,12 +116,14 @@ class ExportOptions:
     flavor: str = "auto"
     targets: tuple[str, ...] = ()
     onnx_only: bool = False
-    components: tuple[str, ...] = COMPONENTS
+    components: tuple[str, ...] = ROLES
     score_component: bool | None = None
     num_decoder_layers: int | None = None
     decoder_shards: int | None = None
     overwrite: bool = False
     video: Path | None = None
+    sampling: str | None = None
+    allow_truncated: bool = False
     question: str = "What moves in this video, and where?"
     new_tokens: int = 8
     atol: float | None = None
@@ -129,18 +137,20 @@ class ExportOptions:
 
     def __post_init__(self) -> None:
         _choice("--precision", self.precision, PRECISIONS)
+        if self.sampling is not None:
+            check_sampling(self.sampling, "--sampling")
         _choice("--weights", self.recipe.weights, WEIGHTS)
         _choice("--attention", self.attention, ATTENTIONS)
         _choice("--tensorrt", self.flavor, FLAVORS)
         for component in self.components:
-            if component not in COMPONENTS:
+            if component not in ROLES:
                 raise VaExportError(
                     f"--components cannot be {component!r}",
                     where="--components",
-                    fix=f"use one of: {', '.join((*COMPONENTS, SCORE))}",
+                    fix=f"use one of: {', '.join((*ROLES, SCORE))}",
                 )
         if not self.components and not self.score_component:
-            names = ", ".join((*COMPONENTS, SCORE))
+            names = ", ".join((*ROLES, SCORE))
             raise VaExportError("no component is left to export", where="--components", fix=f"name some of {names}")
         recipe = self.recipe
         if recipe.frames > recipe.limits.max_frames:
@@ -176,17 +186,19 @@ class ExportOptions:
                 fix="give a number of at least 1, or leave it out",
             )
         check_tolerances(self.atol, self.rtol)
+        text("--question", self.question)
+        absolute_path("--output", self.output)
 
     @property
     def exports_score(self) -> bool:
         """Whether the score's graph is a component. It needs a number of subspaces; 0 leaves that to the host."""
-        asked = set(self.components) == set(COMPONENTS) if self.score_component is None else self.score_component
+        asked = set(self.components) == set(ROLES) if self.score_component is None else self.score_component
         return asked and self.recipe.score.n_subspaces > 0
 
     @property
     def proves(self) -> bool:
         """Whether the bundle is run and proved, which takes all components."""
-        return self.parity and set(self.components) == set(COMPONENTS)
+        return self.parity and set(self.components) == set(ROLES)
 
 
 def _choice(option: str, value: str, choices: tuple[str, ...]) -> None:
@@ -214,7 +226,7 @@ def resolve_model(model: str) -> Recipe:
     """
     if model in recipe_names():
         return read_recipe(recipe_directory() / f"{model}.toml")
-    path = Path(model).expanduser()
+    path = expanded("--model", model)
     if path.is_dir():
         return Recipe(name=path.resolve().name, checkpoint=str(path))
     if path.suffix == ".toml" and path.is_file():
@@ -238,20 +250,15 @@ def read_recipe(path: Path) -> Recipe:
     Raises:
         VaExportError: not TOML, unknown or contradicting settings.
     """
-    try:
-        data: Mapping[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise VaExportError(f"the recipe is not valid TOML: {error}", where=path) from error
-    if unknown := sorted(set(data) - set(_KEYS)):
-        raise VaExportError(f"unknown setting {', '.join(unknown)}", where=path, fix=f"use: {', '.join(_KEYS)}")
-    if bool(data.get("checkpoint")) == bool(data.get("random_weights")):
-        raise VaExportError("a recipe names either a checkpoint or random_weights", where=path)
-    tables = {
-        name: table.from_mapping(data[name], f"{path}: [{name}]")
-        for name, table in (("gains", GainSettings), ("score", ScoreSettings), ("limits", Limits))
-        if name in data
-    }
-    return Recipe(name=path.stem, **{**{key: value for key, value in data.items() if key not in tables}, **tables})
+    what, fix = "the recipe", "mend it, or begin with a recipe of this repository's engines/"
+    data = parse(read_bytes(path, what=what, fix=fix), what=what, where=path, fix=fix, is_toml=True)
+    match data:
+        case {"score": {"n_subspaces": "auto"} as score}:
+            score["n_subspaces"] = ScoreSettings.AUTOMATIC
+    file = convert(data, RecipeFile, what=what, where=path, fix=fix)
+    if bool(file.checkpoint) == bool(file.random_weights):
+        raise VaExportError("a recipe names either a checkpoint or random_weights", where=path, fix=fix)
+    return Recipe(name=path.stem, **asdict(file))
 
 
 def with_overrides(

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from va_export.bundle.decoder_shards import DECODER, DecoderShard, DecoderWeights, decoder_weights, split_decoder
+from va_export.bundle.decoder_shards import DECODER, DecoderShard
+from va_export.bundle.journal import Journal, Record
 from va_export.errors import VaExportError
+from va_export.export.split_decoder import DecoderWeights, decoder_weights, split_decoder
 from va_export.host_memory import available_memory
 
 if TYPE_CHECKING:
-    from va_export.bundle.journal import Journal
     from va_export.export.recipe import ExportOptions
-    from va_export.models.family import ModelSpec, WeightSource
+    from va_export.export.source import Model
 
 ITEM_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
 # An engine holds its weights once; its build holds them about twice (measured with TensorRT-RTX 1.7).
@@ -24,7 +24,13 @@ _BUILD_BASE = 600 << 20
 EXPORT_BASE = 1 << 30
 # What `auto` leaves to others of the memory that is free now.
 _SHARE = 0.8
-_RECORD = "decoder shards"  # in the journal of an unfinished export
+
+
+class ShardsRecord(Record, frozen=True, tag="decoder shards"):
+    """How many there are, and why, in the journal of an unfinished export."""
+
+    count: int
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -58,51 +64,43 @@ def build_memory(weight_bytes: int) -> int:
     return _BUILD_BASE + int(_BUILD_FACTOR * weight_bytes)
 
 
-def plan_shards(
-    options: ExportOptions, spec: ModelSpec, weight_map: Mapping[str, WeightSource], *, builds_engines: bool
-) -> ShardPlan:
+def plan_shards(options: ExportOptions, model: Model, *, builds_engines: bool) -> ShardPlan:
     """Decide on the shards.
 
     Raises:
         VaExportError: more shards were asked for than there are layers.
     """
-    weights = decoder_weights(weight_map, ITEM_BYTES[options.precision])
+    weights = decoder_weights(model.weight_map, ITEM_BYTES[options.precision])
+    num_layers = model.spec.text.num_layers
     asked = "auto" if options.decoder_shards is None else str(options.decoder_shards)
     if DECODER not in options.components:
         return ShardPlan((), weights, asked, "the decoder is not exported")
     if options.decoder_shards is not None:
-        shards = split_decoder(spec.text.num_layers, options.decoder_shards, weights)
+        shards = split_decoder(num_layers, options.decoder_shards, weights)
         return ShardPlan(shards, weights, asked, "as many as were asked for")
     if not builds_engines:
-        return ShardPlan(split_decoder(spec.text.num_layers, 1, weights), weights, asked, "no engines are built")
+        return ShardPlan(split_decoder(num_layers, 1, weights), weights, asked, "no engines are built")
     available = available_memory()
-    shards = fitting_shards(spec.text.num_layers, weights, available)
+    shards = fitting_shards(num_layers, weights, available)
     need, free = EXPORT_BASE + build_memory(max(map(weights.of, shards))), f"{available / 1e9:.1f} GB"
     reason = f"the largest build needs {need / 1e9:.1f} GB, {free} are available"
     return ShardPlan(shards, weights, asked, reason)
 
 
-def keep_shards(
-    options: ExportOptions,
-    spec: ModelSpec,
-    weight_map: Mapping[str, WeightSource],
-    planned: ShardPlan,
-    journal: Journal,
-) -> ShardPlan:
+def keep_shards(planned: ShardPlan, num_layers: int, journal: Journal) -> ShardPlan:
     """The shards that an earlier run of the same export began with, or else the planned ones, noted in the journal.
 
     `auto` looks at the memory that is free, which another day is another; files of two plans do not fit together.
     """
-    earlier = journal.of(_RECORD)
+    earlier = journal.of(ShardsRecord)
     if not earlier:
-        journal.append(_RECORD, count=len(planned.shards), reason=planned.reason)
+        journal.append(ShardsRecord(len(planned.shards), planned.reason))
         return planned
-    count, reason = earlier[0]["count"], earlier[0]["reason"]
+    count, reason = earlier[0].count, earlier[0].reason
     if count == len(planned.shards):
         return planned
-    weights = decoder_weights(weight_map, ITEM_BYTES[options.precision])
-    shards = split_decoder(spec.text.num_layers, count, weights)
-    return ShardPlan(shards, weights, planned.asked, f"as the unfinished run began: {reason}")
+    shards = split_decoder(num_layers, count, planned.weights)
+    return ShardPlan(shards, planned.weights, planned.asked, f"as the unfinished run began: {reason}")
 
 
 def fitting_shards(num_layers: int, weights: DecoderWeights, available: int) -> tuple[DecoderShard, ...]:

@@ -4,39 +4,83 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from va_export.checkpoint.files import Checkpoint, HubUnreachable, download, read_json
+from va_export.checkpoint.files import Checkpoint
+from va_export.checkpoint.hub import HubUnreachable, download
+from va_export.checkpoint.json_files import read_json
 from va_export.checkpoint.random_weights import RandomCheckpoint
 from va_export.models import family_for, family_named, published_config
+from va_export.runtime.values import expanded
 
 if TYPE_CHECKING:
     from va_export.export.recipe import ExportOptions, Recipe
-    from va_export.models.family import ModelFamily, ModelSpec
+    from va_export.models.family import ModelFamily, ModelSpec, WeightSource
+    from va_export.runtime.processing import Processing
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
+def _unheard(_: str) -> None:
+    """Where nobody listens."""
+
+
 @dataclass(frozen=True)
-class Source:
-    """An opened checkpoint and what it is.
+class Model:
+    """What an export is of, before any weight is read.
+
+    Attributes:
+        spec: as far as layers are exported.
+    """
+
+    family: ModelFamily
+    spec: ModelSpec
+
+    @cached_property
+    def weight_map(self) -> Mapping[str, WeightSource]:
+        """For every parameter, where in the checkpoint it lies."""
+        return self.family.weight_map(self.spec)
+
+    def visual_tokens(self, n_frames: int) -> int:
+        """Visual tokens that so many frames become, at the most."""
+        return self.family.visual_tokens(self.spec, n_frames)
+
+
+@dataclass(frozen=True)
+class Source(Model):
+    """A model and its opened checkpoint.
 
     Attributes:
         commit: the Hub's name of exactly these files; None where they come from a local directory.
     """
 
     checkpoint: Checkpoint
-    family: ModelFamily
-    spec: ModelSpec
     commit: str | None = None
 
+    @cached_property
+    def processing(self) -> Processing:
+        """How frames and a question become the model's inputs."""
+        return self.family.processing(self.spec, self.checkpoint)
 
-def open_source(options: ExportOptions, scratch: Path) -> Source:
+
+def open_source(options: ExportOptions, scratch: Path, note: Callable[[str], None] = _unheard) -> Source:
     """Open the checkpoint that the recipe names (making or downloading it first) and check all of its tensors'
-    headers."""
+    headers.
+
+    Args:
+        note: is told what of the checkpoint is not followed, or contradicts itself, and does no harm.
+    """
+    source = _opened(options, scratch)
+    for text in source.checkpoint.notes:
+        note(text)
+    return source
+
+
+def _opened(options: ExportOptions, scratch: Path) -> Source:
     recipe = options.recipe
     if recipe.weights == "random":
         return _random_source(options, scratch)
@@ -45,19 +89,20 @@ def open_source(options: ExportOptions, scratch: Path) -> Source:
     family = family_for(checkpoint.config)
     spec = family.spec_from_checkpoint(checkpoint, options.num_decoder_layers, options.image_token_id)
     family.check_weights(spec, checkpoint)
-    return Source(checkpoint, family, spec, _commit(directory))
+    source = Source(family, spec, checkpoint, _commit(directory))
+    _ = source.processing  # what is wrong with prompts should not be found out after everything else
+    return source
 
 
-def open_spec(options: ExportOptions, scratch: Path) -> tuple[ModelFamily, ModelSpec]:
+def open_model(options: ExportOptions, scratch: Path, note: Callable[[str], None] = _unheard) -> Model:
     """What an export would be of, for planning. Of a hub id only the configuration is downloaded (a published
     checkpoint's is known where the Hub is out of reach); a local checkpoint is checked as `open_source` does."""
     recipe = options.recipe
-    if recipe.is_random or Path(recipe.checkpoint).expanduser().is_dir():
-        source = open_source(options, scratch)
-        return source.family, source.spec
+    if recipe.is_random or expanded("--model", recipe.checkpoint).is_dir():
+        return open_source(options, scratch, note)
     config = _hub_config(recipe)
     family = family_for(config)
-    return family, family.spec_from_config(config, options.num_decoder_layers, options.image_token_id)
+    return Model(family, family.spec_from_config(config, options.num_decoder_layers, options.image_token_id))
 
 
 def _hub_config(recipe: Recipe) -> Mapping[str, Any]:
@@ -73,21 +118,24 @@ def _hub_config(recipe: Recipe) -> Mapping[str, Any]:
 def _checkpoint_directory(recipe: Recipe, scratch: Path) -> Path:
     if recipe.random_weights:
         return family_named(recipe.random_weights).write_tiny_checkpoint(scratch / recipe.name, recipe.seed)
-    local = Path(recipe.checkpoint).expanduser()
+    local = expanded("--model", recipe.checkpoint)
     return local if local.is_dir() else download(recipe.checkpoint, recipe.revision)
 
 
 def _random_source(options: ExportOptions, scratch: Path) -> Source:
     """The sizes of a checkpoint and its tokenizer, if there is one, with random weights."""
     recipe = options.recipe
-    local = Path(recipe.checkpoint).expanduser()
+    local = expanded("--model", recipe.checkpoint)
     directory = local if local.is_dir() else _sizes_of(recipe, scratch)
     config = read_json(directory / "config.json", what="the model's configuration")
     family = family_for(config)
     without_weights = Checkpoint(directory, config, {}, ())
     spec = family.spec_from_checkpoint(without_weights, options.num_decoder_layers, options.image_token_id)
     checkpoint = RandomCheckpoint(directory, config, family.weight_map(spec), recipe.seed)
-    return Source(checkpoint, family, spec, _commit(directory))
+    checkpoint.notes = without_weights.notes
+    source = Source(family, spec, checkpoint, _commit(directory))
+    _ = source.processing
+    return source
 
 
 def _sizes_of(recipe: Recipe, scratch: Path) -> Path:

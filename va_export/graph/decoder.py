@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
 
-from va_export.bundle.decoder_shards import DECODER, DecoderShard
+from va_export.bundle.decoder_shards import DecoderShard
 from va_export.graph import attention
-from va_export.graph.component import Component
 from va_export.graph.kv_cache import StaticKvCache
-from va_export.models.family import ModelSpec
 
 
 class DecoderGraph(torch.nn.Module):
@@ -23,6 +20,7 @@ class DecoderGraph(torch.nn.Module):
 
     Args of forward:
         inputs_embeds: (B, S, D) float32; the hidden states of the shard before where this is not the first.
+        position_ids: (axes, B, S) int64, what rotary embeddings turn by; slots of the cache are counted apart.
         key_log_gain, value_gain: (B, C) float32 over cache slots; zeros and ones for plain attention, which is what a
             one-token step must be given.
         past_length: (B,) int64, slots written before this call.
@@ -34,12 +32,14 @@ class DecoderGraph(torch.nn.Module):
 
     def __init__(self, hf: Any, shard: DecoderShard) -> None:
         super().__init__()
+        hf.model.language_model.config._attn_implementation = attention.register()
         self.hf: Any = hf
         self._shard = shard
 
     def forward(
         self,
         inputs_embeds: torch.Tensor,
+        position_ids: torch.Tensor,
         key_log_gain: torch.Tensor,
         value_gain: torch.Tensor,
         past_length: torch.Tensor,
@@ -47,9 +47,10 @@ class DecoderGraph(torch.nn.Module):
     ) -> tuple[torch.Tensor, ...]:
         language_model = self.hf.model.language_model
         q_len = inputs_embeds.shape[1]
-        position_ids = past_length[:, None] + torch.arange(q_len, device=past_length.device)
         hidden_states = inputs_embeds.to(past[0].dtype)
-        position_embeddings = language_model.rotary_emb(hidden_states, position_ids)
+        # One axis is (B, S), as text models want it; several stay (axes, B, S).
+        positions = position_ids[0] if position_ids.shape[0] == 1 else position_ids
+        position_embeddings = language_model.rotary_emb(hidden_states, positions)
         kv_cache = StaticKvCache(past, past_length, self._shard.first_layer)
         # The layers are called one by one rather than through the model's forward: that one prepares a dense causal
         # mask, which the op makes needless, and a loop here is what splits into ranges of layers.
@@ -67,43 +68,3 @@ class DecoderGraph(torch.nn.Module):
         last = language_model.norm(hidden_states[:, -1:])
         logits = self.hf.lm_head(last)[:, 0].to(torch.float32)
         return (logits, *kv_cache.present())
-
-
-def cache_names(prefix: str, layers: Iterable[int]) -> list[str]:
-    """`{prefix}.0.key`, `{prefix}.0.value`, `{prefix}.1.key`, … as Hugging Face's ONNX exports name them."""
-    return [f"{prefix}.{layer}.{part}" for layer in layers for part in ("key", "value")]
-
-
-def decoder_component(hf: Any, spec: ModelSpec, shard: DecoderShard | None = None) -> Component:
-    """The decoder or a shard of it; call it under the fake tensor mode that `hf` was made in."""
-    shard = shard or DecoderShard(DECODER, 0, spec.text.num_layers, spec.text.num_layers)
-    hf.model.language_model.config._attn_implementation = attention.register()
-    text = spec.text
-    dtype = hf.get_input_embeddings().weight.dtype
-    batch, q_len, capacity = (
-        2,
-        3,
-        17,
-    )  # distinct from each other and from 1, so that no two symbols are taken for one
-    inputs = {
-        shard.input_name: torch.zeros(batch, q_len, text.hidden_size),
-        "key_log_gain": torch.zeros(batch, capacity),
-        "value_gain": torch.ones(batch, capacity),
-        "past_length": torch.zeros(batch, dtype=torch.int64),
-    }
-    dynamic: dict[str, dict[int, str]] = {
-        shard.input_name: {0: "batch", 1: "sequence"},
-        "key_log_gain": {0: "batch", 1: "capacity"},
-        "value_gain": {0: "batch", 1: "capacity"},
-        "past_length": {0: "batch"},
-    }
-    for name in cache_names("past_key_values", shard.layers):
-        inputs[name] = torch.zeros(batch, text.num_kv_heads, capacity, text.head_dim, dtype=dtype)
-        dynamic[name] = {0: "batch", 2: "capacity"}
-    return Component(
-        name=shard.name,
-        module=DecoderGraph(hf, shard),
-        inputs=inputs,
-        dynamic=dynamic,
-        outputs=(shard.output_name, *cache_names("present", shard.layers)),
-    )

@@ -6,9 +6,6 @@ from typing import Any
 
 import torch
 
-from va_export.graph.component import Component
-from va_export.models.family import ModelSpec
-
 
 class EmbeddingGraph(torch.nn.Module):
     """Ids (B, S), which of them are image placeholders (B, S) and visual tokens (N, D) → embeddings (B, S, D) float32.
@@ -29,22 +26,3 @@ class EmbeddingGraph(torch.nn.Module):
         order = order.clamp(min=0).to(torch.int64).reshape(input_ids.shape)
         visual = torch.nn.functional.embedding(order, visual_tokens)
         return torch.where(is_visual[..., None], visual, embeddings)
-
-
-def embedding_component(hf: Any, spec: ModelSpec) -> Component:
-    """The embedding component; call it under the fake tensor mode that `hf` was made in."""
-    return Component(
-        name="embedding",
-        module=EmbeddingGraph(hf),
-        inputs={
-            "input_ids": torch.zeros(2, 3, dtype=torch.int64),
-            "is_visual": torch.zeros(2, 3, dtype=torch.bool),
-            "visual_tokens": torch.zeros(5, spec.text.hidden_size),
-        },
-        dynamic={
-            "input_ids": {0: "batch", 1: "sequence"},
-            "is_visual": {0: "batch", 1: "sequence"},
-            "visual_tokens": {0: "visual_count"},
-        },
-        outputs=("inputs_embeds",),
-    )

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import re
+from collections.abc import Mapping
 from typing import Any
 
 import onnx_ir as ir
 
-from va_export.bundle.decoder_shards import DecoderShard
-from va_export.graph.decoder import cache_names, decoder_component
 from va_export.graph.trace import FakeModel
-from va_export.models.family import ModelFamily, ModelSpec
+from va_export.models.component import PAST, PRESENT, Component, cache_names
+from va_export.models.family import WeightSource
 from va_export.passes import run_passes
-
-_LAYER = re.compile(r"(?<=language_model\.layers\.)\d+(?=\.)")
 
 
 class ShardTracer:
@@ -22,27 +19,52 @@ class ShardTracer:
     Shards of equal layers, none of them the last, differ in nothing but the layers' numbers: those share a trace.
     """
 
-    def __init__(self, family: ModelFamily, spec: ModelSpec, precision: str) -> None:
-        self._spec = spec
-        self._model = FakeModel(family, spec, precision)
-        self._traced: dict[object, tuple[DecoderShard, ir.Model]] = {}
+    def __init__(self, model: FakeModel, weight_map: Mapping[str, WeightSource]) -> None:
+        self._model = model
+        self._of_layer: dict[int, list[str]] = {}  # a layer's weights, in one order for all layers
+        for name, source in weight_map.items():
+            if source.layer is not None:
+                self._of_layer.setdefault(source.layer, []).append(name)
+        self._traced: dict[object, tuple[Component, ir.Model]] = {}
 
-    def graph(self, shard: DecoderShard) -> ir.Model:
+    def graph(self, component: Component) -> ir.Model:
         """The graph of one shard; the caller may change it."""
+        assert component.shard is not None
         layers = self._model.hf.model.language_model.layers
-        shape = (shard.is_last, *(_signature(layers[index]) for index in shard.layers))
+        shape = (component.shard.is_last, *(_signature(layers[index]) for index in component.shard.layers))
         if shape not in self._traced:
-            model = run_passes(self._model.trace(lambda hf: decoder_component(hf, self._spec, shard)))
-            self._traced[shape] = (shard, model)
+            self._traced[shape] = (component, run_passes(self._model.trace(component)))
         traced, model = self._traced[shape]
         copy = model.clone()
-        _renumber(copy, traced, shard)
+        self._renumber(copy, traced, component)
         return copy
 
     @property
     def n_traces(self) -> int:
         """How many graphs were traced."""
         return len(self._traced)
+
+    def _renumber(self, model: ir.Model, traced: Component, component: Component) -> None:
+        """Turn the graph of one shard into that of another of the same shape."""
+        assert traced.shard is not None and component.shard is not None
+        before, after = traced.shard.layers, component.shard.layers
+        graph = model.graph
+        graph.name = component.name
+        names = {
+            old: new
+            for first, second in zip(before, after, strict=True)
+            for old, new in zip(self._of_layer[first], self._of_layer[second], strict=True)
+        }
+        renamed = {name: names.get(name, name) for name in graph.initializers}
+        values = {new: graph.initializers.pop(old) for old, new in renamed.items() if old != new}
+        for new, value in values.items():
+            value.name = new
+            graph.initializers[new] = value
+        for prefix, tensors in ((PAST, graph.inputs), (PRESENT, graph.outputs)):
+            slots = dict(zip(cache_names(prefix, before), cache_names(prefix, after), strict=True))
+            for value in tensors:
+                value.name = slots.get(str(value.name), value.name)
+        graph.inputs[0].name, graph.outputs[0].name = component.inputs[0].name, component.outputs[0].name
 
 
 def _signature(layer: Any) -> tuple[object, ...]:
@@ -61,23 +83,3 @@ def _signature(layer: Any) -> tuple[object, ...]:
         )
         for name, module in layer.named_modules()
     )
-
-
-def _renumber(model: ir.Model, traced: DecoderShard, shard: DecoderShard) -> None:
-    """Turn the graph of one shard into that of another of the same shape."""
-    shift = shard.first_layer - traced.first_layer
-    graph = model.graph
-    graph.name = shard.name
-    for name, value in list(graph.initializers.items()):
-        renamed = _LAYER.sub(lambda match: str(int(match.group()) + shift), name)
-        if renamed != name:
-            del graph.initializers[name]
-            value.name = renamed
-            graph.initializers[renamed] = value
-    for prefix, values in (("past_key_values", graph.inputs), ("present", graph.outputs)):
-        names = dict(
-            zip(cache_names(prefix, traced.layers), cache_names(prefix, shard.layers), strict=True),
-        )
-        for value in values:
-            value.name = names.get(str(value.name), value.name)
-    graph.inputs[0].name, graph.outputs[0].name = shard.input_name, shard.output_name

@@ -12,12 +12,15 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from msgspec import field
 
+from va_export.bundle.journal import Record
+from va_export.documents import Form
 from va_export.export.narrowing import Loss, measure, narrow
 from va_export.graph.weight_layout import WeightSlot
 from va_export.models.family import WeightSource
@@ -40,8 +43,7 @@ class WeightReader(Protocol):
         """Rows [start, stop) of a tensor, values as they are."""
 
 
-@dataclass(frozen=True)
-class Mark:
+class Mark(Form, frozen=True):
     """How far a data file is.
 
     Attributes:
@@ -54,17 +56,14 @@ class Mark:
     slots: int
     bytes: int
     sha256: str
-    losses: Mapping[str, Loss] = field(default_factory=dict)
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data; `mark_from_json` reads it."""
-        return asdict(self)
+    losses: dict[str, Loss] = field(default_factory=dict)
 
 
-def mark_from_json(data: Mapping[str, Any]) -> Mark:
-    """The mark that `Mark.to_json` described."""
-    losses = {name: Loss(**loss) for name, loss in data["losses"].items()}
-    return Mark(data["slots"], data["bytes"], data["sha256"], losses)
+class Written(Record, frozen=True, tag="weights"):
+    """A mark, in the journal of an unfinished export: of the data file of the graph with that SHA-256."""
+
+    graph: str
+    mark: Mark
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Component → ONNX graph without weights.
 
 The model is traced on fake tensors, so a 40-GB model costs what its graph costs. The initializers keep the names of
-the Hugging Face parameters; `weights.py` streams their values in when the file is written.
+the Hugging Face parameters; `stream_weights.py` streams their values in when the file is written.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,26 +17,19 @@ import onnx_ir as ir
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from va_export.bundle.tensors import TensorInfo
 from va_export.graph import kv_cache
-from va_export.graph.component import Component
-from va_export.graph.decoder import decoder_component
-from va_export.graph.embedding import embedding_component
-from va_export.graph.vision import vision_component
+from va_export.models.component import Component
 from va_export.models.family import ModelFamily, ModelSpec
 from va_export.ops import anchored_attention
 from va_export.ops.declaration import DOMAIN, VERSION
 
 OPSET = 24  # the first with TensorScatter and Attention's nonpad_kv_seqlen
 IR_VERSION = 11  # opset 24's; the newest that TensorRT's parser and ONNX Runtime both read
-COMPONENTS = ("vision", "embedding", "decoder")
-_BUILDERS = {"vision": vision_component, "embedding": embedding_component, "decoder": decoder_component}
 TORCH_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-
-
-def trace_component(name: str, family: ModelFamily, spec: ModelSpec, precision: str) -> ir.Model:
-    """Trace one of `COMPONENTS` at the given precision (`fp32`, `fp16`, `bf16`) to an ONNX model without weights."""
-    model = FakeModel(family, spec, precision)
-    return model.trace(lambda hf: _BUILDERS[name](hf, spec))
+# Lengths of symbolic dimensions in the traced example, by order of appearance: distinct from each other and from 1, so
+# that no two symbols are taken for one.
+_EXAMPLE_LENGTHS = (2, 3, 17, 5, 11, 13)
 
 
 class FakeModel:
@@ -47,15 +40,13 @@ class FakeModel:
         with _quiet_exporter(), self._mode, torch.no_grad(), _default_dtype(TORCH_DTYPES[precision]):
             self.hf: Any = family.build_model(spec).eval()
 
-    def trace(self, build: Callable[[Any], Component]) -> ir.Model:
-        """Trace the component that `build` makes of the Hugging Face model to an ONNX model without weights."""
+    def trace(self, component: Component) -> ir.Model:
+        """Trace a component of this model to an ONNX model without weights."""
         with _quiet_exporter(), self._mode, torch.no_grad():
-            component = build(self.hf)
+            assert component.build is not None
+            module = component.build(self.hf)
             program = torch.export.export(
-                component.module,
-                tuple(component.inputs.values()),
-                dynamic_shapes=_dynamic_shapes(component),
-                strict=False,
+                module, _examples(component), dynamic_shapes=_dynamic_shapes(component, module), strict=False
             )
             onnx_program = torch.onnx.export(
                 program,
@@ -69,20 +60,29 @@ class FakeModel:
         return _named(onnx_program.model, component)
 
 
-def _dynamic_shapes(component: Component) -> tuple[object, ...]:
-    dims = {name: torch.export.Dim(name) for axes in component.dynamic.values() for name in axes.values()}
-    per_input = [
-        {axis: dims[dim] for axis, dim in component.dynamic.get(name, {}).items()} for name in component.inputs
-    ]
-    n_named = _positional_count(component)
+def _symbols(tensor: TensorInfo) -> dict[int, str]:
+    """Axis → name of its symbolic dimension."""
+    return {axis: dim for axis, dim in enumerate(tensor.shape) if isinstance(dim, str)}
+
+
+def _examples(component: Component) -> tuple[torch.Tensor, ...]:
+    names = dict.fromkeys(name for tensor in component.inputs for name in _symbols(tensor).values())
+    lengths = dict(zip(names, _EXAMPLE_LENGTHS, strict=False))
+    return tuple(
+        torch.zeros(
+            [lengths[dim] if isinstance(dim, str) else dim for dim in tensor.shape], dtype=getattr(torch, tensor.dtype)
+        )
+        for tensor in component.inputs
+    )
+
+
+def _dynamic_shapes(component: Component, module: torch.nn.Module) -> tuple[object, ...]:
+    dims = {name: torch.export.Dim(name) for tensor in component.inputs for name in _symbols(tensor).values()}
+    per_input = [{axis: dims[dim] for axis, dim in _symbols(tensor).items()} for tensor in component.inputs]
+    n_named = type(module).forward.__code__.co_argcount - 1  # without self; what is left over goes to *args
     if n_named == len(per_input):
         return tuple(per_input)
     return (*per_input[:n_named], tuple(per_input[n_named:]))
-
-
-def _positional_count(component: Component) -> int:
-    code = type(component.module).forward.__code__
-    return code.co_argcount - 1  # without self; what is left over goes to *args
 
 
 def _named(model: ir.Model, component: Component) -> ir.Model:
@@ -99,15 +99,13 @@ def _named(model: ir.Model, component: Component) -> ir.Model:
             value.name = name.removeprefix("hf.")
             graph.initializers[value.name] = value
     symbols: dict[str, str] = {}
-    for value, (name, axes) in zip(
-        graph.inputs, ((n, component.dynamic.get(n, {})) for n in component.inputs), strict=True
-    ):
+    for value, tensor in zip(graph.inputs, component.inputs, strict=True):
         assert value.shape is not None
-        for axis, dim in axes.items():
+        for axis, dim in _symbols(tensor).items():
             symbols[str(value.shape[axis])] = dim
-        value.name = name
-    for value, name in zip(graph.outputs, component.outputs, strict=True):
-        value.name = name
+        value.name = tensor.name
+    for value, tensor in zip(graph.outputs, component.outputs, strict=True):
+        value.name = tensor.name
     _rename_dimensions(graph, symbols)
     if any(node.domain == DOMAIN for node in graph):
         model.opset_imports[DOMAIN] = VERSION

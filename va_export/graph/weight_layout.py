@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import onnx_ir as ir
 import torch
 
+from va_export.bundle.journal import Record
+from va_export.documents import Form
 from va_export.passes.weights import is_transposed, is_weight
 
 _TORCH_FROM_IR = {
@@ -21,8 +22,7 @@ _TORCH_FROM_IR = {
 _LARGE, _PAGE, _LINE = 1 << 20, 4096, 64
 
 
-@dataclass(frozen=True)
-class WeightSlot:
+class WeightSlot(Form, frozen=True):
     """One weight's place.
 
     Attributes:
@@ -44,14 +44,21 @@ class WeightSlot:
         """The type as PyTorch's."""
         return _TORCH_FROM_IR[ir.DataType[self.dtype]]
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain data; `slot_from_json` reads it."""
-        return asdict(self)
 
+class Traced(Record, frozen=True, tag="graph"):
+    """A component's graph, written, in the journal of an unfinished export.
 
-def slot_from_json(data: dict[str, Any]) -> WeightSlot:
-    """The slot that `WeightSlot.to_json` described."""
-    return WeightSlot(**{**data, "shape": tuple(data["shape"])})
+    Attributes:
+        graph: its file's SHA-256.
+        nodes: how many it has.
+        key: plain data that tells apart graphs of one name.
+    """
+
+    name: str
+    graph: str
+    nodes: int
+    slots: tuple[WeightSlot, ...]
+    key: Any = None
 
 
 def layout_weights(model: ir.Model) -> tuple[WeightSlot, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from va_export.checkpoint.quantised import refuse_quantised
 from va_export.errors import VaExportError
 from va_export.models.family import ModelFamily
 from va_export.models.internvl2 import InternVL2
@@ -16,17 +17,19 @@ def family_for(config: Mapping[str, Any]) -> ModelFamily:
     """The family of a checkpoint, by the `architectures` of its config.json.
 
     Raises:
-        VaExportError: no family reads that architecture.
+        VaExportError: no family reads that architecture, or the weights are quantised.
     """
-    architectures = config.get("architectures") or []
+    refuse_quantised(config)
+    stated = config.get("architectures")
+    architectures = [name for name in stated if isinstance(name, str)] if isinstance(stated, list) else []
     for family in FAMILIES:
         if any(architecture in family.architectures for architecture in architectures):
             return family
     known = ", ".join(sorted(name for family in FAMILIES for name in family.architectures))
-    named = ", ".join(map(str, architectures)) or f"none (model_type {config.get('model_type')!r})"
+    named = ", ".join(architectures) or f"none (model_type {config.get('model_type')!r})"
     raise VaExportError(
         f"unsupported architecture: {named}",
-        where="config.json",
+        where="config.json: architectures",
         fix=f"use a checkpoint of one of: {known}",
     )
 

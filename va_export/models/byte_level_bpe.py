@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from va_export.checkpoint.files import read_json
+from va_export.checkpoint.json_files import read_json
+from va_export.checkpoint.special_tokens import AddedToken, add_tokens
 from va_export.errors import VaExportError
-from va_export.models.sentencepiece_bpe import AddedToken
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -52,17 +52,7 @@ def build_tokenizer(directory: Path, pattern: str, added: Sequence[AddedToken]) 
         ]
     )
     tokenizer.decoder = decoders.ByteLevel()
-    for token in sorted(added, key=lambda token: token.id):
-        fast = tokenizers.AddedToken(
-            token.content, special=token.special, lstrip=token.lstrip, rstrip=token.rstrip, normalized=False
-        )
-        (tokenizer.add_special_tokens if token.special else tokenizer.add_tokens)([fast])
-        if tokenizer.token_to_id(token.content) != token.id:
-            raise VaExportError(
-                f"added token {token.content} of id {token.id} would get id {tokenizer.token_to_id(token.content)}",
-                where=directory,
-                fix=f"take {VOCABULARY_FILE} and the list of added tokens from one checkpoint",
-            )
+    add_tokens(tokenizer, added, directory)
     return tokenizer
 
 

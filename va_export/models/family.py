@@ -6,22 +6,25 @@ its own checkpoint layout through `weight_map`, so nothing else in the package k
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
+
+from va_export.models.component import Component, Role
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from va_export.bundle.decoder_shards import DecoderShard
     from va_export.checkpoint.files import Checkpoint
-    from va_export.runtime.processing.fixed_frames import Processing
+    from va_export.runtime.processing import Processing
 
 
 @dataclass(frozen=True)
 class DynamicNtkScaling:
-    """Rotary base that grows once a sequence is longer than `max_position_embeddings`; see `models.rope`."""
+    """Rotary base that grows by this factor once a sequence is longer than `max_position_embeddings`."""
 
     factor: float
 
@@ -45,15 +48,17 @@ class TextShape:
 
 @dataclass(frozen=True)
 class VisionShape:
-    """The vision tower's sizes; a frame of `image_size`² pixels becomes `tokens_per_frame` decoder tokens."""
+    """The vision tower's sizes; a family may know more of its own.
 
-    image_size: int
-    patch_size: int
-    tokens_per_frame: int
+    Attributes:
+        positions_per_frame: rows of the tower's hidden states that one frame has, at the most.
+    """
+
     hidden_size: int
     num_layers: int
     num_heads: int
     intermediate_size: int
+    positions_per_frame: int
 
 
 @dataclass(frozen=True)
@@ -105,11 +110,19 @@ class RowBlocks:
 
 @dataclass(frozen=True)
 class WeightSource:
-    """Where one parameter comes from: a checkpoint tensor of a given shape, whole or some of its rows."""
+    """Where one parameter comes from, a checkpoint tensor of a given shape, whole or some of its rows; and which part
+    of the model it belongs to.
+
+    Attributes:
+        component: the role (`models.component.Role`) of the component that computes with it.
+        layer: the decoder layer that it belongs to; None outside of the layers.
+    """
 
     checkpoint_name: str
     checkpoint_shape: tuple[int, ...]
     blocks: RowBlocks | None = None
+    component: Role = "vision"
+    layer: int | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -157,6 +170,17 @@ class ModelFamily(Protocol):
 
         Works under `torch.device("meta")` and under a `FakeTensorMode`.
         """
+
+    def components(self, spec: ModelSpec, precision: str, shards: Sequence[DecoderShard]) -> tuple[Component, ...]:
+        """The parts of the model that become an ONNX file each, in the order in which they run.
+
+        Args:
+            precision: `fp32`, `fp16` or `bf16`: the type of the KV cache.
+            shards: the ranges of layers that the decoder is cut into; each is a component.
+        """
+
+    def visual_tokens(self, spec: ModelSpec, n_frames: int) -> int:
+        """Visual tokens that `n_frames` frames become, at the most."""
 
     def weight_map(self, spec: ModelSpec) -> Mapping[str, WeightSource]:
         """For every parameter of `build_model(spec)`, where in the checkpoint it lies."""

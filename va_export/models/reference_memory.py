@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from va_export.host_memory import available_memory
 from va_export.models.family import ModelSpec, WeightSource
 
 _FLOAT32 = 4
@@ -29,11 +28,15 @@ class ReferenceMemory:
     streamed: int
     activations: int
 
+    def must_stream(self, available: int) -> bool:
+        """Whether the model in float32 does not fit into `available` bytes."""
+        return self.whole > _HEADROOM * available
+
 
 def reference_memory(
-    spec: ModelSpec, weight_map: Mapping[str, WeightSource], prompt_tokens: int, new_tokens: int
+    spec: ModelSpec, weight_map: Mapping[str, WeightSource], prompt_tokens: int, frames: int, new_tokens: int
 ) -> ReferenceMemory:
-    """Estimate from the shapes alone; as many frames are assumed as a prompt of `prompt_tokens` can hold."""
+    """Estimate from the shapes alone."""
     text, vision = spec.text, spec.vision
     length = prompt_tokens + new_tokens
     one_kv_head = text.num_heads // text.num_kv_heads * prompt_tokens * length
@@ -41,8 +44,8 @@ def reference_memory(
     layer = _WIDTH_ARRAYS * (text.intermediate_size + 2 * text.hidden_size) * prompt_tokens
     decoder = _LOGIT_ARRAYS * logits + layer
     cache = text.num_layers * 2 * text.num_kv_heads * text.head_dim * length
-    patches = (prompt_tokens // vision.tokens_per_frame) * ((vision.image_size // vision.patch_size) ** 2 + 1)
-    tower = _WIDTH_ARRAYS * (vision.intermediate_size + 2 * vision.hidden_size) * patches
+    positions = frames * vision.positions_per_frame
+    tower = _WIDTH_ARRAYS * (vision.intermediate_size + 2 * vision.hidden_size) * positions
     weights = sum(math.prod(source.shape) for source in weight_map.values())
     side = cache + prompt_tokens * text.hidden_size
     return ReferenceMemory(
@@ -54,21 +57,8 @@ def reference_memory(
 
 def _largest_module(weight_map: Mapping[str, WeightSource]) -> int:
     """Elements of the largest set of weights that is resident at once: a decoder layer, or a single matrix."""
-    sizes: dict[str, int] = {}
+    sizes: dict[str | int, int] = {}
     for name, source in weight_map.items():
-        before, layers, behind = name.partition("language_model.layers.")
-        module = f"{before}{layers}{behind.partition('.')[0]}" if layers else name
+        module = name if source.layer is None else source.layer
         sizes[module] = sizes.get(module, 0) + math.prod(source.shape)
     return max(sizes.values())
-
-
-def must_stream(
-    spec: ModelSpec,
-    weight_map: Mapping[str, WeightSource],
-    prompt_tokens: int,
-    new_tokens: int,
-    available: int | None = None,
-) -> bool:
-    """Whether the model in float32 does not fit into `available` bytes (default: what the machine has left)."""
-    free = available_memory() if available is None else available
-    return reference_memory(spec, weight_map, prompt_tokens, new_tokens).whole > _HEADROOM * free

@@ -16,6 +16,7 @@ from enum import IntEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from va_export.checkpoint.special_tokens import AddedToken, add_tokens
 from va_export.errors import VaExportError
 
 if TYPE_CHECKING:
@@ -56,17 +57,6 @@ class SentencePieceModel:
     remove_extra_whitespaces: bool
 
 
-@dataclass(frozen=True)
-class AddedToken:
-    """A token that is cut out of the text before anything else."""
-
-    id: int
-    content: str
-    special: bool = True
-    lstrip: bool = False
-    rstrip: bool = False
-
-
 def read_model(path: Path) -> SentencePieceModel:
     """Parse a `tokenizer.model`.
 
@@ -98,8 +88,13 @@ def read_model(path: Path) -> SentencePieceModel:
     )
 
 
-def build_tokenizer(model: SentencePieceModel, added: Sequence[AddedToken]) -> Tokenizer:
+def build_tokenizer(
+    model: SentencePieceModel, added: Sequence[AddedToken], strips_first_blank: bool | None = None
+) -> Tokenizer:
     """The equivalent fast tokenizer.
+
+    Args:
+        strips_first_blank: whether decoded text loses a blank at its start; None: where the model put one there.
 
     An added token with the id of a piece takes the piece's place. Text between added tokens is tokenized on its own, as
     Hugging Face's tokenizers over SentencePiece do. One difference remains: with a dummy prefix, text after a
@@ -128,24 +123,15 @@ def build_tokenizer(model: SentencePieceModel, added: Sequence[AddedToken]) -> T
         )
     )
     tokenizer.normalizer = _normalizer(model)
-    tokenizer.decoder = _decoder(model)
+    tokenizer.decoder = _decoder(model.add_dummy_prefix if strips_first_blank is None else strips_first_blank)
+    # SentencePiece finds user-defined pieces in the normalized text, where blanks are visible. A dummy prefix would be
+    # put before the pieces themselves: there the text as it is must do.
     user_defined = [
-        AddedToken(number, text, special=False)
+        AddedToken(number, text, special=False, normalized=not model.add_dummy_prefix)
         for number, (text, kind) in enumerate(zip(texts, types, strict=True))
         if kind == PieceType.USER_DEFINED
     ]
-    for token in sorted([*added, *user_defined], key=lambda token: token.id):
-        spelled = token.content.replace(_SPACE, " ") if token in user_defined else token.content
-        fast = tokenizers.AddedToken(
-            spelled, special=token.special, lstrip=token.lstrip, rstrip=token.rstrip, normalized=False
-        )
-        (tokenizer.add_special_tokens if token.special else tokenizer.add_tokens)([fast])
-        if tokenizer.token_to_id(spelled) != token.id:
-            raise VaExportError(
-                f"added token {token.content} of id {token.id} would get id {tokenizer.token_to_id(spelled)}",
-                where="tokenizer_config.json",
-                fix="take tokenizer.model and the list of added tokens from one checkpoint",
-            )
+    add_tokens(tokenizer, [*added, *user_defined], "tokenizer.model")
     return tokenizer
 
 
@@ -166,7 +152,14 @@ def _normalizer(model: SentencePieceModel) -> normalizers.Normalizer:
 
     steps: list[normalizers.Normalizer] = []
     if model.charsmap:
-        steps.append(normalizers.Precompiled(model.charsmap))
+        try:
+            steps.append(normalizers.Precompiled(model.charsmap))
+        except Exception as error:  # the library raises bare Exception
+            raise VaExportError(
+                f"the table of normal forms is damaged: {error}",
+                where="tokenizer.model",
+                fix="download tokenizer.model again",
+            ) from error
     if model.remove_extra_whitespaces:
         steps += [normalizers.Replace(Regex("^ +| +$"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
     if model.add_dummy_prefix:
@@ -175,11 +168,11 @@ def _normalizer(model: SentencePieceModel) -> normalizers.Normalizer:
     return normalizers.Sequence(steps)
 
 
-def _decoder(model: SentencePieceModel) -> decoders.Decoder:
+def _decoder(strips_first_blank: bool) -> decoders.Decoder:
     from tokenizers import decoders
 
     steps: list[decoders.Decoder] = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
-    if model.add_dummy_prefix:
+    if strips_first_blank:
         steps.append(decoders.Strip(content=" ", left=1))
     return decoders.Sequence(steps)
 
@@ -236,3 +229,5 @@ def _varint(message: bytes, at: int) -> tuple[int, int]:
         at, shift = at + 1, shift + 7
         if byte < 0x80:
             return value, at
+        if shift > 63:
+            raise ValueError(f"a number of more than 64 bits at byte {at}")

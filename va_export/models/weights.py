@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import nn
 
 from va_export.checkpoint.files import Checkpoint
+from va_export.checkpoint.quantised import named_as_unreadable
 from va_export.errors import VaExportError
 from va_export.models.family import WeightSource
 
 _READABLE = (torch.float32, torch.float16, torch.bfloat16)
 _NAMES_SHOWN = 6
+_COMPUTED = re.compile(r"(^|\.)(original_)?(inv_freq|cos_cached|sin_cached|position_ids)$")
+_MASK = re.compile(r"(^|\.)(attn|attention|self_attn)\.(bias|masked_bias)$")  # (1, 1, n, n), and its scalar
 
 
 def check_against_map(
@@ -24,46 +28,49 @@ def check_against_map(
         used: the model's weight map.
         unused: sources that the checkpoint may hold beside those (layers that were cut off).
 
+    Buffers that older checkpoints carry and no model reads are left out, and told.
+
     Raises:
-        VaExportError: naming the tensors that are missing, unknown, wrongly shaped or wrongly typed.
+        VaExportError: naming the tensors that are missing, unknown, wrongly shaped or wrongly typed, or what they are
+            where they are quantised or an adapter's.
     """
     needed = {source.checkpoint_name: source.checkpoint_shape for source in used.values()}
     known = needed | {source.checkpoint_name: source.checkpoint_shape for source in unused.values()}
-    present = set(checkpoint.names())
-    where = checkpoint.directory
-
-    if missing := sorted(needed.keys() - present):
-        raise VaExportError(
-            f"{len(missing)} tensors are missing from the checkpoint: {_listed(missing)}",
-            where=where,
-            fix="the checkpoint is incomplete, or its config.json describes another model",
+    types = {name: checkpoint.dtype(name) for name in checkpoint.names()}
+    without_effect = [name for name in types if name not in known and _has_no_effect(name, checkpoint)]
+    if without_effect:
+        checkpoint.note(
+            f"{len(without_effect)} tensors of the checkpoint are buffers without effect, left out: "
+            f"{_listed(without_effect)}"
         )
-    if extra := sorted(present - known.keys()):
-        raise VaExportError(
-            f"{len(extra)} tensors of the checkpoint have no place in the model: {_listed(extra)}",
-            where=where,
-            fix="config.json describes another model than the weights (layers, biases, decoder?)",
-        )
+    present = sorted(types.keys() - set(without_effect))
+    missing = sorted(needed.keys() - types.keys())
+    extra = [name for name in present if name not in known]
+    typed = [f"{name} is {types[name]}" for name in present if types[name] not in _READABLE]
+    named = named_as_unreadable({name: types[name] for name in present}) if missing or extra or typed else None
+    if named is not None:
+        raise VaExportError(named[0], where=checkpoint.directory, fix=named[1])
     wrong = [
         f"{name} is {list(checkpoint.shape(name))}, expected {list(known[name])}"
-        for name in sorted(present)
-        if checkpoint.shape(name) != known[name]
+        for name in present
+        if name in known and checkpoint.shape(name) != known[name]
     ]
-    if wrong:
-        raise VaExportError(
-            f"{len(wrong)} tensors have another shape than config.json says: {_listed(wrong, '; ')}",
-            where=where,
-            fix="make config.json and weights come from the same checkpoint",
-        )
-    typed = [
-        f"{name} is {checkpoint.dtype(name)}" for name in sorted(present) if checkpoint.dtype(name) not in _READABLE
-    ]
-    if typed:
-        raise VaExportError(
-            f"{len(typed)} tensors are not float32, float16 or bfloat16: {_listed(typed, '; ')}",
-            where=where,
-            fix="use the unquantised checkpoint",
-        )
+    faults = (
+        (missing, "are missing from the checkpoint", "the checkpoint is incomplete, or its config.json is another's"),
+        (extra, "of the checkpoint have no place in the model", "config.json describes another model than the weights"),
+        (wrong, "have another shape than config.json says", "take config.json and weights from the same checkpoint"),
+        (typed, "are not float32, float16 or bfloat16", "use the unquantised checkpoint"),
+    )
+    for found, what, fix in faults:
+        if found:
+            raise VaExportError(f"{len(found)} tensors {what}: {_listed(found)}", where=checkpoint.directory, fix=fix)
+
+
+def _has_no_effect(name: str, checkpoint: Checkpoint) -> bool:
+    """Whether a tensor is a buffer that today's models compute themselves: frequencies, positions, a causal mask."""
+    if _COMPUTED.search(name):
+        return True
+    return _MASK.search(name) is not None and len(checkpoint.shape(name)) in (0, 4)
 
 
 def load_parameters(
@@ -107,7 +114,6 @@ def set_parameter(model: nn.Module, name: str, value: nn.Parameter) -> None:
     setattr(model.get_submodule(module_name), leaf, value)
 
 
-def _listed(names: Iterable[str], separator: str = ", ") -> str:
-    names = list(names)
-    shown = separator.join(names[:_NAMES_SHOWN])
-    return shown if len(names) <= _NAMES_SHOWN else f"{shown}{separator}and {len(names) - _NAMES_SHOWN} more"
+def _listed(names: Sequence[str]) -> str:
+    shown = "; ".join(names[:_NAMES_SHOWN])
+    return shown if len(names) <= _NAMES_SHOWN else f"{shown}; and {len(names) - _NAMES_SHOWN} more"

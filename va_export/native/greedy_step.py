@@ -13,9 +13,11 @@ class GreedyStepParams(ctypes.Structure):
         ("logits", ctypes.c_void_p),
         ("token_ids", ctypes.c_void_p),
         ("past_length", ctypes.c_void_p),
+        ("position_ids", ctypes.c_void_p),
         ("chosen", ctypes.c_void_p),
         ("batch", ctypes.c_int64),
         ("vocab", ctypes.c_int64),
+        ("axes", ctypes.c_int64),
     )
 
     def __init__(self, **values: object) -> None:

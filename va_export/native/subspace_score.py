@@ -40,7 +40,8 @@ class CudaScore:
     """What a launch queued; reading `report` waits for it.
 
     Attributes:
-        sharing_score: [N] float32; labels: [N] int64; both 0 where the report's status is not SOLVED.
+        sharing_score: [N] float32; labels: [N] int64. Where the report's status is not SOLVED, scores are 0, and labels
+            -1, or 0 where all tokens are equal.
         self_expression: C [N, N] float32, or None where it was not asked for.
         report_bytes: a `SubspaceScoreReport` on the device.
     """
@@ -70,8 +71,8 @@ def subspace_score_cuda(tokens: Tensor, settings: ScoreSettings, *, self_express
 
     Args:
         tokens: [N, D] on a GPU; float16, bfloat16 or float32; N at least max(2, n_subspaces) and at most 65536, D at
-            most 32768. NaN or infinity, a zero token, or one that is orthogonal to all others makes every score 0, and
-            the report says so.
+            most 32768. NaN or infinity, a zero token, one that is orthogonal to all others, or a solver that ends
+            without a result makes every score 0 and every label -1, and the report says which.
         settings: `n_subspaces` at most 128, `pca_rank` at most 256.
         self_expression: whether to write C too, N² floats.
 

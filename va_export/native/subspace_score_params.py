@@ -9,7 +9,7 @@ MAX_DIM = 32768
 MAX_PCA_RANK = 256
 MAX_SUBSPACES = 128
 DTYPE_CODES = {"float16": 0, "bfloat16": 1, "float32": 2}
-SOLVED, EQUAL_TOKENS, NOT_FINITE, LONE_TOKEN, OVERFLOW = range(5)
+SOLVED, EQUAL_TOKENS, NOT_FINITE, LONE_TOKEN, OVERFLOW, NO_RESULT = range(6)
 
 
 class SubspaceScoreReport(ctypes.Structure):

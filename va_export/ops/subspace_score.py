@@ -14,9 +14,11 @@ original's own data and on planted subspaces). A token's label, and with it a fa
 - where the discretisation leaves a subspace without a token: LAPACK chooses its direction there, the body keeps it;
 - above 16384 tokens, where the discretisation starts from another row.
 
-Where the reference refuses, a graph cannot: tokens that are not finite, fewer tokens than subspaces, and a token
-that is zero or orthogonal to every other give score 0 and label 0 throughout, which leaves attention plain; so do
-tokens that are all equal, as in the reference. A solver that stops at max_iter says nothing. pca_rank must not be
+Where the reference refuses, a graph cannot: tokens that are not finite, fewer tokens than subspaces, a token that is
+zero or orthogonal to every other, and a solver that ends without a result, by the same bounds for float32
+(`va_export.anchor.scorable`), give score 0, which leaves attention plain, and label -1 throughout: whoever runs the
+graph looks at the labels and refuses. Tokens that are all equal give score 0 and label 0, as in the reference. A solver
+that stops at max_iter with a rough result says nothing. pca_rank must not be
 above min(N, D): what is beyond counts as zero.
 
 The body is the portable form. 1024 tokens, pca_rank 64 and 2252 iterations took 13 to 15 s of one CPU core in ONNX
@@ -25,12 +27,12 @@ Runtime 1.32 (processor time, on a busy machine).
 
 from __future__ import annotations
 
-from dataclasses import fields
 from functools import cache
 from typing import TYPE_CHECKING
 
 import onnx
 import onnx.defs
+from msgspec.structs import fields
 
 from va_export.ops.declaration import DOMAIN, FLOAT_TYPES, VERSION, register_schema
 from va_export.settings import ScoreSettings
@@ -56,7 +58,7 @@ def schema() -> onnx.defs.OpSchema:
         inputs=[parameter("tokens", "T", description="(N, D), visual tokens as they enter the decoder")],
         outputs=[
             parameter("sharing_score", "tensor(float)", description="(N,), in [0, 1]"),
-            parameter("labels", "tensor(int64)", description="(N,), the subspace of each token"),
+            parameter("labels", "tensor(int64)", description="(N,), the subspace of each token; -1: no score"),
         ],
         type_constraints=[("T", list(FLOAT_TYPES), "The type of the tokens; arithmetic is float32.")],
         attributes=[

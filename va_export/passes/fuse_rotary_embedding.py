@@ -4,7 +4,7 @@
         →  RotaryEmbedding(x, cos[…, :d/2], sin[…, :d/2])
 
 The angles come in twice, side by side (cos = [h | h]); the op takes one half of them. It holds for tables made that
-way, which is how `models.rope` and Hugging Face make them, so the pass checks that each table is a Concat of one value
+way, which is how Hugging Face makes them, so the pass checks that each table is a Concat of one value
 with itself.
 """
 

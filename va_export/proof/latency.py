@@ -10,11 +10,15 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from va_export.proof.documents import LatencyRun, PeakMemory, StageTimes
+from va_export.proof.reference import prepared_of
+from va_export.runtime.anchoring import Anchoring
 from va_export.runtime.bundle import Bundle
 
 WARMUP = 2
@@ -33,7 +37,7 @@ def measure_latency(
     warmup: int = WARMUP,
     budget_seconds: float = BUDGET_SECONDS,
     on_step: Callable[[int, int], None] | None = None,
-) -> dict[str, Any]:
+) -> LatencyRun:
     """One entry of `runs` in latency.json.
 
     Args:
@@ -67,18 +71,18 @@ def measure_latency(
             on_step(warmed + measured, warmup + iterations)
         if measured and elapsed > budget_seconds:
             break
-    return {
-        "backend": bundle.backend.name,
-        "device": bundle.backend.device,
-        "attention": bundle.attention,
-        "anchors": anchors,
-        "warmup": warmed,
-        "iterations": measured,
-        "new_tokens": new_tokens,
-        "stages": {stage: summarize(values) for stage, values in samples.items()},
-        "gpu_stages": {stage: summarize(values) for stage, values in gpu_samples.items()} or None,
-        "peak_memory_bytes": {"host": _peak_host_bytes(), "device": device_bytes},
-    }
+    return LatencyRun(
+        backend=bundle.backend.name,
+        device=bundle.backend.device,
+        attention=bundle.attention,
+        anchors=anchors,
+        warmup=warmed,
+        iterations=measured,
+        new_tokens=new_tokens,
+        stages={stage: summarize(values) for stage, values in samples.items()},
+        peak_memory_bytes=PeakMemory(_peak_host_bytes(), device_bytes),
+        gpu_stages={stage: summarize(values) for stage, values in gpu_samples.items()} or None,
+    )
 
 
 def _once(
@@ -86,15 +90,9 @@ def _once(
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Milliseconds by stage, the host's and the GPU's."""
     start = time.perf_counter()
-    pixels = bundle.processing.pixel_values(reference["frames"])
+    prepared = replace(prepared_of(reference), vision_inputs=bundle.processing.vision_inputs(reference["frames"]))
     preprocess = 1e3 * (time.perf_counter() - start)
-    result = bundle.generate(
-        pixel_values=pixels,
-        input_ids=reference["input_ids"],
-        anchors=anchors,
-        max_new_tokens=new_tokens,
-        ignore_stop=True,
-    )
+    result = bundle.answer(prepared, new_tokens, Anchoring(anchors), ignore_stop=True)
     end_to_end = 1e3 * (time.perf_counter() - start)
     times = {"preprocess": preprocess}
     times.update({stage: result.timings[stage] for stage in ("vision", "score", "prefill") if stage in result.timings})
@@ -110,21 +108,21 @@ def _once(
     return times, gpu_times
 
 
-def summarize(milliseconds: list[float]) -> dict[str, float | int]:
-    """Order statistics of repeated measurements; `cov` is the standard deviation over the mean."""
+def summarize(milliseconds: list[float]) -> StageTimes:
+    """Order statistics of repeated measurements."""
     values = np.asarray(milliseconds, dtype=np.float64)
     p90, p95, p99 = np.percentile(values, [90, 95, 99])
-    return {
-        "iterations": len(values),
-        "min_ms": float(values.min()),
-        "mean_ms": float(values.mean()),
-        "median_ms": float(np.median(values)),
-        "p90_ms": float(p90),
-        "p95_ms": float(p95),
-        "p99_ms": float(p99),
-        "max_ms": float(values.max()),
-        "cov": float(values.std() / values.mean()) if values.mean() > 0 else 0.0,
-    }
+    return StageTimes(
+        iterations=len(values),
+        min_ms=float(values.min()),
+        mean_ms=float(values.mean()),
+        median_ms=float(np.median(values)),
+        p90_ms=float(p90),
+        p95_ms=float(p95),
+        p99_ms=float(p99),
+        max_ms=float(values.max()),
+        cov=float(values.std() / values.mean()) if values.mean() > 0 else 0.0,
+    )
 
 
 def _peak_host_bytes() -> int:

@@ -9,52 +9,34 @@ checkpoint is.
 
 from __future__ import annotations
 
-import zipfile
-import zlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from va_export.bundle.arrays import read_arrays
 from va_export.errors import VaExportError
+from va_export.host_memory import available_memory
+from va_export.models.reference_memory import reference_memory
+from va_export.runtime.processing import PROCESSING_NAME, Prepared, read_processing
 
 if TYPE_CHECKING:
-    from va_export.checkpoint.files import Checkpoint
+    from va_export.bundle.manifest import Manifest
     from va_export.export.recipe import Recipe
-    from va_export.models.family import ModelFamily, ModelSpec
+    from va_export.export.source import Source
+    from va_export.proof.sample import Sample
 
 Array = npt.NDArray[Any]
 FILE_NAME = "reference.npz"
 # anchors on, anchors off
 SIDES = ((True, "anchored"), (False, "plain"))
-
-
-@dataclass(frozen=True)
-class Sample:
-    """What the reference and the bundle are both given.
-
-    Attributes:
-        frames: (F, S, S, 3) uint8, resized, for the report's pictures.
-        pixel_values: (F, 3, S, S) float32.
-        input_ids: (1, S) int64.
-        is_visual: (1, S), the image placeholders.
-        clip: the manifest's `video`: file, frames, indices, question.
-    """
-
-    frames: npt.NDArray[np.uint8]
-    pixel_values: npt.NDArray[np.float32]
-    input_ids: npt.NDArray[np.int64]
-    is_visual: npt.NDArray[np.bool_]
-    clip: dict[str, Any]
+_VISION = "vision."  # before the names of what the vision component takes
 
 
 def compute_reference(
-    family: ModelFamily,
-    spec: ModelSpec,
-    checkpoint: Checkpoint,
+    source: Source,
     recipe: Recipe,
     sample: Sample,
     new_tokens: int,
@@ -74,46 +56,72 @@ def compute_reference(
     """
     import torch
 
-    from va_export.models.reference_memory import must_stream
+    from va_export.anchor.gains import alphas_of_prompt, gains_from_score
     from va_export.proof.streamed_reference import StreamedReference
     from va_export.proof.whole_reference import WholeReference
     from va_export.runtime.scoring import score_visual_tokens
+    from va_export.runtime.session import greedy
 
+    prepared = sample.prepared
     if streamed is None:
-        streamed = must_stream(spec, family.weight_map(spec), sample.input_ids.shape[1], new_tokens)
-    model = (StreamedReference if streamed else WholeReference)(family, spec, checkpoint)
+        need = reference_memory(source.spec, source.weight_map, prepared.length, len(sample.frames), new_tokens)
+        streamed = need.must_stream(available_memory())
+    model = (StreamedReference if streamed else WholeReference)(source, on_step, new_tokens)
     with torch.no_grad():
-        visual = model.visual_tokens(torch.from_numpy(sample.pixel_values))
-        embeds = model.embed(torch.from_numpy(sample.input_ids))
-        embeds[torch.from_numpy(sample.is_visual)] = visual
-    # float64: the score that the fast solver and every precision are held against
-    scored = score_visual_tokens(visual.numpy(), recipe.score, dtype="float64")
+        visual = model.visual_tokens(prepared.vision_inputs)
+        embeds = model.embed(torch.from_numpy(prepared.input_ids))
+        embeds[torch.from_numpy(prepared.is_visual)] = visual
+        visual_tokens = visual.numpy()
+        # float64: the score that the fast solver and every precision are held against
+        scored = score_visual_tokens(visual_tokens[prepared.scored_rows], recipe.score, dtype="float64")
+        alpha_k, alpha_v = alphas_of_prompt(recipe.gains, scored.sharing_score, prepared.length)
+        key_log_gain, value_gain = gains_from_score(
+            scored.sharing_score, prepared.is_scored[0], prepared.length, alpha_k=alpha_k, alpha_v=alpha_v
+        )
+        gains = (torch.from_numpy(key_log_gain)[None], torch.from_numpy(value_gain)[None])
+        sides = [gains if anchored else None for anchored, _ in SIDES]
+        steps = greedy(model.prefill(embeds, prepared, sides), model.step, new_tokens)
     arrays: dict[str, Array] = {
         "frames": sample.frames,
-        "pixel_values": sample.pixel_values,
-        "input_ids": sample.input_ids,
-        "is_visual": sample.is_visual,
-        "visual_tokens": visual.numpy(),
+        **_prepared_arrays(prepared),
+        "visual_tokens": visual_tokens,
         "sharing_score": scored.sharing_score,
         "labels": scored.labels,
+        "key_log_gain": key_log_gain,
+        "value_gain": value_gain,
     }
-    from va_export.anchor.gains import alphas_of_prompt, gains_from_score
-
-    length = sample.input_ids.shape[1]
-    alpha_k, alpha_v = alphas_of_prompt(recipe.gains, scored.sharing_score, length)
-    arrays["key_log_gain"], arrays["value_gain"] = gains_from_score(
-        scored.sharing_score,
-        sample.is_visual[0],
-        length,
-        alpha_k=alpha_k,
-        alpha_v=alpha_v,
-    )
-    gains = (torch.from_numpy(arrays["key_log_gain"])[None], torch.from_numpy(arrays["value_gain"])[None])
-    with torch.no_grad():
-        sides = model.greedy(embeds, [gains if anchored else None for anchored, _ in SIDES], new_tokens, on_step)
-    for (_, side), (tokens, logits) in zip(SIDES, sides, strict=True):
-        arrays[f"{side}_tokens"], arrays[f"{side}_logits"] = tokens, logits
+    for row, (_, side) in enumerate(SIDES):
+        arrays[f"{side}_tokens"] = np.array(steps.tokens[row], dtype=np.int64)
+        arrays[f"{side}_logits"] = np.stack([logits[row] for logits in steps.logits])
     return arrays
+
+
+def _prepared_arrays(prepared: Prepared) -> dict[str, Array]:
+    return {
+        **{f"{_VISION}{name}": value for name, value in prepared.vision_inputs.items()},
+        "input_ids": prepared.input_ids,
+        "is_visual": prepared.is_visual,
+        "is_scored": prepared.is_scored,
+        "position_ids": prepared.position_ids,
+        "next_position": np.array(prepared.next_position),
+        "grid": np.array(prepared.grid or (), dtype=np.int64),
+    }
+
+
+def prepared_of(reference: Mapping[str, Array]) -> Prepared:
+    """The prompt of a reference."""
+    grid = tuple(map(int, reference["grid"]))
+    return Prepared(
+        vision_inputs={
+            name.removeprefix(_VISION): value for name, value in reference.items() if name.startswith(_VISION)
+        },
+        input_ids=reference["input_ids"],
+        is_visual=reference["is_visual"],
+        is_scored=reference["is_scored"],
+        position_ids=reference["position_ids"],
+        next_position=int(reference["next_position"]),
+        grid=(grid[0], grid[1], grid[2]) if grid else None,
+    )
 
 
 def write_reference(path: Path, arrays: dict[str, Array]) -> None:
@@ -121,23 +129,38 @@ def write_reference(path: Path, arrays: dict[str, Array]) -> None:
     np.savez_compressed(path, allow_pickle=False, **arrays)
 
 
-def read_reference(directory: Path) -> dict[str, Array]:
+def read_reference(source: Manifest | Path) -> dict[str, Array]:
     """The arrays of a bundle's reference.
+
+    Args:
+        source: an opened bundle, whose limits say how large the arrays can be; or the directory of one that is being
+            made here.
 
     Raises:
         VaExportError: the bundle has none, or it cannot be read.
     """
-    path = directory / FILE_NAME
-    if not path.is_file():
+    if isinstance(source, Path):
+        path, is_there = source / FILE_NAME, (source / FILE_NAME).is_file()
+    else:
+        path, is_there = source.directory / FILE_NAME, FILE_NAME in source.data.files
+    if not is_there:
         raise VaExportError(
             "the bundle holds no reference, so there is nothing to compare with",
             where=path,
             fix="export all components (without --components) to get one",
         )
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise VaExportError(
-            f"the reference cannot be read: {error}", where=path, fix="export the bundle again"
-        ) from error
+    if isinstance(source, Path):
+        return read_arrays(path)
+    arrays = read_arrays(source.held.path(FILE_NAME), _most_bytes(source))
+    source.held.check(FILE_NAME)
+    return arrays
+
+
+def _most_bytes(manifest: Manifest) -> int:
+    """Bytes that the arrays of a reference can have at a bundle's limits, eight for every number."""
+    limits, text = manifest.data.limits, manifest.data.model.text
+    processing = read_processing(manifest.held.path(PROCESSING_NAME))
+    pixels = 2 * limits.max_frames * 3 * processing.image_size**2
+    tokens = limits.max_frames * processing.tokens_per_frame * (text.hidden_size + 2)
+    positions = limits.max_kv_cache_capacity * (8 + 2 * (text.vocab_size + 1))
+    return 8 * (pixels + tokens + positions)

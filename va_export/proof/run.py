@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from va_export.bundle.manifest import read_manifest, verify_hashes
+from va_export.bundle.trust import judge_code
+from va_export.documents import encode
 from va_export.errors import VaExportError
 from va_export.host_memory import available_memory
 from va_export.machine import environment, gpu_name
 from va_export.proof.compare import check_parity, parity_document
+from va_export.proof.documents import Environment, Latency, LatencyRun, NotRun, Parity, ParityRun
 from va_export.proof.latency import measure_latency
-from va_export.proof.reference import FILE_NAME, Sample, read_reference
+from va_export.proof.partition import UNDETERMINED
+from va_export.proof.reference import FILE_NAME, read_reference
+from va_export.proof.verdict import NOT_BUILT, engines_not_run
+from va_export.runtime.backends.table import open_backend
 from va_export.runtime.bundle import Bundle
 from va_export.settings import check_tolerances
 
 if TYPE_CHECKING:
+    from va_export.bundle.document import ManifestDocument
     from va_export.bundle.write import BundleWriter
     from va_export.export.build_engines import EnginePlan
     from va_export.export.recipe import ExportOptions
     from va_export.export.source import Source
     from va_export.progress import StageDisplay
+    from va_export.proof.sample import Sample
 
+REFERENCE = "PyTorch float32, Hugging Face classes, score in float64"
 # PyTorch holds the weights once, beside activations and the file pages that they are copied from.
 _TORCH_FACTOR = 1.3
 
@@ -31,38 +42,40 @@ def prove(
     options: ExportOptions,
     source: Source,
     sample: Sample,
-    bundle: BundleWriter,
+    writer: BundleWriter,
     engines: EnginePlan,
-    manifest: dict[str, Any],
+    document: ManifestDocument,
     display: StageDisplay,
-) -> bool:
-    """Compute the reference, compare the bundle with it, and measure; returns whether parity passed."""
+) -> Parity:
+    """Compute the reference, compare the bundle with it, and measure; returns parity.json."""
     from va_export.proof.reference import compute_reference, write_reference
 
     with display.stage("reference (PyTorch, float32)") as stage:
-        arrays = compute_reference(
-            source.family, source.spec, source.checkpoint, options.recipe, sample, options.new_tokens, stage.advance
-        )
-        write_reference(bundle.path(FILE_NAME), arrays)
-        bundle.write_manifest(manifest)
-        stage.say(f"{len(sample.frames)} frames, {sample.input_ids.shape[1]} prompt tokens")
-    runs = _runs_here(options)
-    parity = run_parity(bundle.directory, runs, arrays, options.atol, options.rtol, display)
-    parity["not_run"] = not_run_here(engines)
-    bundle.write_json("parity.json", parity)
-    if options.latency_iterations and is_finite(parity):
-        timed, left_out = _timed_here(options, bundle.directory)
+        reference = compute_reference(source, options.recipe, sample, options.new_tokens, stage.advance)
+        write_reference(writer.path(FILE_NAME), reference)
+        stage.say(f"{len(sample.frames)} frames, {sample.prepared.length} prompt tokens")
+    manifest = writer.manifest(document)
+    timed, left_out = _timed_here(options, writer.directory)
+    parity_runs: list[ParityRun] = []
+    latency_runs: list[LatencyRun] = []
+    for backend, attention in dict.fromkeys([*_runs_here(options), *timed]):
+        with Bundle(manifest, open_backend(backend, manifest, attention), attention) as bundle:
+            if (backend, attention) in _runs_here(options):
+                parity_runs.append(run_parity(bundle, reference, options.atol, options.rtol, display))
+            if (backend, attention) in timed and options.latency_iterations and _are_finite(parity_runs):
+                latency_runs += run_latency(bundle, reference, options.latency_iterations, options.new_tokens, display)
+    parity = parity_document(options.precision, REFERENCE, parity_runs, not_run_here(engines))
+    writer.write_json("parity.json", parity)
+    if latency_runs:
         for reason in left_out:
             display.note(reason)
-        latency = run_latency(bundle.directory, timed, arrays, options.latency_iterations, options.new_tokens, display)
-        bundle.write_json("latency.json", latency)
-    return bool(parity["passed"])
+        writer.write_json("latency.json", Latency(Environment(**environment()), tuple(latency_runs)))
+    return parity
 
 
-def is_finite(parity: Mapping[str, Any]) -> bool:
-    """Whether every stage of every run gave numbers; a bundle that gives NaN is not worth timing."""
-    checks = [check for run in parity["runs"] for check in run["checks"]]
-    return not any(check["nan"] or check["inf"] for check in checks)
+def _are_finite(runs: Sequence[ParityRun]) -> bool:
+    """Whether every run gave numbers; a bundle that gives NaN is not worth timing."""
+    return all(run.is_finite for run in runs)
 
 
 def _runs_here(options: ExportOptions) -> list[tuple[str, str]]:
@@ -89,80 +102,53 @@ def _timed_here(options: ExportOptions, directory: Path) -> tuple[list[tuple[str
     return [("onnxruntime", options.attention), torch], []
 
 
-def not_run_here(engines: EnginePlan) -> list[dict[str, str]]:
+def not_run_here(engines: EnginePlan) -> list[NotRun]:
     """What parity did not cover, why, and the command that covers it."""
-    rows = []
-    for flavor in engines.flavors:
-        if gpu_name() is None:
-            reason = "no NVIDIA GPU on the machine of the export"
-        else:
-            reason = "an export compares on ONNX Runtime only"
-        rows.append({"what": f"{flavor} engines", "reason": reason, "command": f"va-check BUNDLE --backend {flavor}"})
+    no_gpu = gpu_name() is None
+    reason = "no NVIDIA GPU on the machine of the export" if no_gpu else "an export compares on ONNX Runtime only"
+    rows = engines_not_run(engines.flavors, reason)
     if engines.reason:
-        rows.append(
-            {
-                "what": "TensorRT engines",
-                "reason": f"not built: {engines.reason}",
-                "command": "va-export … without --onnx-only",
-            }
-        )
+        rows.append(NotRun("TensorRT engines", f"{NOT_BUILT}{engines.reason}", "va-export … without --onnx-only"))
     return rows
 
 
 def run_parity(
-    directory: Path,
-    runs: list[tuple[str, str]],
-    reference: Mapping[str, Any],
-    atol: float | None,
-    rtol: float | None,
-    display: StageDisplay,
-    devices: Sequence[int] | None = None,
-) -> dict[str, Any]:
-    """parity.json over the given (backend, attention form) pairs, `not_run` left empty."""
-    results = []
-    for backend, attention in runs:
-        with (
-            display.stage(f"parity {backend}/{attention}") as stage,
-            Bundle.open(directory, backend, attention=attention, devices=devices, unfinished_too=True) as bundle,
-        ):
-            result = check_parity(bundle, reference, atol, rtol)
-            results.append(result)
-            failed = [check["stage"] for check in result["checks"] if not check["passed"]]
-            stage.say(
-                f"{len(result['checks'])} checks, "
-                + (f"FAILED: {', '.join(failed)}" if failed else "all within tolerance")
-            )
-            precision = bundle.manifest.data["precision"]
-    return parity_document(precision, "PyTorch float32, Hugging Face classes, score in float64", results, [])
+    bundle: Bundle, reference: Mapping[str, Any], atol: float | None, rtol: float | None, display: StageDisplay
+) -> ParityRun:
+    """One entry of `runs` in parity.json."""
+    with display.stage(f"parity {bundle.backend.name}/{bundle.attention}") as stage:
+        result = check_parity(bundle, reference, atol, rtol)
+        failed = [check.stage for check in result.checks if not check.passed]
+        outcome = f"FAILED: {', '.join(failed)}" if failed else "all within tolerance"
+        is_open = any(check.partition == UNDETERMINED for check in result.checks)
+        stage.say(
+            f"{len(result.checks)} checks, {outcome}" + ("; the frames leave the subspaces open" if is_open else "")
+        )
+    return result
 
 
 def run_latency(
-    directory: Path,
-    runs: list[tuple[str, str]],
-    reference: Mapping[str, Any],
-    iterations: int,
-    new_tokens: int,
-    display: StageDisplay,
-    devices: Sequence[int] | None = None,
-) -> dict[str, Any]:
-    """latency.json over the given (backend, attention form) pairs, with anchors and without."""
+    bundle: Bundle, reference: Mapping[str, Any], iterations: int, new_tokens: int, display: StageDisplay
+) -> list[LatencyRun]:
+    """Two entries of `runs` in latency.json: with anchors and without."""
     results = []
-    for backend, attention in runs:
-        with Bundle.open(directory, backend, attention=attention, devices=devices, unfinished_too=True) as bundle:
-            for anchors in (True, False):
-                with display.stage(f"latency {backend} {'anchored' if anchors else 'plain'}") as stage:
-                    result = measure_latency(
-                        bundle,
-                        reference,
-                        anchors=anchors,
-                        iterations=iterations,
-                        new_tokens=new_tokens,
-                        on_step=stage.advance,
-                    )
-                    results.append(result)
-                    median = result["stages"]["end_to_end"]["median_ms"]
-                    stage.say(f"median {median:.1f} ms end to end, host time on {bundle.backend.device}")
-    return {"environment": environment(), "runs": results}
+    for anchors in (True, False):
+        with display.stage(f"latency {bundle.backend.name} {'anchored' if anchors else 'plain'}") as stage:
+            result = measure_latency(
+                bundle, reference, anchors=anchors, iterations=iterations, new_tokens=new_tokens, on_step=stage.advance
+            )
+            results.append(result)
+            median = result.stages["end_to_end"].median_ms
+            stage.say(f"median {median:.1f} ms end to end, host time on {bundle.backend.device}")
+    return results
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What `va-check` found; no latency where none was asked for, or the numbers are none."""
+
+    parity: Parity
+    latency: Latency | None
 
 
 def check_bundle(
@@ -175,12 +161,13 @@ def check_bundle(
     iterations: int = 10,
     output: Path | None = None,
     devices: Sequence[int] | None = None,
-) -> dict[str, Any]:
+    trust_plugins: bool = False,
+) -> Proof:
     """Repeat parity and latency of a bundle on this machine (`va-check`); needs neither PyTorch nor the checkpoint.
 
     Args:
         output: a directory for `parity.json` and `latency.json` of this run; the bundle itself is never changed.
-        devices: as for `Bundle.open`.
+        devices, trust_plugins: as for `Bundle.open`.
 
     Raises:
         VaExportError: the bundle is damaged, has no reference, or the backend is not available; the output cannot be
@@ -191,26 +178,50 @@ def check_bundle(
         raise VaExportError(
             f"at least 0 iterations are needed, not {iterations}", where="--latency-iterations", fix="raise it"
         )
-    if output is not None and output.resolve().is_relative_to(directory.resolve()):
+    if output is not None:
+        _check_results_directory(output, directory)
+    manifest = read_manifest(directory)  # all that follows is of this one bundle, also if another takes its place
+    verify_hashes(manifest)
+    codes = judge_code(manifest, backend, trust_plugins)
+    for code in codes:
+        display.note(f"executed: {code}")
+    if not codes:
+        display.note("executed: nothing of the bundle; its graphs and weights are data")
+    with Bundle.open(manifest, backend, devices=devices, trust_plugins=trust_plugins) as bundle:
+        reference = read_reference(manifest)
+        runs = [run_parity(bundle, reference, atol, rtol, display)]
+        components = bundle.manifest.data.components.values()
+        others = sorted({flavor for component in components for flavor in component.engines} - {backend})
+        left_out = engines_not_run(others, f"the check was of {backend}")
+        parity = parity_document(bundle.manifest.data.precision, REFERENCE, runs, left_out)
+        latency = None
+        if iterations and _are_finite(runs):
+            timed = run_latency(bundle, reference, iterations, len(reference["anchored_tokens"]), display)
+            latency = Latency(Environment(**environment()), tuple(timed))
+    manifest.held.check_open()  # stages were run one by one, without the checks of a whole answer
+    if output is not None:
+        try:
+            output.mkdir(parents=True, exist_ok=True)
+            for name, document in (("parity", parity), ("latency", latency)):
+                if document is not None:
+                    (output / f"{name}.json").write_bytes(encode(document))
+        except OSError as error:
+            raise VaExportError(f"the results cannot be written: {error.strerror}", where=output) from error
+    return Proof(parity, latency)
+
+
+def _check_results_directory(output: Path, bundle: Path) -> None:
+    """Refuse, before anything is run, a place where results cannot be written."""
+    place = output.resolve()
+    if place.is_relative_to(bundle.resolve()):
         raise VaExportError(
             "the results may not be written into the bundle, which stays as it is",
             where=output,
             fix="choose another --output",
         )
-    with Bundle.open(directory, backend, check_hashes=True, devices=devices) as bundle:
-        runs = [(backend, bundle.attention)]
-    reference = read_reference(directory)
-    new_tokens = len(reference["anchored_tokens"])
-    parity = run_parity(directory, runs, reference, atol, rtol, display, devices)
-    document: dict[str, Any] = {"parity": parity}
-    if iterations and is_finite(parity):
-        document["latency"] = run_latency(directory, runs, reference, iterations, new_tokens, display, devices)
-    if output is not None:
-        try:
-            output.mkdir(parents=True, exist_ok=True)
-            for name, content in document.items():
-                text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
-                (output / f"{name}.json").write_text(text + "\n", encoding="utf-8")
-        except OSError as error:
-            raise VaExportError(f"the results cannot be written: {error.strerror}", where=output) from error
-    return document
+    nearest = next(folder for folder in (place, *place.parents) if folder.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        reason = "may not be written" if nearest.is_dir() else "is a file"
+        raise VaExportError(
+            f"the results cannot be written: {nearest} {reason}", where=output, fix="choose another --output"
+        )

@@ -2,61 +2,77 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from va_export.errors import VaExportError
-from va_export.proof.reference import Sample
+from va_export.runtime.processing import Prepared
 from va_export.runtime.tokenizer import load_tokenizer
-from va_export.runtime.video import read_frames, sample_clip
+from va_export.runtime.video import is_by_rate, read_frames, sample_clip
 
 if TYPE_CHECKING:
     from va_export.export.recipe import ExportOptions, Recipe
-    from va_export.models.family import ModelSpec
-    from va_export.runtime.processing.fixed_frames import Processing
+    from va_export.export.source import Source
 
 # Lengths of the made-up text around the frames where there is no tokenizer.
 _IDS_BEFORE, _IDS_AFTER = 8, 16
 
 
-def make_sample(options: ExportOptions, processing: Processing, spec: ModelSpec, tokenizer_directory: Path) -> Sample:
+@dataclass(frozen=True)
+class Sample:
+    """What the reference and the bundle are both given.
+
+    Attributes:
+        frames: (F, H, W, 3) uint8 as the model sees them, for the report's pictures.
+        prepared: the prompt.
+        clip: the manifest's `video`: frames, indices, timestamps, question, and how the clip was read.
+    """
+
+    frames: npt.NDArray[np.uint8]
+    prepared: Prepared
+    clip: dict[str, Any]
+
+
+def make_sample(options: ExportOptions, source: Source, tokenizer_directory: Path) -> Sample:
     """Read the clip and make the prompt.
 
     Raises:
         VaExportError: no video, too few frames, a prompt that does not fit the limits, or fewer visual tokens than the
             score's settings need.
     """
-    from PIL import Image
-
     clip = options.video if options.video is not None else sample_clip()
-    n_frames = options.recipe.frames
-    _check_score_settings(options.recipe, n_frames * processing.tokens_per_frame, spec.text.hidden_size)
-    video = read_frames(clip, n_frames, processing.frame_sampling)
-    size = (processing.image_size, processing.image_size)
-    resized = np.stack(
-        [np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BICUBIC)) for frame in video.pixels]
-    )
-    input_ids = _prompt(options, processing, spec, tokenizer_directory)
-    limits = options.recipe.limits
-    needed = input_ids.shape[1] + options.new_tokens
-    if input_ids.shape[1] > limits.max_input_len or needed > limits.max_kv_cache_capacity:
+    processing, spec = source.processing, source.spec
+    rule = options.sampling or processing.frame_sampling
+    most = options.recipe.limits.max_frames if is_by_rate(rule) else options.recipe.frames
+    video = read_frames(clip, most, rule, allow_truncated=options.allow_truncated)
+    n_frames = len(video.indices)
+    _check_score_settings(options.recipe, source.visual_tokens(n_frames), spec.text.hidden_size)
+    tokenizer = load_tokenizer(tokenizer_directory)
+    if tokenizer is not None:
+        prepared = processing.prepare(video.pixels, options.question, tokenizer)
+    else:
+        prepared = _without_tokenizer(source, processing.vision_inputs(video.pixels), options.recipe.limits.max_frames)
+    limits, length = options.recipe.limits, prepared.length
+    if length > limits.max_input_len or length + options.new_tokens > limits.max_kv_cache_capacity:
         raise VaExportError(
-            f"the prompt for {n_frames} frames has {input_ids.shape[1]} tokens, and {options.new_tokens} follow: more"
+            f"the prompt for {n_frames} frames has {length} tokens, and {options.new_tokens} follow: more"
             f" than max_input_len ({limits.max_input_len}) or max_kv_cache_capacity ({limits.max_kv_cache_capacity})",
             where="prompt",
             fix="lower --frames, or raise --max-input-len and --max-kv-cache-capacity",
         )
     return Sample(
-        frames=resized,
-        pixel_values=processing.pixel_values(video.pixels),
-        input_ids=input_ids,
-        is_visual=input_ids == _placeholder(spec),
+        frames=processing.resized(video.pixels),
+        prepared=prepared,
         clip={
-            "file": clip.name,
+            **video.reading.as_json(),
             "frames": n_frames,
-            "indices": [int(index) for index in video.indices],
+            "indices": list(video.indices),
+            "timestamps": list(video.timestamps),
             "question": options.question,
         },
     )
@@ -65,7 +81,7 @@ def make_sample(options: ExportOptions, processing: Processing, spec: ModelSpec,
 def _check_score_settings(recipe: Recipe, n_tokens: int, hidden_size: int) -> None:
     if n_tokens < max(2, recipe.score.n_subspaces):
         raise VaExportError(
-            f"the {n_tokens} visual tokens of {recipe.frames} frames cannot form {recipe.score.n_subspaces} subspaces",
+            f"the {n_tokens} visual tokens of the frames cannot form {recipe.score.n_subspaces} subspaces",
             where="--subspaces",
             fix="lower --subspaces, or raise --frames",
         )
@@ -77,18 +93,13 @@ def _check_score_settings(recipe: Recipe, n_tokens: int, hidden_size: int) -> No
         )
 
 
-def _placeholder(spec: ModelSpec) -> int:
-    """The image token's id; a checkpoint that does not tell it gets the last id, as tokenizers append it."""
-    return spec.text.vocab_size - 1 if spec.image_token_id is None else spec.image_token_id
-
-
-def _prompt(options: ExportOptions, processing: Processing, spec: ModelSpec, directory: Path) -> np.ndarray:
-    tokenizer = load_tokenizer(directory)
-    if tokenizer is not None:
-        return processing.input_ids(options.question, options.recipe.frames, tokenizer)
-    # No tokenizer: ids drawn from a fixed seed stand for the text, and say nothing, as the question would have.
-    token = _placeholder(spec)
+def _without_tokenizer(source: Source, vision_inputs: Mapping[str, npt.NDArray[Any]], max_frames: int) -> Prepared:
+    """Ids drawn from a fixed seed stand for the text, and say nothing, as the question would have. A checkpoint that
+    does not tell its placeholder gets the last id, as tokenizers append it."""
+    spec = source.spec
+    token = spec.text.vocab_size - 1 if spec.image_token_id is None else spec.image_token_id
     text = np.random.default_rng(0).integers(0, spec.text.vocab_size - 1, _IDS_BEFORE + _IDS_AFTER)
     text[text >= token] += 1  # any id but the placeholder
-    visual = np.full(options.recipe.frames * processing.tokens_per_frame, token)
-    return np.concatenate([text[:_IDS_BEFORE], visual, text[_IDS_BEFORE:]])[None].astype(np.int64)
+    count = source.processing.visual_tokens(len(next(iter(vision_inputs.values()))))
+    ids = np.concatenate([text[:_IDS_BEFORE], np.full(count, token), text[_IDS_BEFORE:]])[None].astype(np.int64)
+    return source.processing.prepare_ids(ids, vision_inputs, max_frames)

@@ -12,82 +12,86 @@ float32 take 6.8 GB.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from va_export.checkpoint.files import Checkpoint
-from va_export.models.family import ModelFamily, ModelSpec
+from va_export.export.source import Source
 from va_export.models.streaming import StreamedModel
+from va_export.proof.vision import run_vision
+from va_export.runtime.processing import Prepared
 
 Array = npt.NDArray[Any]
 Gains = tuple[torch.Tensor, torch.Tensor]
 
 
 class StreamedReference:
-    """Computes what `WholeReference` computes, with the same modules in the same order."""
+    """Computes what `WholeReference` computes, with the same modules in the same order.
 
-    def __init__(self, family: ModelFamily, spec: ModelSpec, checkpoint: Checkpoint) -> None:
-        family.check_weights(spec, checkpoint)
+    Args:
+        on_step: called with (steps done, steps in all): a layer of a token is a step.
+    """
+
+    def __init__(self, source: Source, on_step: Callable[[int, int], None] | None, new_tokens: int) -> None:
         with torch.device("meta"):
-            model = family.build_model(spec)
-        self._stream = StreamedModel(model, family.weight_map(spec), checkpoint)
+            model = source.family.build_model(source.spec)
+        self._source = source
+        self._stream = StreamedModel(model, source.weight_map, source.checkpoint)
         self._model = self._stream.model
+        self._decoder = self._model.model.language_model
+        self._on_step, self._done, self._steps = on_step, 0, new_tokens * len(self._decoder.layers)
+        self._caches: list[Any] = []
+        self._next_position = 0
 
-    def visual_tokens(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """(F, 3, S, S) → (N, D)."""
+    def visual_tokens(self, vision_inputs: Mapping[str, Array]) -> torch.Tensor:
+        """(N, D) float32."""
         with self._stream.streamed(self._model.model):
-            features = self._model.model.get_image_features(pixel_values, return_dict=True)
-        tokens: torch.Tensor = features.pooler_output.flatten(0, 1).float()
-        return tokens
+            return run_vision(self._source, self._model, vision_inputs)
 
     def embed(self, input_ids: torch.Tensor) -> torch.Tensor:
         """(1, S) → (1, S, D)."""
         return self._stream.embed(input_ids)
 
-    def greedy(
-        self,
-        embeds: torch.Tensor,
-        sides: Sequence[Gains | None],
-        new_tokens: int,
-        on_step: Callable[[int, int], None] | None = None,
-    ) -> list[tuple[Array, Array]]:
-        """As `WholeReference.greedy`; a step of `on_step` is one layer of one token."""
+    def prefill(self, embeds: torch.Tensor, prepared: Prepared, sides: Sequence[Gains | None]) -> Array:
+        """(sides, vocab) logits of the prompt's last position."""
         from transformers import DynamicCache
 
-        decoder = self._model.model.language_model
-        n_layers = len(decoder.layers)
-        caches = [DynamicCache(config=self._model.config.text_config) for _ in sides]
-        hidden = [embeds for _ in sides]
-        kwargs = [{} if gains is None else {"key_log_gain": gains[0], "value_gain": gains[1]} for gains in sides]
-        tokens: list[list[int]] = [[] for _ in sides]
-        rows: list[list[Array]] = [[] for _ in sides]
-        for step in range(new_tokens):
-            past = caches[0].get_seq_length()
-            position_ids = torch.arange(past, past + hidden[0].shape[1])[None]
-            position_embeddings = decoder.rotary_emb(hidden[0], position_ids=position_ids)
-            for number, layer in enumerate(decoder.layers):
-                with self._stream.resident(layer):
-                    for side, cache in enumerate(caches):
-                        hidden[side] = layer(
-                            hidden[side],
-                            attention_mask=None,  # causal: the anchored attention knows it from the lengths
-                            position_embeddings=position_embeddings,
-                            position_ids=position_ids,
-                            past_key_values=cache,
-                            use_cache=True,
-                            **kwargs[side],
-                        )
-                if on_step is not None:
-                    on_step(step * n_layers + number + 1, new_tokens * n_layers)
-            with self._stream.resident(decoder.norm, self._model.lm_head):
-                for side in range(len(sides)):
-                    last = decoder.norm(hidden[side])[:, -1]
-                    rows[side].append(self._model.lm_head(last)[0].float().numpy())
-                    tokens[side].append(int(rows[side][-1].argmax()))
-            hidden = [self.embed(torch.tensor([[chosen[-1]]])) for chosen in tokens]
-            kwargs = [{} for _ in sides]
-        return [(np.array(t, dtype=np.int64), np.stack(r)) for t, r in zip(tokens, rows, strict=True)]
+        self._caches = [DynamicCache(config=self._model.config.text_config) for _ in sides]
+        self._next_position = prepared.next_position
+        gains = [{} if side is None else {"key_log_gain": side[0], "value_gain": side[1]} for side in sides]
+        return self._forward([embeds] * len(sides), torch.from_numpy(prepared.position_ids), gains)
+
+    def step(self, tokens: npt.NDArray[np.int64]) -> Array:
+        """Feed a token a side; (sides, vocab)."""
+        embeds = [self.embed(torch.tensor([[int(token)]])) for token in tokens]
+        logits = self._forward(embeds, torch.tensor([[[self._next_position]]]), [{}] * len(tokens))
+        self._next_position += 1
+        return logits
+
+    def _forward(
+        self, embeds: Sequence[torch.Tensor], position_ids: torch.Tensor, gains: Sequence[dict[str, torch.Tensor]]
+    ) -> Array:
+        hidden = list(embeds)
+        positions = position_ids[0] if len(position_ids) == 1 else position_ids
+        position_embeddings = self._decoder.rotary_emb(hidden[0], position_ids=positions)
+        for layer in self._decoder.layers:
+            with self._stream.resident(layer):
+                for side, cache in enumerate(self._caches):
+                    hidden[side] = layer(
+                        hidden[side],
+                        attention_mask=None,  # causal: the anchored attention knows it from the lengths
+                        position_embeddings=position_embeddings,
+                        position_ids=positions,
+                        past_key_values=cache,
+                        use_cache=True,
+                        **gains[side],
+                    )
+            self._done += 1
+            if self._on_step is not None:
+                self._on_step(self._done, self._steps)
+        with self._stream.resident(self._decoder.norm, self._model.lm_head):
+            rows = [self._model.lm_head(self._decoder.norm(state)[:, -1])[0].float().numpy() for state in hidden]
+        return np.stack(rows)

@@ -7,13 +7,13 @@ Colours and the hatching of plain bars are the page's CSS; every text is escaped
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 from markupsafe import Markup
 
+from va_export.proof.documents import Latency, LatencyRun, StageTimes
 from va_export.report import figures
 from va_export.report.pictures import HEAT_STOPS
 
@@ -32,52 +32,6 @@ _BAR, _STAGE_GAP, _LABEL = 16, 14, 20  # pixels
 
 
 @dataclass(frozen=True)
-class Timing:
-    """One stage's time over its iterations, in milliseconds; None where it was not recorded."""
-
-    stage: str
-    iterations: int | None
-    median_ms: float | None
-    p90_ms: float | None
-    p95_ms: float | None
-    p99_ms: float | None
-    cov: float | None
-
-    @property
-    def label(self) -> str:
-        """The stage's name on the page; of a shard's part in it, as `Prefill, decoder_0`."""
-        if self.is_part:
-            stage, _, shard = self.stage.partition("/")
-            return f"{STAGES[stage]}, {shard}"
-        return STAGES.get(self.stage, self.stage.replace("_", " "))
-
-    @property
-    def is_part(self) -> bool:
-        """Whether it is a shard's part in a stage, which the stage's own time includes."""
-        stage, slash, _ = self.stage.partition("/")
-        return bool(slash) and stage in STAGES
-
-
-@dataclass(frozen=True)
-class LatencyRun:
-    """One measured configuration, with anchors or without."""
-
-    anchors: bool
-    warmup: int | None
-    iterations: int | None
-    new_tokens: int | None
-    timings: tuple[Timing, ...]
-    host_bytes: int | None
-    device_bytes: int | None
-    gpu_medians_ms: Mapping[str, float] = field(default_factory=dict)
-    """By stage, what the GPU's own events count; empty where none did."""
-
-    def median_ms(self, stage: str) -> float | None:
-        """The median of a stage, None where it was not measured."""
-        return next((timing.median_ms for timing in self.timings if timing.stage == stage), None)
-
-
-@dataclass(frozen=True)
 class LatencyGroup:
     """The runs of one backend, device and form of attention, those without anchors first."""
 
@@ -92,16 +46,16 @@ class LatencyGroup:
         return self.device.lower().startswith("cpu")
 
     @property
-    def by_stage(self) -> tuple[tuple[LatencyRun, Timing], ...]:
-        """All timings, a stage's without and with anchors side by side, in the order of work."""
-        timings = [(run, timing) for run in self.runs for timing in run.timings]
-        order = {name: place for place, name in enumerate(in_order(timing.stage for _, timing in timings))}
-        return tuple(sorted(timings, key=lambda pair: order[pair[1].stage]))
+    def by_stage(self) -> tuple[tuple[LatencyRun, str, StageTimes], ...]:
+        """All times, a stage's without and with anchors side by side, in the order of work."""
+        found = [(run, stage, times) for run in self.runs for stage, times in run.stages.items()]
+        order = {name: place for place, name in enumerate(in_order(stage for _, stage, _ in found))}
+        return tuple(sorted(found, key=lambda entry: order[entry[1]]))
 
     @property
-    def fewest_repeats(self) -> int | None:
-        """The smallest number of timed rounds among the runs; None where none says."""
-        return min((run.iterations for run in self.runs if run.iterations is not None), default=None)
+    def fewest_repeats(self) -> int:
+        """The smallest number of timed rounds among the runs."""
+        return min(run.iterations for run in self.runs)
 
     @property
     def anchor_cost(self) -> float | None:
@@ -119,52 +73,32 @@ def in_order(stages: Iterable[str]) -> list[str]:
     return [*known, *(name for name in found if name not in known)]
 
 
-def read_latency(data: Mapping[str, Any]) -> tuple[LatencyGroup, ...]:
+def label(stage: str) -> str:
+    """A stage's name on the page; of a shard's part in it, as `Prefill, decoder_0`."""
+    if is_part(stage):
+        whole, _, shard = stage.partition("/")
+        return f"{STAGES[whole]}, {shard}"
+    return STAGES.get(stage, stage.replace("_", " "))
+
+
+def is_part(stage: str) -> bool:
+    """Whether it is a shard's part in a stage, which the stage's own time includes."""
+    whole, slash, _ = stage.partition("/")
+    return bool(slash) and whole in STAGES
+
+
+def group_runs(latency: Latency | None) -> tuple[LatencyGroup, ...]:
     """The runs of latency.json, those of one configuration together, in the file's order."""
     groups: dict[tuple[str, str, str], list[LatencyRun]] = {}
-    for run in data.get("runs") or ():
-        key = (
-            str(run.get("backend", figures.UNKNOWN)),
-            str(run.get("device", figures.UNKNOWN)),
-            str(run.get("attention", figures.UNKNOWN)),
-        )
-        groups.setdefault(key, []).append(_read_run(run))
+    for run in latency.runs if latency else ():
+        groups.setdefault((run.backend, run.device, run.attention), []).append(run)
     return tuple(LatencyGroup(*key, tuple(sorted(runs, key=lambda run: run.anchors))) for key, runs in groups.items())
-
-
-def _read_run(run: Mapping[str, Any]) -> LatencyRun:
-    stages = run.get("stages") or {}
-    peak = run.get("peak_memory_bytes") or {}
-    return LatencyRun(
-        anchors=run.get("anchors") is True,
-        warmup=run.get("warmup"),
-        iterations=run.get("iterations"),
-        new_tokens=run.get("new_tokens"),
-        timings=tuple(
-            Timing(
-                stage=name,
-                iterations=stages[name].get("iterations"),
-                **{key: stages[name].get(key) for key in ("median_ms", "p90_ms", "p95_ms", "p99_ms", "cov")},
-            )
-            for name in in_order(stages)
-        ),
-        host_bytes=peak.get("host"),
-        device_bytes=peak.get("device"),
-        gpu_medians_ms={stage: values["median_ms"] for stage, values in (run.get("gpu_stages") or {}).items()},
-    )
 
 
 def longest_ms(groups: Iterable[LatencyGroup]) -> float:
     """The largest median or 95th percentile among the groups: the common scale of their charts."""
-    times = [
-        value
-        for group in groups
-        for run in group.runs
-        for timing in run.timings
-        for value in (timing.median_ms, timing.p95_ms)
-        if value is not None
-    ]
-    return max(times, default=0.0)
+    times = [times for group in groups for run in group.runs for times in run.stages.values()]
+    return max((max(entry.median_ms, entry.p95_ms) for entry in times), default=0.0)
 
 
 def latency_chart(group: LatencyGroup, scale_ms: float) -> Markup:
@@ -177,15 +111,15 @@ def latency_chart(group: LatencyGroup, scale_ms: float) -> Markup:
     parts: list[Markup] = []
     top = 0
     previous = None
-    for run, timing in group.by_stage:
-        if timing.median_ms is None or timing.is_part:
+    for run, stage, times in group.by_stage:
+        if is_part(stage):
             continue
-        if timing.stage != previous:
+        if stage != previous:
             top += _STAGE_GAP if previous else 0
-            parts.append(Markup('<text class="stage" x="0" y="{}">{}</text>').format(top + 14, timing.label))
+            parts.append(Markup('<text class="stage" x="0" y="{}">{}</text>').format(top + 14, label(stage)))
             top += _LABEL
-            previous = timing.stage
-        parts.append(_bar(timing, run.anchors, top, scale_ms))
+            previous = stage
+        parts.append(_bar(times, run.anchors, top, scale_ms))
         top += _BAR + 3
     title = f"Latency by stage, {group.backend} on {group.device}, {group.attention} attention"
     return Markup('<svg class="bars" role="img" aria-label="{}" width="100%" height="{}">{}</svg>').format(
@@ -193,10 +127,9 @@ def latency_chart(group: LatencyGroup, scale_ms: float) -> Markup:
     )
 
 
-def _bar(timing: Timing, anchors: bool, top: int, scale_ms: float) -> Markup:
+def _bar(times: StageTimes, anchors: bool, top: int, scale_ms: float) -> Markup:
     """One bar; which kind it is stands in words behind it, and in its filling (plain or hatched)."""
-    median = timing.median_ms or 0.0
-    p95 = max(timing.p95_ms or median, median)
+    median, p95 = times.median_ms, max(times.p95_ms, times.median_ms)
     length, reach = (_LONGEST_BAR * value / scale_ms if scale_ms > 0 else 0.0 for value in (median, p95))
     middle = top + _BAR / 2
     return Markup(

@@ -4,72 +4,60 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 from markupsafe import Markup
+from msgspec import structs
 
+from va_export.bundle.document import ManifestDocument
+from va_export.documents import read
 from va_export.errors import VaExportError
-from va_export.report import charts, figures
+from va_export.proof.documents import Latency, Parity
+from va_export.report import charts, figures, verdict
 from va_export.report.contents import environment_rows, read_contents
 from va_export.report.gallery import read_gallery
-from va_export.report.verdict import judge, read_parity
 
+T = TypeVar("T")
 REPORT_NAME = "report.html"
 
 
-def render_report(bundle_directory: Path) -> Path:
-    """Write the page from a bundle's manifest.json, parity.json, latency.json and reference.npz.
+def render_report(bundle_directory: Path, manifest: ManifestDocument) -> Path:
+    """Write the page from a bundle's manifest, parity.json, latency.json and reference.npz.
 
-    Only the manifest must be there: the page says what else is missing. An earlier page is replaced in one step.
+    The page says which of the files are missing. An earlier page is replaced in one step.
 
     Returns:
         the path of report.html.
 
     Raises:
-        VaExportError: no manifest, a file that cannot be read, or tokens that do not fill the frames.
+        VaExportError: a file that cannot be read, or tokens that do not fill the frames.
     """
-    manifest = _read_json(bundle_directory / "manifest.json")
-    if manifest is None:
-        raise VaExportError(
-            "there is no manifest.json, so there is nothing to report on",
-            where=bundle_directory,
-            fix="give the directory of a bundle",
-        )
-    parity = _read_json(bundle_directory / "parity.json")
-    latency = _read_json(bundle_directory / "latency.json")
-    video = manifest.get("video") or {}
-    runs = read_parity(parity or {})
-    groups = charts.read_latency(latency or {})
-    environment = (latency or {}).get("environment") or {}
+    parity = _read_if_there(bundle_directory / "parity.json", Parity)
+    latency = _read_if_there(bundle_directory / "latency.json", Latency)
+    video = manifest.video or {}
+    groups = charts.group_runs(latency)
+    environment = structs.asdict(latency.environment) if latency else {}
     page = (
         _templates()
         .get_template("template.html.j2")
         .render(
             contents=read_contents(manifest),
-            verdict=judge(parity, runs),
-            reference=(parity or {}).get("reference") or "the reference",
-            parity_runs=runs,
-            not_run=_not_run(parity),
+            verdict=verdict.judge(parity),
+            reference=parity.reference if parity else "the reference",
+            parity_runs=parity.runs if parity else (),
+            not_run=parity.not_run if parity else (),
             gallery=read_gallery(bundle_directory / "reference.npz", video.get("indices") or ()),
-            headline=_headline(groups, manifest.get("attention")),
+            headline=_headline(groups, manifest.attention),
             latency=[(group, _chart(group, groups)) for group in groups],
             environment=environment_rows(environment),
-            measured_with=sorted((environment.get("libraries") or {}).items()),
-            cpu=environment.get("cpu") or "an unnamed CPU",
+            measured_with=sorted(latency.environment.libraries.items()) if latency else [],
+            cpu=latency.environment.cpu if latency else "",
         )
     )
     return _write(bundle_directory / REPORT_NAME, page)
-
-
-def _not_run(parity: Mapping[str, Any] | None) -> list[dict[str, str]]:
-    """What parity.json says was left out, with empty texts where it gives no reason or no command."""
-    return [
-        {key: str(entry.get(key) or "") for key in ("what", "reason", "command")}
-        for entry in (parity or {}).get("not_run") or ()
-    ]
 
 
 def _headline(groups: tuple[charts.LatencyGroup, ...], attention: str | None) -> charts.LatencyGroup | None:
@@ -83,8 +71,8 @@ def _chart(group: charts.LatencyGroup, groups: tuple[charts.LatencyGroup, ...]) 
 
 
 def _templates() -> Environment:
-    """Jinja2 with escaping always on: names of files, models and devices come from users."""
-    environment = Environment(
+    """Jinja2 with escaping always on, in its sandbox: names of files, models and devices come from users."""
+    environment = ImmutableSandboxedEnvironment(
         loader=PackageLoader("va_export", "report"),
         autoescape=True,
         undefined=StrictUndefined,
@@ -97,8 +85,18 @@ def _templates() -> Environment:
         "cosine": figures.cosine,
         "bytes": figures.byte_count,
         "ms": figures.milliseconds,
+        "meaning": verdict.meaning,
+        "outcome": verdict.outcome,
+        "bounds": verdict.bounds,
+        "steps": verdict.steps,
+        "label": charts.label,
     }
     return environment
+
+
+def _read_if_there(path: Path, form: type[T]) -> T | None:
+    """The document, or None where there is no such file."""
+    return read(path, form, what="the file", fix="export the bundle again") if path.is_file() else None
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
@@ -118,7 +116,7 @@ def _write(path: Path, page: str) -> Path:
     """Write beside the destination, then rename: a reader sees the old page or the new one."""
     temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
     try:
-        temporary.write_text(page, encoding="utf-8")
+        temporary.write_text(page, encoding="utf-8", errors="backslashreplace")
         temporary.replace(path)
     except OSError as error:
         raise VaExportError(f"the report cannot be written: {error.strerror or error}", where=path) from error

@@ -1,12 +1,14 @@
-"""parity.json as typed checks, and the verdict over all of them."""
+"""The verdict over all checks of parity.json, and what each of them says in words."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from itertools import zip_longest
 
+from va_export.proof.documents import Check, Greedy, Parity, Tolerance
+from va_export.proof.verdict import scope
 from va_export.report import figures
 
 STAGES: Mapping[str, str] = {
@@ -18,93 +20,6 @@ STAGES: Mapping[str, str] = {
     "greedy_loop": "tokens of the decode loop on the device, against those chosen on the host",
 }
 """What a stage of the checks compares."""
-
-
-@dataclass(frozen=True)
-class Tolerance:
-    """|error| ≤ atol + rtol · |reference| and cosine ≥ `cosine`; None where there is no such bound."""
-
-    atol: float | None
-    rtol: float | None
-    cosine: float | None
-
-    def __str__(self) -> str:
-        if self.atol is None:  # a null in the file: errors are not bounded element by element
-            return "cosine only" if self.cosine is not None else "none"
-        return f"{figures.error(self.atol)} + {figures.error(self.rtol or 0.0)}·|ref|"
-
-
-@dataclass(frozen=True)
-class Check:
-    """One comparison of the bundle with the reference; None where a figure is missing or not finite.
-
-    Attributes:
-        tolerance_used: the error's largest share of what the tolerance allows, 1 at the limit.
-    """
-
-    stage: str
-    anchors: bool | None
-    max_abs: float | None
-    mean_abs: float | None
-    max_rel: float | None
-    mean_rel: float | None
-    cosine: float | None
-    nan: int
-    inf: int
-    top1_agreement: float | None
-    tolerance: Tolerance
-    tolerance_used: float | None
-    passed: bool
-
-    @property
-    def meaning(self) -> str:
-        """What the stage compares, in words; empty for a stage that this page does not know."""
-        return STAGES.get(self.stage, "")
-
-    @property
-    def outcome(self) -> str:
-        """How near the check came to failing, or why it failed."""
-        if self.nan or self.inf:
-            return f"{self.nan} NaN and {self.inf} infinite values"
-        floor = self.tolerance.cosine
-        if not self.passed and self.cosine is not None and floor is not None and self.cosine < floor:
-            return f"cosine {figures.cosine(self.cosine)}, below {figures.cosine(floor)}"
-        if self.tolerance.atol is None:
-            return f"cosine {figures.cosine(self.cosine)}"
-        if self.tolerance_used is None:
-            return "no figure"
-        return f"{figures.percent(self.tolerance_used)} of its tolerance"
-
-    @property
-    def badness(self) -> tuple[bool, float]:
-        """Orders checks from the safest to the worst: failed ones last, then by the share of tolerance used."""
-        used = self.tolerance_used
-        return (not self.passed, math.inf if self.nan or self.inf else 0.0 if used is None else used)
-
-
-@dataclass(frozen=True)
-class Greedy:
-    """Greedy tokens (reference, bundle), step by step; None where one of the two ended earlier."""
-
-    anchors: bool | None
-    steps: tuple[tuple[int | None, int | None], ...]
-
-    @property
-    def matching(self) -> int:
-        """How many steps from the start are equal."""
-        return next((place for place, (left, right) in enumerate(self.steps) if left != right), len(self.steps))
-
-
-@dataclass(frozen=True)
-class ParityRun:
-    """The checks of one backend with one form of attention."""
-
-    backend: str
-    device: str
-    attention: str
-    passed: bool
-    checks: tuple[Check, ...]
-    greedy: tuple[Greedy, ...]
 
 
 @dataclass(frozen=True)
@@ -126,67 +41,62 @@ class Verdict:
     worst: Check | None
 
 
-def read_parity(data: Mapping[str, Any]) -> tuple[ParityRun, ...]:
-    """The runs of parity.json."""
-    return tuple(
-        ParityRun(
-            backend=str(run.get("backend", figures.UNKNOWN)),
-            device=str(run.get("device", figures.UNKNOWN)),
-            attention=str(run.get("attention", figures.UNKNOWN)),
-            passed=run.get("passed") is True,
-            checks=tuple(_check(check) for check in run.get("checks") or ()),
-            greedy=tuple(_greedy(greedy) for greedy in run.get("greedy") or ()),
-        )
-        for run in data.get("runs") or ()
-    )
-
-
-def judge(parity: Mapping[str, Any] | None, runs: tuple[ParityRun, ...]) -> Verdict:
+def judge(parity: Parity | None) -> Verdict:
     """The verdict of parity.json (None: there is none), a run and a check having the power to fail it."""
+    runs = parity.runs if parity else ()
     checks = [(run, check) for run in runs for check in run.checks]
     if parity is None or not checks:
         why = "the bundle has no parity.json" if parity is None else "parity.json holds no checks"
         return Verdict("NOT CHECKED", f"{why}, so nothing is known about its numbers", 0, 0, None)
     within = sum(check.passed for _, check in checks)
-    run, worst = max(checks, key=lambda pair: pair[1].badness)
-    reason = f"{within} of {len(checks)} checks within tolerance; worst: {worst.stage}"
+    run, worst = max(checks, key=lambda pair: _badness(pair[1]))
+    reason = f"{scope(parity)}: {within} of {len(checks)} checks within tolerance; worst: {worst.stage}"
     if len(runs) > 1:
         reason += f" ({run.backend}, {run.attention} attention)"
-    reason += f", {worst.outcome}"
-    agreed = parity.get("passed") is True and all(run.passed for run in runs)
+    reason += f", {outcome(worst)}"
+    agreed = parity.passed and all(run.passed for run in runs)
     if within == len(checks) and not agreed:
         reason += "; yet parity.json records a failure"
     word = "PASS" if agreed and within == len(checks) else "FAIL"
     return Verdict(word, reason, len(checks), within, worst)
 
 
-def _check(data: Mapping[str, Any]) -> Check:
-    bounds = data.get("tolerance") or {}
-    return Check(
-        stage=str(data.get("stage", figures.UNKNOWN)),
-        anchors=data.get("anchors"),
-        max_abs=_finite(data.get("max_abs")),
-        mean_abs=_finite(data.get("mean_abs")),
-        max_rel=_finite(data.get("max_rel")),
-        mean_rel=_finite(data.get("mean_rel")),
-        cosine=_finite(data.get("cosine")),
-        nan=int(data.get("nan") or 0),
-        inf=int(data.get("inf") or 0),
-        top1_agreement=_finite(data.get("top1_agreement")),
-        tolerance=Tolerance(*(_finite(bounds.get(name)) for name in ("atol", "rtol", "cosine"))),
-        tolerance_used=_finite(data.get("tolerance_used")),
-        passed=data.get("passed") is True,
-    )
+def meaning(stage: str) -> str:
+    """What a stage of the checks compares, in words; empty for one that this page does not know."""
+    return STAGES.get(stage, "")
 
 
-def _greedy(data: Mapping[str, Any]) -> Greedy:
-    reference, bundle = list(data.get("reference") or ()), list(data.get("bundle") or ())
-    steps = max(len(reference), len(bundle))
-    reference += [None] * (steps - len(reference))
-    bundle += [None] * (steps - len(bundle))
-    return Greedy(data.get("anchors"), tuple(zip(reference, bundle, strict=True)))
+def outcome(check: Check) -> str:
+    """How near the check came to failing, or why it failed."""
+    if check.nan or check.inf:
+        return f"{check.nan} NaN and {check.inf} infinite values"
+    floor = check.tolerance.cosine
+    if not check.passed and check.cosine is not None and check.cosine < floor:
+        return f"cosine {figures.cosine(check.cosine)}, below {figures.cosine(floor)}"
+    if check.tolerance.atol is None:
+        return f"cosine {figures.cosine(check.cosine)}"
+    if check.partition == "worse":
+        return "subspaces that cut more than the reference's"
+    if check.tolerance_used is None:
+        return "no figure"
+    used = f"{figures.percent(check.tolerance_used)} of its tolerance"
+    if check.partition == "undetermined":
+        return f"{used}, for its own subspaces: the frames leave them open"
+    return f"{used}, for its own subspaces" if check.partition == "as good" else used
 
 
-def _finite(value: Any) -> float | None:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if is_number and math.isfinite(value) else None
+def bounds(tolerance: Tolerance) -> str:
+    """A tolerance in words."""
+    if tolerance.atol is None:  # errors are not bounded element by element
+        return "cosine only"
+    return f"{figures.error(tolerance.atol)} + {figures.error(tolerance.rtol)}·|ref|"
+
+
+def steps(greedy: Greedy) -> list[tuple[int | None, int | None]]:
+    """Greedy tokens (reference, bundle), step by step; None where one of the two ended earlier."""
+    return list(zip_longest(greedy.reference, greedy.bundle))
+
+
+def _badness(check: Check) -> tuple[bool, float]:
+    """Orders checks from the safest to the worst: failed ones last, then by the share of tolerance used."""
+    return not check.passed, math.inf if check.nan or check.inf else check.tolerance_used or 0.0

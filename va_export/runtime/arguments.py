@@ -2,48 +2,126 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
+from va_export.bundle.document import ComponentEntry
 from va_export.errors import VaExportError
-from va_export.runtime.backends.backend import Float32, Int64
+from va_export.runtime import values
+
+Float32 = npt.NDArray[np.float32]
+Int64 = npt.NDArray[np.int64]
+
+# A pixel over its channel's standard deviation: at most 5 with those of published models. What is larger was not
+# normalised.
+_LARGEST_PIXEL = 32.0
+_LEAST_ALPHA, _ALPHA_BELOW = -1.0, 1e4  # as for the gains of a recipe (settings.py)
 
 
-def token_ids(name: str, values: npt.ArrayLike, vocab_size: int) -> Int64:
-    """Token ids as int64, of the shape that was given.
+def prompt_ids(given: npt.ArrayLike | None, vocab_size: int) -> Int64:
+    """The ids of one prompt, (1, S).
 
     Raises:
-        VaExportError: not whole numbers, or outside of the vocabulary.
+        VaExportError: none, several prompts, or no ids of the vocabulary.
     """
-    ids = np.asarray(values)
-    if ids.size and not np.issubdtype(ids.dtype, np.integer):
-        raise VaExportError(f"{name} has values of type {ids.dtype}; token ids are whole numbers", where="generate")
-    if ids.size and (ids.min() < 0 or ids.max() >= vocab_size):
-        raise VaExportError(f"{name} has ids outside of [0, {vocab_size})", where="generate")
-    return ids.astype(np.int64)
+    if given is None:
+        raise VaExportError("generate needs input_ids", where="input_ids", fix="make them with Bundle.prompt")
+    return one_row("input_ids", given, vocab_size)
 
 
-def pixels(values: npt.ArrayLike, image_size: int, max_frames: int) -> Float32:
+def one_row(name: str, given: npt.ArrayLike, vocab_size: int) -> Int64:
+    """Token ids (1, S) from (S,) or (1, S).
+
+    Raises:
+        VaExportError: another shape, none, not whole numbers, or outside of the vocabulary.
+    """
+    ids = _array(name, given)
+    if ids.ndim not in (1, 2) or ids.shape[0] != 1 != ids.ndim or not ids.size:
+        raise VaExportError(
+            f"{name} has shape {ids.shape}; one row of ids is expected, (S,) or (1, S)",
+            where=name,
+            fix="give the ids of one prompt",
+        )
+    if not np.issubdtype(ids.dtype, np.integer):
+        raise VaExportError(
+            f"{name} has values of type {ids.dtype}; token ids are whole numbers", where=name, fix="give integers"
+        )
+    if ids.min() < 0 or ids.max() >= vocab_size:
+        raise VaExportError(
+            f"{name} has ids outside of [0, {vocab_size})", where=name, fix="make them with the bundle's tokenizer"
+        )
+    return ids.reshape(1, -1).astype(np.int64)
+
+
+def frame_count(count: int, max_frames: int) -> None:
+    """Refuse more frames than a bundle's engines take.
+
+    Raises:
+        VaExportError: more than `max_frames`.
+    """
+    if count > max_frames:
+        raise VaExportError(
+            f"{count} frames are more than this bundle's max_frames ({max_frames})",
+            where="frames",
+            fix="use fewer frames, or export with a larger --max-frames",
+        )
+
+
+def pixels(given: npt.ArrayLike, image_size: int, max_frames: int) -> Float32:
     """Normalised frames (F, 3, image_size, image_size).
 
     Raises:
-        VaExportError: another shape, more than `max_frames`, or values that are not finite.
+        VaExportError: another shape, more than `max_frames`, whole numbers or other values that no normalised frame
+            has, or values that are not finite.
     """
-    array = _floats("pixel_values", values)
+    array = _array("pixel_values", given)
+    if array.dtype.kind in "ui":
+        raise VaExportError(
+            f"pixel_values has values of type {array.dtype}, as frames have before they are normalised",
+            where="pixel_values",
+            fix="give what bundle.processing.pixel_values(frames) makes of them",
+        )
+    array = _floats("pixel_values", array)
     if array.ndim != 4 or array.shape[1:] != (3, image_size, image_size) or not len(array):
         raise VaExportError(
             f"pixel_values has shape {array.shape}; this bundle takes (frames, 3, {image_size}, {image_size})",
-            where="generate",
+            where="pixel_values",
+            fix="give what bundle.processing.pixel_values(frames) makes of frames",
         )
-    if len(array) > max_frames:
-        raise VaExportError(
-            f"{len(array)} frames are more than this bundle's max_frames ({max_frames})",
-            where="generate",
-            fix="use fewer frames, or export with a larger --max-frames",
-        )
+    frame_count(len(array), max_frames)
     if not np.isfinite(array).all():
-        raise VaExportError("pixel_values has NaN or infinite values", where="generate")
+        raise VaExportError(
+            "pixel_values has NaN or infinite values", where="pixel_values", fix="look where they come from"
+        )
+    if (largest := float(np.abs(array).max())) > _LARGEST_PIXEL:
+        raise VaExportError(
+            f"pixel_values has values up to {largest:g}; those of normalised frames are below {_LARGEST_PIXEL:g}",
+            where="pixel_values",
+            fix="give what bundle.processing.pixel_values(frames) makes of frames",
+        )
     return array
+
+
+def alphas(
+    alpha_k: float | None, alpha_v: float | None, key_log_gain: object, value_gain: object
+) -> tuple[float | None, float | None]:
+    """Both alphas as Python floats, or None where none is given.
+
+    Raises:
+        VaExportError: no number, outside of what a recipe may say, or beside the gains that it would make.
+    """
+    checked: list[float | None] = []
+    for name, alpha, other, gains in (
+        ("alpha_k", alpha_k, "key_log_gain", key_log_gain),
+        ("alpha_v", alpha_v, "value_gain", value_gain),
+    ):
+        if alpha is not None and gains is not None:
+            raise VaExportError(f"{name} contradicts {other}", where=name, fix="leave one of them out")
+        checked.append(None if alpha is None else values.number(name, alpha, least=_LEAST_ALPHA, below=_ALPHA_BELOW))
+    return checked[0], checked[1]
 
 
 def finite_tokens(visual_tokens: Float32, precision: str) -> Float32:
@@ -62,22 +140,65 @@ def finite_tokens(visual_tokens: Float32, precision: str) -> Float32:
     return visual_tokens
 
 
-def gain(name: str, values: npt.ArrayLike, length: int) -> Float32:
+def gain(name: str, given: npt.ArrayLike, length: int) -> Float32:
     """One gain a prompt position, (length,); a key's logarithm may be -inf, which removes the key.
 
     Raises:
-        VaExportError: another length, or values that are not finite.
+        VaExportError: another shape, values that are not finite, or a gain below 0.
     """
-    array = _floats(name, values).reshape(-1)
-    if array.shape != (length,):
-        raise VaExportError(f"{name} has {array.size} values; the prompt has {length} positions", where="generate")
+    array = _floats(name, _array(name, given))
+    if array.shape not in ((length,), (1, length)):
+        raise VaExportError(
+            f"{name} has shape {array.shape}; the prompt has {length} positions", where=name, fix="give one a position"
+        )
     if np.isnan(array).any() or np.isposinf(array).any() or (name == "value_gain" and not np.isfinite(array).all()):
-        raise VaExportError(f"{name} has NaN or infinite values", where="generate")
-    return array
+        raise VaExportError(f"{name} has NaN or infinite values", where=name, fix="look where they come from")
+    if name == "key_log_gain" and np.isneginf(array).all():
+        raise VaExportError("key_log_gain removes every key", where=name, fix="leave some above -inf")
+    return array.reshape(-1)
 
 
-def _floats(name: str, values: npt.ArrayLike) -> Float32:
+def _array(name: str, given: npt.ArrayLike) -> npt.NDArray[Any]:
+    """Whatever NumPy makes an array of: arrays and tensors on the host, sequences, buffers."""
+    if isinstance(given, np.ma.MaskedArray):
+        raise VaExportError(f"{name} is a masked array", where=name, fix="fill it, with what is meant")
     try:
-        return np.ascontiguousarray(values, dtype=np.float32)
-    except (TypeError, ValueError) as error:
-        raise VaExportError(f"{name} is not an array of numbers: {error}", where="generate") from error
+        return np.asarray(given)
+    except MemoryError:
+        raise
+    except Exception as error:  # PyTorch raises bare RuntimeErrors for tensors that require a gradient
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise VaExportError(f"{name} is not an array: {reason}", where=name, fix="give a NumPy array") from error
+
+
+def _floats(name: str, array: npt.NDArray[Any]) -> Float32:
+    """As float32; whole numbers count as numbers, and ml_dtypes' bfloat16 is a float, whatever NumPy calls its kind."""
+    if array.dtype.kind not in "uif" and array.dtype.name != "bfloat16":
+        raise VaExportError(
+            f"{name} has values of type {array.dtype}, not real numbers", where=name, fix="give float32 values"
+        )
+    with np.errstate(over="ignore"):  # becomes infinite, and is refused as that
+        return np.ascontiguousarray(array, dtype=np.float32)
+
+
+def check_ranges(component: ComponentEntry, inputs: Mapping[str, npt.NDArray[Any]]) -> None:
+    """Hold inputs against what a component takes: names, ranks, fixed sizes and the ranges of the others.
+
+    Raises:
+        VaExportError: naming the input and what it may be.
+    """
+    for tensor in component.inputs:
+        if tensor.name not in inputs or inputs[tensor.name].ndim != len(tensor.shape):
+            raise VaExportError(f"{tensor.name} is missing or not of shape {tensor.shape}", where="generate")
+        for size, dimension in zip(inputs[tensor.name].shape, tensor.shape, strict=True):
+            if isinstance(dimension, int):
+                low = high = dimension
+            else:
+                ranges = [sizes[dimension] for sizes in component.ranges.values() if dimension in sizes]
+                low, high = min(r.min for r in ranges), max(r.max for r in ranges)
+            if not low <= size <= high:
+                raise VaExportError(
+                    f"{tensor.name} has {size} in {dimension}; this bundle takes {low} to {high}",
+                    where="generate",
+                    fix="use fewer frames, or export with larger limits (--max-frames)",
+                )

@@ -2,53 +2,30 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Never, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from va_export.anchor.gains import alphas_of_prompt, gains_from_score
 from va_export.bundle.manifest import Manifest, read_manifest, verify_hashes
 from va_export.errors import VaExportError
-from va_export.runtime import arguments
-from va_export.runtime.backends.backend import Backend, Bool, Float32, Int64, has_score_graph
-from va_export.runtime.backends.table import open_backend
-from va_export.runtime.processing.fixed_frames import Processing
+from va_export.runtime import arguments, values
+from va_export.runtime.anchoring import Anchoring
+from va_export.runtime.backends.backend import Backend, Float32, Int64, has_score_graph
+from va_export.runtime.backends.decoder_parts import position_axes
+from va_export.runtime.backends.table import ATTENTIONS, BACKENDS, open_backend
+from va_export.runtime.generation import Encoded, Generation
+from va_export.runtime.processing import PROCESSING_NAME, Prepared, read_processing
+from va_export.runtime.processing.fixed_frames import Frames
 from va_export.runtime.score_cache import ScoreCache
-from va_export.runtime.scoring import SCORERS, Scored, Scorer, score_visual_tokens
+from va_export.runtime.scoring import SCORERS, Scorer, score_visual_tokens
+from va_export.runtime.session import Session, Steps, follow, greedy, likeliest
 from va_export.runtime.stage_clock import StageClock
-from va_export.runtime.tokenizer import Tokenizer, load_tokenizer
-from va_export.settings import GainSettings, Limits, ScoreSettings
-
-
-@dataclass(frozen=True)
-class Generation:
-    """One answer and what led to it.
-
-    Attributes:
-        tokens: (T,) the generated ids; the last is a stop id if one came up.
-        logits: (T, vocab) float32, row t is what token t was chosen from, so prefill's last position comes first;
-        None unless
-            asked for.
-        visual_tokens: (N, hidden_size) as they entered the decoder; None without frames.
-        sharing_score: (N,) in [0, 1]; None without frames or with anchors off.
-        labels: (N,) subspace of each visual token, with the score.
-        timings: milliseconds by stage: vision, score, prefill, decode (all steps), total; where the decoder is in
-            shards also what each of them had of prefill and decode, as `prefill/decoder_0`.
-    """
-
-    tokens: Int64
-    logits: Float32 | None
-    visual_tokens: Float32 | None
-    sharing_score: Float32 | None
-    labels: npt.NDArray[np.int64] | None
-    timings: dict[str, float] = field(default_factory=dict)
-    gpu_timings: dict[str, float] = field(default_factory=dict)
+from va_export.runtime.tokenizer import TOKENIZER_FILE, Tokenizer, load_tokenizer
 
 
 class Bundle:
@@ -64,37 +41,42 @@ class Bundle:
     ) -> None:
         self.manifest = manifest
         self.backend = backend
-        self.attention: str = attention or manifest.data["attention"]
-        self.limits = Limits.from_mapping(manifest.data["limits"], "manifest.json: limits")
+        self.attention: str = attention or manifest.data.attention
+        self.limits = manifest.data.limits
         self.score_cache = score_cache
         self.scorer: str = score or default_scorer(manifest, backend.name)
-        self.gains = GainSettings.from_mapping(manifest.data["gains"], "manifest.json: gains")
-        self.score_settings = ScoreSettings.from_mapping(manifest.data["score"], "manifest.json: score")
-        self.processing = Processing.from_json(manifest.path("processing.json").read_text(encoding="utf-8"))
-        self.tokenizer: Tokenizer | None = load_tokenizer(manifest.directory)
+        self.gains = manifest.data.gains
+        self.score_settings = manifest.data.score
+        manifest.path(PROCESSING_NAME)
+        self.processing = read_processing(manifest.held.path(PROCESSING_NAME))
+        self.tokenizer: Tokenizer | None = None
+        if TOKENIZER_FILE in manifest.data.files:
+            with manifest.held.in_place(TOKENIZER_FILE) as directory:
+                self.tokenizer = load_tokenizer(directory)
+        self._is_closed = False
 
     @property
     def default_frames(self) -> int:
         """Frames that a question takes unless asked otherwise."""
-        settings = json.loads(self.manifest.path("generation.json").read_text(encoding="utf-8"))
-        return int(settings["frames"])
+        return self.processing.frames
 
     @classmethod
     def open(
         cls,
-        path: str | Path,
+        path: str | Path | Manifest,
         backend: str = "onnxruntime",
         *,
         attention: str | None = None,
         check_hashes: bool = False,
         score_cache: str | Path | None = None,
         devices: Sequence[int] | None = None,
-        unfinished_too: bool = False,
         score: str | None = None,
+        trust_plugins: bool = False,
     ) -> Self:
-        """Open a bundle directory.
+        """Open a bundle directory. What is read later is what lies there now; a file that was exchanged is refused.
 
         Args:
+            path: a manifest opens the bundle that it was read from.
             backend: `onnxruntime`, `tensorrt`, `tensorrt-rtx` or `torch`.
             attention: `plugin` or `native` form of the decoder; None: the form that the bundle was exported with.
             check_hashes: also compare the SHA-256 of every file; sizes are always compared.
@@ -102,17 +84,33 @@ class Bundle:
                 it again; None keeps none.
             devices: GPUs that the decoder's shards are spread over, in order; the other components go to the first.
                 None: one GPU, or the CPU.
-            unfinished_too: for the export that is making the bundle, to prove it.
             score: `host`, the solver of this package, or `graph`, the bundle's own `score` component in the backend;
                 None: the engine where TensorRT has one, else the host.
+            trust_plugins: execute the bundle's own plugin library and engines, whoever made them (SECURITY.md); as
+                VA_EXPORT_TRUST_PLUGINS=1.
 
         Raises:
-            VaExportError: not a bundle, an unfinished one, damaged, of an unknown version, or the backend is not
-                available.
+            VaExportError: not a bundle, an unfinished one, damaged, of an unknown version, with code to execute that
+                nothing vouches for, or the backend is not available.
         """
-        if score is not None and score not in SCORERS:
-            raise VaExportError(f"unknown scorer {score!r}", where="score", fix=f"use one of: {', '.join(SCORERS)}")
-        manifest = read_manifest(Path(path), unfinished_too=unfinished_too)
+        directory = path if isinstance(path, Manifest) else values.absolute_path("path", path)
+        values.choice("backend", backend, BACKENDS)
+        if attention is not None:
+            values.choice("attention", attention, ATTENTIONS)
+        if score is not None:
+            values.choice("score", score, SCORERS)
+        if devices is not None:
+            devices = values.devices("devices", devices)
+        cache = None if score_cache is None else ScoreCache(values.absolute_path("score_cache", score_cache))
+        check_hashes = values.flag("check_hashes", check_hashes)
+        trust_plugins = values.flag("trust_plugins", trust_plugins)
+        manifest = directory if isinstance(directory, Manifest) else read_manifest(directory)
+        if attention not in (None, manifest.data.attention) and backend != "onnxruntime":
+            raise VaExportError(
+                f"the bundle has {manifest.data.attention} attention, and {backend} runs no other form of it",
+                where="attention",
+                fix="leave attention out, or export the bundle with the other --attention",
+            )
         if score == "graph" and not has_score_graph(manifest, backend):
             raise VaExportError(
                 f"this bundle has no graph of the score for {backend}",
@@ -121,12 +119,20 @@ class Bundle:
             )
         if check_hashes:
             verify_hashes(manifest)
-        cache = None if score_cache is None else ScoreCache(Path(score_cache))
-        return cls(manifest, open_backend(backend, manifest, attention, devices), attention, cache, score)
+        opened = open_backend(backend, manifest, attention, devices, trust_plugins)
+        return cls(manifest, opened, attention, cache, score)
 
     def close(self) -> None:
-        """Free the backend."""
+        """Free the backend; a closed bundle answers no more."""
+        self._is_closed = True
         self.backend.close()
+
+    def __reduce__(self) -> Never:
+        raise VaExportError(
+            "an open bundle cannot be pickled or copied: it holds sessions of this process",
+            where="Bundle",
+            fix="open it again where it is needed, from its directory",
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -137,18 +143,32 @@ class Bundle:
         self.close()
 
     def prompt(self, question: str, n_frames: int) -> Int64:
-        """Ids (1, S) of a question about `n_frames` frames.
+        """Ids (1, S) of a question about `n_frames` frames; 0 frames: of a question without a video.
 
         Raises:
-            VaExportError: the bundle has no tokenizer.
+            VaExportError: the bundle has no tokenizer, a question that is no text, or more frames than it takes.
         """
+        question = values.text("question", question)
+        n_frames = values.whole_number("n_frames", n_frames, least=0)
+        arguments.frame_count(n_frames, self.limits.max_frames)
+        return self.processing.input_ids(question, n_frames, self._tokenizer())
+
+    def prepare(self, frames: Frames, question: str) -> Prepared:
+        """A question about frames that were read ([H, W, 3] uint8 each, RGB), as the components take it.
+
+        Raises:
+            VaExportError: the bundle has no tokenizer, or frames of another kind.
+        """
+        return self.processing.prepare(frames, values.text("question", question), self._tokenizer())
+
+    def _tokenizer(self) -> Tokenizer:
         if self.tokenizer is None:
             raise VaExportError(
                 "this bundle has no tokenizer: its checkpoint came without tokenizer files",
                 where=self.manifest.directory,
                 fix="give token ids (input_ids), or export from a checkpoint with its tokenizer",
             )
-        return self.processing.input_ids(question, n_frames, self.tokenizer)
+        return self.tokenizer
 
     def generate(
         self,
@@ -165,75 +185,144 @@ class Bundle:
         ignore_stop: bool = False,
         on_token: Callable[[int], None] | None = None,
     ) -> Generation:
-        """Answer greedily.
+        """Answer greedily: the short way to `answer`, from arrays.
 
         Args:
             pixel_values: (frames, 3, S, S) float32, normalised; None for a text-only prompt.
-            input_ids: (S,) or (1, S); the image placeholders take the visual tokens in order.
+            input_ids: (S,) or (1, S); the image placeholders take the visual tokens in order, and a single one stands
+                for all of them.
             max_new_tokens: tokens to generate at the most; fewer when a stop id comes up.
             anchors: False leaves VideoAnchor out.
             alpha_k, alpha_v: gains; None: those of the manifest.
-            key_log_gain, value_gain: (S,) gains of every prompt position, instead of the scored ones.
+            key_log_gain, value_gain: (S,) gains of every position of the whole prompt, instead of the scored ones.
             return_logits: keep the logits of every step.
             forced_tokens: (T,) feed these instead of the greedy choice, for comparisons; stop ids then do not stop.
             ignore_stop: generate `max_new_tokens` whatever comes up.
             on_token: called with each token as it is chosen.
 
         Raises:
-            VaExportError: shapes that do not fit each other, or a prompt beyond the bundle's limits.
+            VaExportError: values of a wrong type, shapes that do not fit each other, or a prompt beyond the bundle's
+                limits; `where` names the argument.
         """
-        vocab: int = self.manifest.data["model"]["text"]["vocab_size"]
-        forced = (
-            None if forced_tokens is None else arguments.token_ids("forced_tokens", forced_tokens, vocab).reshape(-1)
-        )
-        n_new = max_new_tokens if forced is None else len(forced)
-        ids = self._checked_ids(input_ids, vocab, n_new)
-        given = (alpha_k, alpha_v, key_log_gain, value_gain)
-        if not anchors and any(one is not None for one in given):
-            raise VaExportError("anchors=False contradicts given gains", where="generate", fix="leave one of them out")
-        pixels = None
-        if pixel_values is not None:
-            pixels = arguments.pixels(pixel_values, self.processing.image_size, self.limits.max_frames)
-        clock = StageClock(self.backend)
-        with clock("total"):
-            visual = None
-            if pixels is not None:
-                with clock("vision"):
-                    visual = arguments.finite_tokens(self.backend.vision(pixels), self.manifest.data["precision"])
-            is_visual = self._placeholders(ids, visual)
-            explicit = key_log_gain is not None and value_gain is not None
-            scored = None
-            if anchors and visual is not None and not explicit:
-                with clock("score"):
-                    grapher = self.backend if self.scorer == "graph" else None
-                    scored = score_visual_tokens(visual, self.score_settings, cache=self.score_cache, backend=grapher)
-            gains = self._gains(ids.shape[1], is_visual, scored, (alpha_k, alpha_v), (key_log_gain, value_gain))
-            stops = () if ignore_stop or forced is not None else self.processing.stop_token_ids
-            chooses_here = return_logits or forced is not None
-            tokens, logits = self._decode(
-                ids, is_visual, visual, gains, n_new, forced, stops, on_token, clock, chooses_here
-            )
-        return Generation(
-            tokens=tokens,
-            logits=logits if return_logits else None,
-            visual_tokens=visual,
-            sharing_score=None if scored is None else scored.sharing_score,
-            labels=None if scored is None else scored.labels,
-            timings=clock.milliseconds,
-            gpu_timings=clock.gpu_milliseconds,
+        anchors, ignore_stop = values.flag("anchors", anchors), values.flag("ignore_stop", ignore_stop)
+        ids = arguments.prompt_ids(input_ids, self._vocab_size)
+        given = {} if pixel_values is None else {"pixel_values": pixel_values}
+        return self.answer(
+            self.processing.prepare_ids(ids, given, self.limits.max_frames),
+            max_new_tokens,
+            Anchoring(anchors, alpha_k, alpha_v, key_log_gain, value_gain),
+            return_logits=return_logits,
+            forced_tokens=forced_tokens,
+            ignore_stop=ignore_stop,
+            on_token=on_token,
         )
 
-    def _checked_ids(self, input_ids: npt.ArrayLike | None, vocab: int, n_new: int) -> Int64:
-        if input_ids is None:
-            raise VaExportError("generate needs input_ids", where="generate", fix="make them with Bundle.prompt")
-        ids = np.atleast_2d(arguments.token_ids("input_ids", input_ids, vocab))
-        if ids.ndim != 2 or ids.shape[0] != 1 or ids.shape[1] < 1:
+    def answer(
+        self,
+        prepared: Prepared,
+        max_new_tokens: int = 32,
+        anchoring: Anchoring | None = None,
+        *,
+        return_logits: bool = False,
+        forced_tokens: npt.ArrayLike | None = None,
+        ignore_stop: bool = False,
+        on_token: Callable[[int], None] | None = None,
+    ) -> Generation:
+        """Answer a prepared prompt greedily; see `generate` for the arguments and errors."""
+        if self._is_closed:
+            raise VaExportError("the bundle is closed", where="generate", fix="open it again")
+        max_new_tokens = values.whole_number("max_new_tokens", max_new_tokens, least=1)
+        ignore_stop = values.flag("ignore_stop", ignore_stop)
+        return_logits = values.flag("return_logits", return_logits)
+        if on_token is not None and not callable(on_token):
+            raise VaExportError("on_token cannot be called", where="on_token", fix="give a function of one token")
+        forced = None
+        if forced_tokens is not None:
+            forced = arguments.one_row("forced_tokens", forced_tokens, self._vocab_size)
+        n_new = max_new_tokens if forced is None else forced.shape[1]
+        self._check_length(prepared, n_new)
+        stops = () if ignore_stop else self.processing.stop_token_ids
+        on_row = None if on_token is None else lambda _, token: on_token(token)
+        clock = StageClock(self.backend)
+        with self._unchanged(), clock("total"):
+            encoded = self._encode(prepared, anchoring or Anchoring(), clock)
+            session = self._session(1, prepared.length + n_new)
+            with clock("prefill"):
+                logits = session.prefill(0, prepared, encoded.visual, encoded.gains)
+                clock.add_parts("prefill", self.backend.part_milliseconds)
+            with clock("decode"):
+                if self.backend.has_greedy_loop and not return_logits and forced is None:
+                    first = int(likeliest(logits)[0])
+                    loop = self.backend.greedy_steps(first, prepared.length, prepared.next_position, session.cache)
+                    steps = Steps([follow(first, loop, n_new, stops, on_row)])
+                else:
+                    step = self._timed_step(session, clock)
+                    steps = greedy(logits, step, n_new, stops=stops, forced=forced, on_token=on_row)
+        return encoded.generation(steps, 0, clock, with_logits=return_logits)
+
+    def answer_batch(
+        self,
+        prompts: Sequence[Prepared],
+        max_new_tokens: int = 32,
+        anchoring: Anchoring | None = None,
+        *,
+        return_logits: bool = False,
+        ignore_stop: bool = False,
+    ) -> list[Generation]:
+        """Answer several prompts at once, of any lengths: each is prefilled by itself, and all decode together, a row
+        of the KV cache each. The answers are those of `answer`; timings are of the whole batch.
+
+        Raises:
+            VaExportError: no prompt, more than the bundle's max_batch_size, or one beyond its limits.
+        """
+        if not 1 <= len(prompts) <= self.limits.max_batch_size:
             raise VaExportError(
-                f"input_ids has shape {ids.shape}; generate takes one prompt, (S,) or (1, S)", where="generate"
+                f"{len(prompts)} prompts were given; this bundle takes 1 to {self.limits.max_batch_size} at once",
+                where="answer_batch",
+                fix="give fewer, or export with a larger --max-batch-size",
             )
-        if n_new < 1:
-            raise VaExportError(f"max_new_tokens must be at least 1, not {n_new}", where="generate")
-        length = ids.shape[1]
+        max_new_tokens = values.whole_number("max_new_tokens", max_new_tokens, least=1)
+        if self._is_closed:
+            raise VaExportError("the bundle is closed", where="answer_batch", fix="open it again")
+        for prepared in prompts:
+            self._check_length(prepared, max_new_tokens)
+        stops = () if ignore_stop else self.processing.stop_token_ids
+        clock = StageClock(self.backend)
+        with self._unchanged(), clock("total"):
+            encoded = [self._encode(prepared, anchoring or Anchoring(), clock) for prepared in prompts]
+            session = self._session(len(prompts), max(prepared.length for prepared in prompts) + max_new_tokens)
+            with clock("prefill"):
+                rows = [session.prefill(row, one.prepared, one.visual, one.gains) for row, one in enumerate(encoded)]
+            with clock("decode"):
+                step = self._timed_step(session, clock)
+                steps = greedy(np.concatenate(rows), step, max_new_tokens, stops=stops)
+        return [one.generation(steps, row, clock, with_logits=return_logits) for row, one in enumerate(encoded)]
+
+    @property
+    def _vocab_size(self) -> int:
+        return self.manifest.data.model.text.vocab_size
+
+    @contextmanager
+    def _unchanged(self) -> Iterator[None]:
+        """Around an answer: what was computed while a file was edited may be of both contents."""
+        self.manifest.held.check_open()
+        yield
+        self.manifest.held.check_open()
+
+    def _session(self, batch: int, needed: int) -> Session:
+        hidden_size, axes = self.manifest.data.model.text.hidden_size, position_axes(self.manifest)
+        return Session.start(self.backend, hidden_size, axes, batch, needed, self.limits.max_kv_cache_capacity)
+
+    def _timed_step(self, session: Session, clock: StageClock) -> Callable[[Int64], Float32]:
+        def step(tokens: Int64) -> Float32:
+            logits = session.step(tokens)
+            clock.add_parts("decode", self.backend.part_milliseconds)
+            return logits
+
+        return step
+
+    def _check_length(self, prepared: Prepared, n_new: int) -> None:
+        length = prepared.length
         if length > self.limits.max_input_len:
             raise VaExportError(
                 f"the prompt has {length} tokens; this bundle takes {self.limits.max_input_len}",
@@ -247,128 +336,32 @@ class Bundle:
                 where="generate",
                 fix="lower max_new_tokens, or export with a larger --max-kv-cache-capacity",
             )
-        return ids
 
-    def _placeholders(self, ids: Int64, visual: Float32 | None) -> Bool:
-        """Which positions take visual tokens, (1, S)."""
-        token = self.processing.image_token_id
-        if visual is None:
-            if token is not None and (ids == token).any():
-                raise VaExportError(
-                    f"the prompt has {int((ids == token).sum())} image placeholders (id {token}), there are no frames",
-                    where="generate",
-                    fix="give pixel_values, or leave the placeholders out",
-                )
-            return np.zeros(ids.shape, dtype=np.bool_)
-        count = len(visual)
-        if token is None:
-            # The checkpoint did not say which id stands for the image: it is the one that occurs once a visual token.
-            values, occurrences = np.unique(ids, return_counts=True)
-            candidates = values[occurrences == count]
-            if len(candidates) != 1:
-                raise VaExportError(
-                    f"no single id occurs {count} times in the prompt, once for each visual token",
-                    where="generate",
-                    fix=f"put exactly {count} image placeholders into input_ids, or export with --image-token-id",
-                )
-            token = int(candidates[0])
-        is_visual: Bool = ids == token
-        if is_visual.sum() != count:
+    def _encode(self, prepared: Prepared, anchoring: Anchoring, clock: StageClock) -> Encoded:
+        """Visual tokens, score and gains of a prompt."""
+        visual = scored = None
+        if prepared.vision_inputs:
+            with clock("vision"):
+                visual = self._visual_tokens(prepared)
+        if anchoring.needs_score and visual is not None:
+            with clock("score"):
+                grapher = self.backend if self.scorer == "graph" else None
+                tokens = visual[prepared.scored_rows]
+                scored = score_visual_tokens(tokens, self.score_settings, cache=self.score_cache, backend=grapher)
+        return Encoded(prepared, visual, scored, anchoring.gains(prepared, scored, self.gains))
+
+    def _visual_tokens(self, prepared: Prepared) -> Float32:
+        """(N, hidden_size), one for each placeholder."""
+        arguments.check_ranges(self.manifest.component("vision"), prepared.vision_inputs)
+        visual = self.backend.run("vision", prepared.vision_inputs)["visual_tokens"]
+        expected = int(prepared.is_visual.sum())
+        if len(visual) != expected:
             raise VaExportError(
-                f"the prompt has {int(is_visual.sum())} image placeholders (id {token}); the frames give {count} visual"
-                " tokens",
-                where="generate",
-                fix=f"put {self.processing.tokens_per_frame} placeholders into the prompt for each frame",
-            )
-        return is_visual
-
-    def _gains(
-        self,
-        length: int,
-        is_visual: Bool,
-        scored: Scored | None,
-        alphas: tuple[float | None, float | None],
-        overrides: tuple[npt.ArrayLike | None, npt.ArrayLike | None],
-    ) -> tuple[Float32, Float32]:
-        """key_log_gain and value_gain of the prompt, (S,) each."""
-        log_gain, gain = np.zeros(length, np.float32), np.ones(length, np.float32)
-        if scored is not None:
-            given_k, given_v = alphas
-            if given_k is None or given_v is None:
-                alpha_k, alpha_v = alphas_of_prompt(self.gains, scored.sharing_score, length)
-                given_k = alpha_k if given_k is None else given_k
-                given_v = alpha_v if given_v is None else given_v
-            log_gain, gain = gains_from_score(
-                scored.sharing_score, is_visual[0], length, alpha_k=given_k, alpha_v=given_v
-            )
-        return (
-            log_gain if overrides[0] is None else arguments.gain("key_log_gain", overrides[0], length),
-            gain if overrides[1] is None else arguments.gain("value_gain", overrides[1], length),
-        )
-
-    def _likeliest(self, logits: Float32) -> int:
-        """Greedy choice. NaN would win every argmax, and the answer would be noise without a word."""
-        return self._finite(int(logits.argmax()) if np.isfinite(logits).all() else -1)
-
-    def _finite(self, token: int) -> int:
-        """The token, unless it is the −1 of logits that are not finite."""
-        if token < 0:
-            precision = self.manifest.data["precision"]
-            raise VaExportError(
-                f"the decoder's logits are not finite: its activations do not fit {precision}",
+                f"the vision component gave {len(visual)} visual tokens, the prompt has {expected} placeholders",
                 where=self.manifest.directory,
-                fix="export with --precision bf16 or --precision fp32",
+                fix="processing.json and the graphs do not belong together: copy or export the bundle again",
             )
-        return token
-
-    def _decode(
-        self,
-        ids: Int64,
-        is_visual: Bool,
-        visual: Float32 | None,
-        gains: tuple[Float32, Float32],
-        n_new: int,
-        forced: Int64 | None,
-        stops: tuple[int, ...],
-        on_token: Callable[[int], None] | None,
-        clock: StageClock,
-        chooses_here: bool,
-    ) -> tuple[Int64, Float32]:
-        """Tokens, and the logits that came to the host: all of them where tokens are chosen here, else prefill's."""
-        backend, length = self.backend, ids.shape[1]
-        no_visual = np.zeros((1, self.manifest.data["model"]["text"]["hidden_size"]), np.float32)
-        capacity = backend.cache_capacity(length + n_new, self.limits.max_kv_cache_capacity)
-        cache = backend.new_cache(1, capacity)
-        plain = np.zeros((1, capacity), np.float32), np.ones((1, capacity), np.float32)
-        padded = plain[0].copy(), plain[1].copy()
-        if length > 1:  # one query is plain attention (arXiv 2509.25151: prefill only)
-            padded[0][0, :length], padded[1][0, :length] = gains
-        with clock("prefill"):
-            embeds = backend.embed(ids, is_visual, no_visual if visual is None else visual)
-            logits = [backend.decode(embeds, *padded, np.zeros(1, np.int64), cache)[0]]
-            clock.add_parts("prefill", backend.part_milliseconds)
-        tokens: list[int] = []
-        is_text = np.zeros((1, 1), np.bool_)
-        steps: Iterator[int] | None = None
-        token = self._likeliest(logits[-1]) if forced is None else int(forced[0])
-        with clock("decode"):
-            while True:
-                tokens.append(token)
-                if on_token is not None:
-                    on_token(token)
-                if len(tokens) == n_new or token in stops:
-                    break
-                past = length + len(tokens) - 1
-                if len(tokens) == 1 and backend.has_greedy_loop and not chooses_here:
-                    steps = backend.greedy_steps(token, past, cache)
-                if steps is not None:
-                    token = self._finite(next(steps))
-                    continue
-                embeds = backend.embed(np.array([[token]], np.int64), is_text, no_visual)
-                logits.append(backend.decode(embeds, *plain, np.array([past], np.int64), cache)[0])
-                clock.add_parts("decode", backend.part_milliseconds)
-                token = self._likeliest(logits[-1]) if forced is None else int(forced[len(tokens)])
-        return np.array(tokens, np.int64), np.stack(logits)
+        return arguments.finite_tokens(visual, self.manifest.data.precision)
 
 
 def default_scorer(manifest: Manifest, backend: str) -> Scorer:

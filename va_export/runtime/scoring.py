@@ -5,13 +5,14 @@ Everything that runs a bundle asks for a score through this one function.
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
+from msgspec.structs import asdict
 
 from va_export.anchor import subspace_score
+from va_export.anchor.scorable import NO_SCORE
 from va_export.errors import VaExportError
 from va_export.runtime.backends.backend import Backend
 from va_export.runtime.score_cache import ScoreCache, Scored
@@ -38,7 +39,7 @@ def score_visual_tokens(
             solver.
 
     Raises:
-        VaExportError: fewer tokens than subspaces, or tokens that are not finite.
+        VaExportError: tokens without a score, as `va_export.anchor.subspace_score` refuses them.
     """
     if cache is not None:
         solver = {"solver_dtype": dtype} if backend is None else {"solver_graph": backend.name}
@@ -67,7 +68,7 @@ def _score_on_host(visual_tokens: npt.NDArray[np.float32], settings: ScoreSettin
 
 
 def _score_in_graph(visual_tokens: npt.NDArray[np.float32], settings: ScoreSettings, backend: Backend) -> Scored:
-    # A graph raises nothing: it would give zeros, and the answer would be that of the plain model without a word.
+    # A graph raises nothing: without these, the answer would be that of the plain model without a word.
     if len(visual_tokens) < settings.n_subspaces:
         raise VaExportError(
             f"{len(visual_tokens)} tokens cannot form {settings.n_subspaces} subspaces",
@@ -76,5 +77,12 @@ def _score_in_graph(visual_tokens: npt.NDArray[np.float32], settings: ScoreSetti
         )
     if not np.isfinite(visual_tokens).all():
         raise VaExportError("visual tokens hold NaN or infinity", where="score", fix="check the vision component")
-    score, labels = backend.score(visual_tokens)
-    return Scored(score, labels, iterations=0)
+    outputs = backend.run("score", {"visual_tokens": np.ascontiguousarray(visual_tokens)})
+    if (outputs["labels"] == NO_SCORE).any():
+        raise VaExportError(
+            "these visual tokens have no score in float32: one is zero or orthogonal to every other, or the"
+            " self-expression solver ended without a result",
+            where="score",
+            fix='open the bundle with score="host", which tells which',
+        )
+    return Scored(outputs["sharing_score"], outputs["labels"], iterations=0)

@@ -97,6 +97,12 @@ def load_tokenizer(directory: Path | str) -> Tokenizer | None:
             fix="pip install tokenizers, or pass token ids",
         ) from None
     try:
-        return Tokenizer(tokenizers.Tokenizer.from_file(str(path)))
+        tokenizer = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exception for anything wrong with the file
-        raise VaExportError(f"the tokenizer cannot be read: {error}", where=path) from error
+        raise VaExportError(
+            f"the tokenizer cannot be read: {error}", where=path, fix="export the bundle again"
+        ) from error
+    # A file may say that texts are to be cut or padded; Transformers does so only where it is asked to.
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return Tokenizer(tokenizer)

@@ -2,7 +2,7 @@
 
 Nothing else in the package imports `tensorrt` or `tensorrt_rtx`. What differs between the two (and between
 TensorRT 10.13 and 11) is settled here: where the module comes from, network creation flags, and a loader trap
-in RTX's wheel. The code keeps to the part of the API in `tensorrt_types`, which all of them have.
+in RTX's wheel. The code keeps to the part of the API in `types`, which all of them have.
 """
 
 from __future__ import annotations

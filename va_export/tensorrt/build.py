@@ -5,88 +5,65 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from va_export.errors import VaExportError
 from va_export.ops.declaration import DOMAIN
-from va_export.tensorrt.api import Flavor, TensorRT, load_tensorrt
+from va_export.tensorrt.api import TensorRT, load_tensorrt
 from va_export.tensorrt.build_log import BuildLog, OnProgress, create_build_log, create_progress_monitor
-from va_export.tensorrt.engine_info import EngineInfo
+from va_export.tensorrt.engine_info import BuildRequest, EngineInfo
 from va_export.tensorrt.inspect_engine import find_plugin_records
-from va_export.tensorrt.prepare_onnx import PLUGIN_VERSION, Attention, PluginNode, PreparedModel, prepare_onnx
-from va_export.tensorrt.profiles import DimensionRange, Profile, shape_profiles
+from va_export.tensorrt.prepare_onnx import PLUGIN_VERSION, PluginNode, PreparedModel, prepare_onnx
+from va_export.tensorrt.profiles import Profile, shape_profiles
 from va_export.tensorrt.targets import check_targets, set_targets
 from va_export.tensorrt.types import Builder, BuilderConfig, Network, OnnxParser
 
 
-def build_engine(
-    onnx_path: Path,
-    engine_path: Path,
-    *,
-    flavor: Flavor,
-    targets: tuple[str, ...],
-    ranges: Mapping[str, Mapping[str, DimensionRange]],
-    attention: Attention = "plugin",
-    capacity: int | None = None,
-    plugin_library: Path | None = None,
-    timing_cache: Path | None = None,
-    on_progress: OnProgress | None = None,
-) -> EngineInfo:
+def build_engine(request: BuildRequest, engine_path: Path, on_progress: OnProgress | None = None) -> EngineInfo:
     """Build one engine; `engine_path` appears only when it is complete.
 
     Args:
-        onnx_path: the model; weights may lie in external data files beside it and are mapped, not copied.
-        targets: as from `parse_targets`.
-        ranges: profile name → symbolic dimension → range, as from `dimension_ranges`.
-        attention: `plugin` leaves AnchoredAttention to `plugin_library`; `native` needs no plugin.
-        capacity: slots of the KV cache, for a model that has one.
-        timing_cache: read if it exists, written after the build; saves full TensorRT most of a second build
-            and is ignored by RTX, which times nothing ahead of time.
         on_progress: called with (phase, steps done, steps in all), possibly from TensorRT's threads.
 
     Raises:
         VaExportError: with the parser's or the builder's own words.
     """
     start = time.perf_counter()
-    api = load_tensorrt(flavor)
-    check_targets(api, targets)
-    if plugin_library is not None and attention == "plugin":
-        api.load_plugin_library(plugin_library)
+    onnx_path, attention = request.onnx_path, request.attention
+    api = load_tensorrt(request.flavor)
+    check_targets(api, request.targets)
+    if request.plugin_library is not None and attention == "plugin":
+        api.load_plugin_library(request.plugin_library)
 
     def has_plugin(op_type: str) -> bool:
         return attention == "plugin" and api.has_plugin(op_type, PLUGIN_VERSION, DOMAIN)
 
-    model = prepare_onnx(onnx_path, attention=attention, capacity=capacity, has_plugin=has_plugin)
-    profiles = shape_profiles(model.input_shapes, ranges)
+    model = prepare_onnx(onnx_path, attention=attention, capacity=request.capacity, has_plugin=has_plugin)
+    profiles = shape_profiles(model.input_shapes, request.ranges)
     log = create_build_log(api)
     builder: Builder = _create_builder(api, log)
     # The network's weights point into the parser's memory: it must live until the build is done.
     network, parser = _parse(api, builder, log, model, onnx_path)
     layer_counts = _count_layers(network)
-    config = _configure(api, builder, targets, profiles, on_progress)
-    if flavor == "tensorrt-rtx":
-        timing_cache = None
-    _load_timing_cache(config, timing_cache)
+    config = _configure(api, builder, request.targets, profiles, on_progress)
     serialized = builder.build_serialized_network(network, config)
     if serialized is None:
         raise VaExportError(
-            f"{api.label} could not build the engine for {', '.join(targets)}: {log.cause()}", where=onnx_path
+            f"{api.label} could not build the engine for {', '.join(request.targets)}: {log.cause()}", where=onnx_path
         )
     _write_atomically(engine_path, serialized)
     del serialized, network, parser
-    _save_timing_cache(config, timing_cache)
     return EngineInfo(
-        path=engine_path,
         size_bytes=engine_path.stat().st_size,
         seconds=time.perf_counter() - start,
         layer_counts=layer_counts,
         plugin_nodes=model.plugin_nodes,
         plugin_records=_check_plugins(engine_path, model.plugin_nodes),
-        flavor=flavor,
+        flavor=request.flavor,
         version=api.version,
-        targets=targets,
+        targets=request.targets,
         profiles=profiles,
         input_shapes=model.input_shapes,
     )
@@ -141,17 +118,6 @@ def _configure(
     if on_progress is not None:
         config.progress_monitor = create_progress_monitor(api, on_progress)
     return config
-
-
-def _load_timing_cache(config: BuilderConfig, path: Path | None) -> None:
-    if path is not None:
-        cache = config.create_timing_cache(path.read_bytes() if path.is_file() else b"")
-        config.set_timing_cache(cache, ignore_mismatch=False)
-
-
-def _save_timing_cache(config: BuilderConfig, path: Path | None) -> None:
-    if path is not None and (cache := config.get_timing_cache()) is not None:
-        _write_atomically(path, cache.serialize())
 
 
 def partial_file(path: Path, process: int) -> Path:

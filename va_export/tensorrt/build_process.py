@@ -9,14 +9,17 @@ import signal
 import subprocess
 import sys
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
+from msgspec.structs import replace
+
+from va_export.documents import convert, encode
 from va_export.errors import VaExportError
 from va_export.tensorrt.api import LOG
 from va_export.tensorrt.build import partial_file
 from va_export.tensorrt.build_log import OnProgress
+from va_export.tensorrt.build_worker import Asked
 from va_export.tensorrt.engine_info import BuildRequest, EngineInfo
 
 # The child imports from where this process does, whatever way that was set up.
@@ -61,7 +64,7 @@ def build_in_process(
             child.wait()
             if result is None:
                 raise _death(child.returncode, _tail(printed), request.onnx_path, memory_fix)
-            return _outcome(result, engine_path, request.onnx_path, memory_fix)
+            return _outcome(result, request.onnx_path, memory_fix)
         finally:
             if child.poll() is None:
                 child.kill()
@@ -73,15 +76,11 @@ def build_in_process(
 
 
 def _ask(child: subprocess.Popen[bytes], request: BuildRequest, engine_path: Path) -> None:
-    asked = {
-        "request": replace(request, onnx_path=request.onnx_path.absolute()).to_mapping(),
-        "engine_path": str(engine_path.absolute()),
-        "parent": os.getpid(),
-        "log_level": LOG.getEffectiveLevel(),
-    }
+    request = replace(request, onnx_path=request.onnx_path.absolute())
+    asked = Asked(request, engine_path.absolute(), os.getpid(), LOG.getEffectiveLevel())
     assert child.stdin is not None
     with contextlib.suppress(BrokenPipeError):  # it died already, which its exit code will say
-        child.stdin.write(json.dumps(asked).encode())
+        child.stdin.write(encode(asked))
         child.stdin.close()
 
 
@@ -104,10 +103,10 @@ def _listen(messages: IO[str], on_progress: OnProgress | None) -> list[Any] | No
     return result
 
 
-def _outcome(result: list[Any], engine_path: Path, onnx_path: Path, memory_fix: str) -> EngineInfo:
+def _outcome(result: list[Any], onnx_path: Path, memory_fix: str) -> EngineInfo:
     match result:
-        case ["built", data, peak]:
-            return replace(EngineInfo.from_mapping(data, engine_path), peak_memory_bytes=peak)
+        case ["built", data]:
+            return convert(data, EngineInfo, what="the build's result", where=onnx_path, fix="please report this")
         case ["refused", what, where, fix]:
             raise VaExportError(what, where=where, fix=fix)
         case ["out_of_memory"]:

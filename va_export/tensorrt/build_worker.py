@@ -8,7 +8,6 @@ whatever a library prints cannot come between: `progress`, `log`, and at the end
 from __future__ import annotations
 
 import ctypes
-import json
 import logging
 import os
 import re
@@ -19,6 +18,9 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from msgspec.structs import replace
+
+from va_export.documents import Form, decode, encode
 from va_export.errors import VaExportError
 from va_export.tensorrt.api import LOG
 from va_export.tensorrt.build import build_engine
@@ -27,18 +29,32 @@ from va_export.tensorrt.engine_info import BuildRequest
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
+class Asked(Form, frozen=True):
+    """What the process is to do.
+
+    Attributes:
+        parent: the id of the process that asks.
+        log_level: from which on messages are handed over.
+    """
+
+    request: BuildRequest
+    engine_path: Path
+    parent: int
+    log_level: int
+
+
 class _Channel:
     """Messages to the parent, whole lines even when TensorRT's threads speak at once."""
 
     def __init__(self, descriptor: int) -> None:
-        self._file = os.fdopen(descriptor, "w", encoding="utf-8")
+        self._file = os.fdopen(descriptor, "wb")
         self._lock = threading.Lock()
 
     def send(self, kind: str, *content: Any) -> None:
         """Write one message."""
-        line = json.dumps([kind, *content])
+        line = encode([kind, *content], indent=None)
         with self._lock:
-            self._file.write(line + "\n")
+            self._file.write(line)
             self._file.flush()
 
 
@@ -57,23 +73,14 @@ def main(descriptor: int) -> None:
     """Build what standard input asks for; messages go to the file `descriptor`."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the parent too, which ends this process
     channel = _Channel(descriptor)
-    asked = json.load(sys.stdin)
-    _die_with_parent(asked["parent"])
-    LOG.setLevel(asked["log_level"])
-    LOG.addHandler(_LogHandler(channel))
-    LOG.propagate = False
-    request = BuildRequest.from_mapping(asked["request"])
     try:
+        asked = decode(sys.stdin.buffer.read(), Asked, what="the request", where="request", fix="please report this")
+        _die_with_parent(asked.parent)
+        LOG.setLevel(asked.log_level)
+        LOG.addHandler(_LogHandler(channel))
+        LOG.propagate = False
         info = build_engine(
-            request.onnx_path,
-            Path(asked["engine_path"]),
-            flavor=request.flavor,
-            targets=request.targets,
-            ranges=request.ranges,
-            attention=request.attention,
-            capacity=request.capacity,
-            plugin_library=request.plugin_library,
-            on_progress=lambda phase, done, total: channel.send("progress", phase, done, total),
+            asked.request, asked.engine_path, lambda phase, done, total: channel.send("progress", phase, done, total)
         )
     except VaExportError as error:
         channel.send("refused", error.what, error.where, error.fix)
@@ -82,7 +89,7 @@ def main(descriptor: int) -> None:
     except Exception:
         channel.send("bug", traceback.format_exc())
     else:
-        channel.send("built", info.to_mapping(), _peak_memory())
+        channel.send("built", replace(info, peak_memory_bytes=_peak_memory()))
 
 
 def _die_with_parent(parent: int) -> None:

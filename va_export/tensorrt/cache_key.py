@@ -6,12 +6,13 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import onnx
+from msgspec import to_builtins
 
 from va_export.machine import nvidia_cards, nvidia_driver
 from va_export.tensorrt.engine_info import BuildRequest
@@ -61,10 +62,7 @@ def cache_key(
         "hardware": _hardware() if CURRENT_GPU in request.targets else None,
         "attention": request.attention,
         "capacity": request.capacity,
-        "ranges": {
-            profile: {name: asdict(sizes) for name, sizes in dimensions.items()}
-            for profile, dimensions in request.ranges.items()
-        },
+        "ranges": to_builtins(request.ranges),
         "builder": _builder_sources(),
     }
     text = json.dumps(ingredients, sort_keys=True)

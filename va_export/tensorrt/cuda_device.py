@@ -39,6 +39,12 @@ class DeviceBuffer:
         """Size of the array."""
         return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
 
+    def row(self, index: int) -> DeviceBuffer:
+        """Row `index` of the first axis as an array of one row, in the same memory."""
+        row = DeviceBuffer(self.address, (1, *self.shape[1:]), self.dtype)
+        row.address += index * row.size_bytes
+        return row
+
 
 @dataclass(frozen=True)
 class CudaGraph:

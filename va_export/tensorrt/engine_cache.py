@@ -11,20 +11,21 @@ that dies; others that want the same engine wait and then find it.
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
 from va_export.bundle.manifest import sha256
+from va_export.documents import Form, encode, read
 from va_export.errors import VaExportError
+from va_export.runtime.values import expanded
 from va_export.tensorrt.cache_key import CacheKey
 from va_export.tensorrt.engine_info import EngineInfo
 
@@ -49,6 +50,14 @@ class Obtained:
     info: EngineInfo
     sha256: str
     reused: bool
+
+
+class Entry(Form, frozen=True):
+    """What lies beside a cached engine: what it was made of, for people who look; its file's digest; what was built."""
+
+    ingredients: dict[str, Any]
+    sha256: str
+    info: EngineInfo
 
 
 @dataclass(frozen=True)
@@ -123,14 +132,13 @@ class EngineCache:
             return None
         placed = destination.with_name(f".{destination.name}.{os.getpid()}.partial")
         try:
-            data = json.loads(entry.read_text(encoding="utf-8"))
-            info = EngineInfo.from_mapping(data["info"], destination)
+            found = read(entry, Entry, what="the cache's entry", fix="nothing: it is dropped")
             _link_or_copy(self._engine(digest), placed)
             # What was placed is what is hashed: the copy, where it is one.
-            if placed.stat().st_size != info.size_bytes or sha256(placed) != data["sha256"]:
+            if placed.stat().st_size != found.info.size_bytes or sha256(placed) != found.sha256:
                 raise ValueError("its content is not what was stored")
             placed.replace(destination)
-        except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (FileNotFoundError, ValueError, VaExportError) as error:
             _LOG.warning("the cached engine %s is dropped: %s", self._engine(digest), error)
             self._drop(digest)
             return None
@@ -141,7 +149,7 @@ class EngineCache:
             placed.unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             os.utime(entry)  # its age decides what goes first
-        return Obtained(info, data["sha256"], reused=True)
+        return Obtained(found.info, found.sha256, reused=True)
 
     def _store(self, key: CacheKey, built: Obtained, destination: Path) -> None:
         """Keep a built engine. A disk that has no room for a copy, or any other trouble, leaves the cache as it is."""
@@ -149,16 +157,11 @@ class EngineCache:
         partial = self._partial(key.digest)
         if built.info.size_bytes > self.max_bytes:
             return
-        content: dict[str, Any] = {
-            "ingredients": dict(key.ingredients),
-            "sha256": built.sha256,
-            "info": built.info.to_mapping(),
-        }
         try:
             self._drop(key.digest)
             _link_or_copy(destination, partial)
             partial.replace(engine)
-            partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+            partial.write_bytes(encode(Entry(dict(key.ingredients), built.sha256, built.info)))
             partial.replace(entry)
         except OSError as error:
             _LOG.warning("the engine is not kept in the cache: %s", error)
@@ -198,8 +201,7 @@ class EngineCache:
 
 def build_only(destination: Path, build: Callable[[], EngineInfo]) -> Obtained:
     """Build without a cache."""
-    info = build()
-    return Obtained(replace(info, path=destination), sha256(destination), reused=False)
+    return Obtained(build(), sha256(destination), reused=False)
 
 
 def _link_or_copy(source: Path, destination: Path) -> None:
@@ -233,11 +235,15 @@ def resolve_engine_cache(text: str) -> Path | None:
     if text == OFF:
         return None
     if not text:
+        if given := os.environ.get(CACHE_VARIABLE):
+            return expanded(CACHE_VARIABLE, given).absolute() / "engines"
         home = os.environ.get("XDG_CACHE_HOME", "")
-        # The XDG specification: a path that is not absolute is to be ignored.
-        user = Path(home) if Path(home).is_absolute() else Path.home() / ".cache"
-        return Path(os.environ.get(CACHE_VARIABLE) or user / "va-export").expanduser().absolute() / "engines"
-    directory = Path(text).expanduser().absolute()
+        try:  # The XDG specification: a path that is not absolute is to be ignored.
+            user = Path(home) if Path(home).is_absolute() else Path.home() / ".cache"
+        except RuntimeError:  # no HOME and no entry of this user: there is nowhere to keep them
+            return None
+        return user / "va-export" / "engines"
+    directory = expanded("--engine-cache", text).absolute()
     existing = directory
     while not existing.exists():
         existing = existing.parent

@@ -16,6 +16,7 @@ from typing import Literal, get_args
 import onnx
 import onnx_ir as ir
 
+from va_export.documents import Form
 from va_export.errors import VaExportError
 from va_export.ops.declaration import DOMAIN, VERSION
 from va_export.passes.lower_anchored_attention import lower_anchored_attention
@@ -27,8 +28,7 @@ ATTENTIONS: tuple[Attention, ...] = get_args(Attention)
 PLUGIN_VERSION = str(VERSION)
 
 
-@dataclass(frozen=True)
-class PluginNode:
+class PluginNode(Form, frozen=True):
     """A node that a plugin serves."""
 
     name: str

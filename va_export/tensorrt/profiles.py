@@ -8,16 +8,15 @@ so it is written into the graph before parsing (see `prepare_onnx`).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
+from va_export.bundle.tensors import DimensionRange
+from va_export.documents import Form
 from va_export.errors import VaExportError
-from va_export.settings import Limits
 
 CAPACITY = "capacity"
 
 
-@dataclass(frozen=True)
-class ShapeRange:
+class ShapeRange(Form, frozen=True):
     """The smallest, the tuned and the largest shape of one input."""
 
     min: tuple[int, ...]
@@ -30,76 +29,11 @@ class ShapeRange:
             raise VaExportError(f"the shapes {self.min}, {self.opt}, {self.max} are not in ascending order")
 
 
-@dataclass(frozen=True)
-class Profile:
+class Profile(Form, frozen=True):
     """One optimisation profile: a range for every input that has a dynamic dimension."""
 
     name: str
     ranges: Mapping[str, ShapeRange]
-
-
-@dataclass(frozen=True)
-class DimensionRange:
-    """The sizes of one symbolic dimension."""
-
-    min: int
-    opt: int
-    max: int
-
-
-def dimension_ranges(component: str, limits: Limits, tokens_per_frame: int) -> dict[str, dict[str, DimensionRange]]:
-    """Profile name → symbolic dimension → range, for a component of a bundle.
-
-    The decoder gets two profiles of one engine: `prefill` (any number of tokens) and `decode`, tuned for one token.
-    Decode's range ends at two: where a profile holds one row of one token and nothing else, RTX stores every
-    weight a second time in another layout (measured: the engine's size doubles); with a range it shares them.
-
-    Raises:
-        VaExportError: the limits contradict each other, or no component has that name.
-    """
-    check_limits(limits, tokens_per_frame)
-    batch = DimensionRange(1, 1, limits.max_batch_size)
-    sequence = DimensionRange(1, limits.opt_input_len, limits.max_input_len)
-    decode = DimensionRange(1, 1, min(2, limits.max_input_len))
-    match component:
-        case "vision":
-            return {"frames": {"frames": DimensionRange(1, limits.opt_frames, limits.max_frames)}}
-        case "embedding":
-            visual = DimensionRange(
-                1,
-                limits.opt_frames * tokens_per_frame,
-                limits.max_frames * tokens_per_frame * limits.max_batch_size,
-            )
-            return {"tokens": {"batch": batch, "sequence": sequence, "visual_count": visual}}
-        case "score":  # of one video
-            tokens = [frames * tokens_per_frame for frames in (1, limits.opt_frames, limits.max_frames)]
-            return {"tokens": {"visual_count": DimensionRange(*tokens)}}
-        case "decoder":
-            return {
-                "prefill": {"batch": batch, "sequence": sequence},
-                "decode": {"batch": batch, "sequence": decode},
-            }
-    raise VaExportError(f"no profiles are known for {component!r}", fix="use vision, embedding, score or decoder")
-
-
-def check_limits(limits: Limits, tokens_per_frame: int) -> None:
-    """The checks between limits that only profiles need; the others are made where `Limits` is built."""
-    pairs = (("opt_input_len", "max_input_len"), ("opt_frames", "max_frames"))
-    for smaller, larger in pairs:
-        if getattr(limits, smaller) > getattr(limits, larger):
-            raise VaExportError(
-                f"{smaller} ({getattr(limits, smaller)}) is larger than {larger} ({getattr(limits, larger)})",
-                where="limits",
-            )
-    if tokens_per_frame < 1:
-        raise VaExportError(f"a frame must have at least one token, not {tokens_per_frame}", where="tokens_per_frame")
-    if limits.max_frames * tokens_per_frame > limits.max_input_len:
-        raise VaExportError(
-            f"max_frames ({limits.max_frames}) times {tokens_per_frame} tokens a frame is "
-            f"{limits.max_frames * tokens_per_frame}, more than max_input_len ({limits.max_input_len})",
-            where="limits",
-            fix="lower --max-frames or raise --max-input-len",
-        )
 
 
 def shape_profiles(
@@ -109,7 +43,7 @@ def shape_profiles(
 
     Args:
         input_shapes: per input its dimensions; a symbolic one by name.
-        ranges: profile name → symbolic dimension → range, as from `dimension_ranges`.
+        ranges: profile name → symbolic dimension → range, as from a component's `ranges`.
 
     Returns:
         one profile a name, or none at all when every shape is static.

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from va_export.errors import VaExportError
 from va_export.models import family_for
-from va_export.models.family import DynamicNtkScaling, ModelSpec, TextShape, VisionShape
+from va_export.models.family import DynamicNtkScaling, ModelSpec, TextShape
+from va_export.models.internvl2.tiles import TileShape
 
 # What OpenGVLab/InternVL2-8B's config.json says, less the fields that transformers writes by itself.
 CONFIG_8B: dict[str, Any] = {
@@ -88,7 +90,8 @@ def test_reads_the_8b_configuration() -> None:
         rope_theta=1e6,
         rope_scaling=DynamicNtkScaling(2.0),
     )
-    assert spec.vision == VisionShape(
+    assert spec.vision == TileShape(
+        positions_per_frame=1025,
         image_size=448,
         patch_size=14,
         tokens_per_frame=256,
@@ -133,39 +136,125 @@ def test_absent_scaling_is_plain_rotary_embedding() -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "value", "reason"),
+    ("path", "value", "named"),
     [
-        ("llm_config.architectures", ["GemmaForCausalLM"], "GemmaForCausalLM, is not supported"),
-        ("llm_config.architectures", ["GemmaForCausalLM"], "InternLM2ForCausalLM, LlamaForCausalLM, Qwen2ForCausalLM"),
-        ("llm_config.architectures", ["Phi3ForCausalLM"], "Phi3ForCausalLM, is not supported: its rotary embedding"),
-        ("llm_config", ..., "lacks llm_config"),
-        ("llm_config.hidden_size", 4097, "do not divide"),
-        ("llm_config.num_key_value_heads", 5, "do not divide"),
-        ("llm_config.num_attention_heads", 0, "num_attention_heads is 0"),
-        ("llm_config.vocab_size", "many", "vocab_size is 'many'"),
-        ("llm_config.rope_theta", ..., "lacks rope_theta"),
-        ("llm_config.rope_theta", -1.0, "rope_theta is -1.0"),
-        ("llm_config.rope_scaling", {"type": "linear", "factor": 2.0}, "'linear' is not supported"),
-        ("llm_config.rope_scaling", {"type": "dynamic", "factor": 0.5}, "factor of 0.5 is below 1"),
-        ("llm_config.rope_scaling", {"type": "dynamic"}, "lacks factor"),
-        ("llm_config.hidden_act", "gelu", "'gelu' is not silu"),
-        ("llm_config.tie_word_embeddings", True, "tied word embeddings"),
-        ("vision_config.patch_size", 15, "do not divide evenly"),
-        ("vision_config.image_size", 224, "force_image_size 448 is not the vision tower's 224"),
-        ("vision_config.num_attention_heads", 7, "not a multiple of 7"),
-        ("vision_config.norm_type", "batch_norm", "'batch_norm' is not layer_norm or rms_norm"),
-        ("vision_config.hidden_act", "relu", "'relu' is not gelu"),
-        ("vision_config.num_channels", 4, "num_channels 4"),
-        ("vision_config.qkv_bias", "yes", "qkv_bias is 'yes', not of type bool"),
-        ("downsample_ratio", 0.3, "do not divide evenly"),
-        ("downsample_ratio", 1 / 64, "do not divide evenly"),
-        ("ps_version", "v1", "'v1'"),
-        ("select_layer", -4, "select_layer -4"),
-        ("template", "phi3-chat", "'phi3-chat' is not one of internlm2-chat"),
+        ("llm_config.architectures", ["GemmaForCausalLM"], "llm_config.architectures"),
+        ("llm_config.architectures", ["Phi3ForCausalLM"], "llm_config.architectures"),
+        ("llm_config.architectures", [None], "llm_config.architectures[0]"),
+        ("llm_config", ..., ""),
+        ("llm_config", [], "llm_config"),
+        ("llm_config.hidden_size", 4097, "llm_config"),
+        ("llm_config.hidden_size", 4096.5, "llm_config.hidden_size"),
+        ("llm_config.num_key_value_heads", 5, "llm_config"),
+        ("llm_config.num_attention_heads", 0, "llm_config.num_attention_heads"),
+        ("llm_config.num_hidden_layers", 10**30, "llm_config.num_hidden_layers"),
+        ("llm_config.vocab_size", "many", "llm_config.vocab_size"),
+        ("llm_config.vocab_size", True, "llm_config.vocab_size"),
+        ("llm_config.rms_norm_eps", float("nan"), "llm_config.rms_norm_eps"),
+        ("llm_config.rope_theta", ..., "llm_config.rope_theta"),
+        ("llm_config.rope_theta", -1.0, "llm_config.rope_theta"),
+        ("llm_config.rope_theta", float("inf"), "llm_config.rope_theta"),
+        ("llm_config.rope_scaling", {"type": "linear", "factor": 2.0}, "llm_config.rope_scaling"),
+        ("llm_config.rope_scaling", {"type": "dynamic", "factor": 0.5}, "llm_config.rope_scaling.factor"),
+        ("llm_config.rope_scaling", {"type": "dynamic"}, "llm_config.rope_scaling.factor"),
+        ("llm_config.rope_scaling", {"factor": 2.0}, "llm_config.rope_scaling"),
+        ("llm_config.rope_scaling", {"type": "dynamic", "rope_type": "yarn", "factor": 2.0}, "llm_config.rope_scaling"),
+        (
+            "llm_config.rope_scaling",
+            {"type": "dynamic", "factor": 2.0, "original_max_position_embeddings": 4096},
+            "llm_config.rope_scaling.original_max_position_embeddings",
+        ),
+        ("llm_config.rope_parameters", {"rope_theta": 5e5}, "llm_config.rope_theta"),
+        ("llm_config.rope_parameters", {"rope_type": "default"}, "llm_config.rope_scaling"),
+        (
+            "llm_config.rope_parameters",
+            {"rope_type": "dynamic", "factor": 2.0, "partial_rotary_factor": 0.5},
+            "llm_config.rope_parameters.partial_rotary_factor",
+        ),
+        ("llm_config.hidden_act", "gelu", "llm_config.hidden_act"),
+        ("llm_config.tie_word_embeddings", True, "llm_config.tie_word_embeddings"),
+        ("llm_config.bos_token_id", "1", "llm_config.bos_token_id"),
+        ("llm_config.bos_token_id", [1], "llm_config.bos_token_id"),
+        ("llm_config.bos_token_id", -1, "llm_config.bos_token_id"),
+        ("llm_config.bos_token_id", True, "llm_config.bos_token_id"),
+        ("llm_config.bos_token_id", 92553, "llm_config.bos_token_id"),
+        ("llm_config.eos_token_id", [2, None], "llm_config.eos_token_id[1]"),
+        ("llm_config.eos_token_id", ["2"], "llm_config.eos_token_id[0]"),
+        ("llm_config.eos_token_id", [2, 92553], "llm_config.eos_token_id"),
+        ("llm_config.eos_token_id", -1, "llm_config.eos_token_id"),
+        ("vision_config.patch_size", 15, "vision_config"),
+        ("vision_config.image_size", 224, "force_image_size"),
+        ("vision_config.num_attention_heads", 7, "vision_config"),
+        ("vision_config.norm_type", "batch_norm", "vision_config.norm_type"),
+        ("vision_config.hidden_act", "relu", "vision_config.hidden_act"),
+        ("vision_config.num_channels", 4, "vision_config.num_channels"),
+        ("vision_config.qkv_bias", "yes", "vision_config.qkv_bias"),
+        ("downsample_ratio", 0.3, "vision_config"),
+        ("downsample_ratio", 1 / 64, "vision_config"),
+        ("downsample_ratio", 5e-324, "downsample_ratio"),
+        ("ps_version", "v1", "ps_version"),
+        ("select_layer", -4, "select_layer"),
+        ("template", "phi3-chat", "template"),
+        ("template", "internvl2_5", "template"),
     ],
 )
-def test_refuses_by_name(path: str, value: Any, reason: str) -> None:
+def test_refuses_by_name(path: str, value: Any, named: str) -> None:
     with pytest.raises(VaExportError) as caught:
         spec_of(edited(path, value))
-    assert reason in str(caught.value)
+    assert caught.value.where == (f"config.json: {named}" if named else "config.json")
     assert caught.value.fix
+
+
+def test_reads_what_transformers_5_writes() -> None:
+    """Both spellings of the rotary embedding, alone and together, and whole numbers that are written as real ones."""
+    expected = spec_of(CONFIG_8B)
+    config = edited("llm_config.rope_theta", ...)
+    llm = config["llm_config"]
+    del llm["rope_scaling"]
+    llm["rope_parameters"] = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1000000.0}
+    llm |= {"dtype": "bfloat16", "head_dim": None, "mlp_bias": None, "eos_token_id": [2], "hidden_size": 4096.0}
+    config |= {"dtype": "bfloat16", "force_image_size": None}
+    assert spec_of(config).text == expected.text
+    assert spec_of(config).eos_token_ids == expected.eos_token_ids
+    llm |= {"rope_theta": 1e6, "rope_scaling": {"type": "dynamic", "rope_type": "dynamic", "factor": 2}}
+    assert spec_of(config).text == expected.text
+
+
+@pytest.mark.parametrize("scaling", [None, {}, {"rope_type": "default"}, {"rope_type": "default", "factor": 1.0}])
+def test_no_scaling_has_several_spellings(scaling: dict[str, Any] | None) -> None:
+    assert spec_of(edited("llm_config.rope_scaling", scaling)).text.rope_scaling is None
+
+
+# A wrong value of every kind; some are right for some keys.
+VALUES = [
+    None, True, False, 0, -1, 1, 3.5, -0.0, 1e308, float("nan"), float("inf"), 10**400, "", "7", "\ud800",
+    [], [None], [[1]], {}, {"x": 1}, {"llm_config": {}},
+]  # fmt: skip
+
+
+def leaves(value: Any, path: str = "") -> Iterator[str]:
+    """The dotted name of every entry, tables too."""
+    for key, entry in value.items() if isinstance(value, dict) else ():
+        yield f"{path}{key}"
+        yield from leaves(entry, f"{path}{key}.")
+
+
+@pytest.mark.parametrize("path", list(leaves(CONFIG_8B)))
+def test_no_value_anywhere_ends_in_a_traceback(path: str) -> None:
+    """Either a model, or an error that says where in the file."""
+    for value in [*VALUES, ...]:
+        try:
+            spec = spec_of(edited(path, value))
+        except VaExportError as error:
+            assert str(error.where).startswith("config.json")
+        else:
+            assert spec.text.num_layers <= 1024
+
+
+def test_what_is_not_read_may_hold_anything() -> None:
+    value: Any = float("nan")
+    for _ in range(3000):
+        value = [value, 10**400, "\ud800"]
+    assert spec_of(edited("llm_config.note", value)) == spec_of(CONFIG_8B)
+    with pytest.raises(VaExportError):
+        spec_of(edited("llm_config.eos_token_id", value))

@@ -14,6 +14,7 @@ from va_export.anchor.hugging_face import anchors
 from va_export.checkpoint.files import Checkpoint
 from va_export.models import family_for
 from va_export.models.family import ModelSpec
+from va_export.models.internvl2.tiles import tiles
 
 GOLDEN = Path(__file__).parents[2] / "data" / "golden" / "internvl2_tiny"
 # Golden comes from a CPU in float32; sums of the same terms in another order differ by this much.
@@ -48,7 +49,7 @@ def close(actual: torch.Tensor, expected: np.ndarray) -> None:
 
 def test_spec_counts_the_golden_tokens(spec: ModelSpec, golden: Mapping[str, np.ndarray]) -> None:
     frames = len(golden["pixel_values"])
-    assert spec.vision.tokens_per_frame * frames == len(golden["visual_tokens"])
+    assert tiles(spec).tokens_per_frame * frames == len(golden["visual_tokens"])
     assert int((golden["input_ids"] == spec.image_token_id).sum()) == len(golden["visual_tokens"])
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from va_export.checkpoint.files import Checkpoint
 from va_export.models import family_for, family_named
-from va_export.runtime.processing.fixed_frames import Processing
+from va_export.runtime.processing import Processing
 from va_export.runtime.tokenizer import load_tokenizer
 
 

@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from va_export.checkpoint.files import HubUnreachable
+from va_export.checkpoint.hub import HubUnreachable
 from va_export.errors import VaExportError
 from va_export.export import source
 from va_export.export.recipe import ExportOptions, recipe_names, resolve_model
 from va_export.models import family_for, published_config
 from va_export.models.family import ModelSpec
 from va_export.models.internvl2.published import published_names, published_parameters
+from va_export.models.internvl2.tiles import tiles
 
 
 def spec_of(hub_id: str) -> ModelSpec:
@@ -52,7 +53,7 @@ def test_the_map_covers_the_full_size_model(hub_id: str) -> None:
 def test_every_size_is_usable_at_448_pixels() -> None:
     for hub_id in published_names():
         spec = spec_of(hub_id)
-        assert spec.vision.tokens_per_frame == 256 and spec.vision.image_size == 448
+        assert tiles(spec).tokens_per_frame == 256 and tiles(spec).image_size == 448
         assert spec.image_token_id is not None and spec.eos_token_ids
         assert spec.text.head_dim == (64 if hub_id.endswith("1B") else 128)
 
@@ -84,7 +85,8 @@ def unreachable(*_: object, **__: object) -> Path:
 
 def test_planning_needs_no_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(source, "download", unreachable)
-    _, spec = source.open_spec(ExportOptions(recipe=resolve_model("internvl2-40b"), output=tmp_path / "b"), tmp_path)
-    assert (spec.text.hidden_size, spec.text.num_layers, spec.text.vocab_size) == (7168, 60, 64007)
+    model = source.open_model(ExportOptions(recipe=resolve_model("internvl2-40b"), output=tmp_path / "b"), tmp_path)
+    text = model.spec.text
+    assert (text.hidden_size, text.num_layers, text.vocab_size) == (7168, 60, 64007)
     with pytest.raises(VaExportError, match="cannot be reached"):
-        source.open_spec(ExportOptions(recipe=resolve_model("someone/else"), output=tmp_path / "b"), tmp_path)
+        source.open_model(ExportOptions(recipe=resolve_model("someone/else"), output=tmp_path / "b"), tmp_path)

@@ -13,6 +13,7 @@ from tokenizers import pre_tokenizers
 from va_export.anchor.hugging_face import anchors
 from va_export.checkpoint.files import Checkpoint
 from va_export.models import family_for, family_named
+from va_export.models.internvl2.tiles import tiles
 from va_export.models.internvl2.tiny import SPECIAL_TOKENS, _byte_characters
 from va_export.runtime.tokenizer import load_tokenizer
 
@@ -43,7 +44,7 @@ def test_has_the_original_layout_and_passes_its_checks(directory: Path) -> None:
     spec = family.spec_from_checkpoint(checkpoint)
     family.check_weights(spec, checkpoint)
     assert checkpoint.has_tokenizer
-    assert spec.vision.tokens_per_frame == 16
+    assert tiles(spec).tokens_per_frame == 16
     assert spec.image_token_id == 262
     assert spec.eos_token_ids == (257, 259)  # </s> and <|im_end|>
 
@@ -67,7 +68,9 @@ def test_frames_and_anchors_matter(directory: Path) -> None:
     ramp = np.linspace(0, 255, 64, dtype=np.uint8)
     frames = np.stack([np.roll(np.broadcast_to(ramp[:, None], (64, 64, 3)) * (i + 1), 9 * i, 0) for i in range(4)])
     pixels = torch.from_numpy(processing.pixel_values(frames))
-    ids = torch.from_numpy(processing.token_prompt([256, 5, 6], [7, 8], 4))
+    given = np.array([[256, 5, 6, spec.image_token_id, 7, 8]])
+    prepared = processing.prepare_ids(given, processing.vision_inputs(frames), max_frames=4)
+    ids = torch.from_numpy(prepared.input_ids)
     model = family.load_reference(spec, checkpoint)
     score = torch.where(ids[0] == spec.image_token_id, torch.linspace(0, 1, ids.shape[1]), 0.0)
     with torch.no_grad():

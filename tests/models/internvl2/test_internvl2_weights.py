@@ -16,6 +16,7 @@ from va_export.checkpoint.files import Checkpoint
 from va_export.errors import VaExportError
 from va_export.models import family_for, family_named
 from va_export.models.family import ModelFamily, ModelSpec
+from va_export.models.internvl2.tiles import tiles
 
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "published": {},
@@ -146,7 +147,7 @@ def test_rms_and_query_key_norms_compute_what_the_original_does(family: ModelFam
     weights = write_variant_weights(family, spec, directory)
     checkpoint = Checkpoint.open(directory)
     pixels = torch.randn(
-        2, 3, spec.vision.image_size, spec.vision.image_size, generator=torch.Generator().manual_seed(1)
+        2, 3, tiles(spec).image_size, tiles(spec).image_size, generator=torch.Generator().manual_seed(1)
     )
     model = family.load_reference(spec, checkpoint, dtype=torch.float64)
     with torch.no_grad():
@@ -204,6 +205,88 @@ def test_wrong_weights_are_named(
         with pytest.raises(VaExportError) as caught:
             check(spec, checkpoint)
         assert reason in str(caught.value)
+
+
+LAYER = "language_model.model.layers.0."
+
+
+def replaced(**parts: torch.Tensor) -> Callable[[Weights], None]:
+    """A layer's matrix, stored in other parts."""
+
+    def damage(weights: Weights) -> None:
+        matrix = weights.pop(f"{LAYER}attention.wo.weight")
+        weights.update({f"{LAYER}attention.wo.{name.replace('__', '.')}": part for name, part in parts.items()})
+        assert matrix.shape == (128, 128)
+
+    return damage
+
+
+@pytest.mark.parametrize(
+    ("method", "damage"),
+    [
+        ("AWQ", replaced(qweight=torch.ones(128, 16, dtype=torch.int32), scales=torch.ones(1, 128))),
+        ("GPTQ", replaced(qweight=torch.ones(16, 128, dtype=torch.int32), g_idx=torch.ones(128, dtype=torch.int32))),
+        ("FP8", replaced(weight=torch.ones(128, 128).to(torch.float8_e4m3fn), weight_scale=torch.ones(1))),
+        ("float8_e4m3fn", replaced(weight=torch.ones(128, 128).to(torch.float8_e4m3fn))),
+        (
+            "bitsandbytes",
+            replaced(
+                weight=torch.ones(8192, 1, dtype=torch.uint8),
+                weight__absmax=torch.ones(256),
+                weight__quant_state__bitsandbytes__nf4=torch.ones(9, dtype=torch.uint8),
+            ),
+        ),
+        ("MLX", replaced(weight=torch.ones(128, 16, dtype=torch.uint32), scales=torch.ones(2), biases=torch.ones(2))),
+        ("LoRA", replaced(base_layer__weight=torch.ones(128, 128), lora_A__default__weight=torch.ones(4, 128))),
+    ],
+)
+def test_quantised_weights_and_adapters_are_called_so(
+    method: str, damage: Callable[[Weights], None], family: ModelFamily, directory: Path
+) -> None:
+    weights = load_file(directory / "model.safetensors")
+    damage(weights)
+    save_file(weights, directory / "model.safetensors")
+    checkpoint = Checkpoint.open(directory)
+    with pytest.raises(VaExportError) as caught:
+        family.check_weights(family.spec_from_checkpoint(checkpoint), checkpoint)
+    assert method in caught.value.what
+    assert caught.value.where == str(directory)
+
+
+@pytest.mark.parametrize("place", [(), ("llm_config",), ("vision_config",)])
+@pytest.mark.parametrize("key", ["quantization_config", "quantization", "compression_config"])
+def test_a_configuration_of_quantised_weights_is_refused_at_once(
+    place: tuple[str, ...], key: str, directory: Path
+) -> None:
+    config = json.loads((directory / "config.json").read_text())
+    section = config[place[0]] if place else config
+    section[key] = {"quant_method": "awq", "bits": 4}
+    with pytest.raises(VaExportError) as caught:
+        family_for(config)
+    assert caught.value.where == f"config.json: {'.'.join([*place, key])}"
+    section[key] = None
+    assert family_for(config).name == "internvl2"
+
+
+def test_buffers_without_effect_are_left_out_and_told(family: ModelFamily, directory: Path) -> None:
+    weights = load_file(directory / "model.safetensors")
+    expected = family.spec_from_checkpoint(Checkpoint.open(directory))
+    weights |= {
+        f"{LAYER}attention.rotary_emb.inv_freq": torch.ones(16),
+        "vision_model.embeddings.position_ids": torch.arange(65)[None],
+        f"{LAYER}attention.bias": torch.ones(1, 1, 8, 8, dtype=torch.bool),
+        f"{LAYER}attention.masked_bias": torch.tensor(-1e4),
+    }
+    save_file(weights, directory / "model.safetensors")
+    checkpoint = Checkpoint.open(directory)
+    assert family.spec_from_checkpoint(checkpoint) == expected
+    family.check_weights(expected, checkpoint)
+    assert len(checkpoint.notes) == 1
+    assert "inv_freq" in checkpoint.notes[0]
+    weights[f"{LAYER}attention.bias"] = torch.ones(128)  # this one would have an effect
+    save_file(weights, directory / "model.safetensors")
+    with pytest.raises(VaExportError, match=r"attention\.bias"):
+        family.check_weights(expected, Checkpoint.open(directory))
 
 
 def test_sound_weights_pass(family: ModelFamily, directory: Path) -> None:

@@ -8,45 +8,65 @@ from typing import Any
 
 import pytest
 from command_line import va_check, va_run
+from synthetic_manifest import component_entry, manifest_of
 
+from va_export.bundle.document import ComponentEntry
 from va_export.bundle.manifest import Manifest
+from va_export.bundle.tensors import TensorInfo
+from va_export.documents import convert
 from va_export.errors import VaExportError
-from va_export.runtime.backends.decoder_parts import assign_devices, decoder_parts, parse_devices
+from va_export.runtime.backends.decoder_parts import assign_devices, decoder_parts, parse_devices, position_axes
 from va_export.runtime.bundle import Bundle
 
 
-def manifest(components: dict[str, Any], num_layers: int = 4) -> Manifest:
-    return Manifest(Path("b"), {"components": components, "model": {"text": {"num_layers": num_layers}}})
+def manifest(layers: dict[str, tuple[int, int] | None], num_layers: int = 4) -> Manifest:
+    """A bundle of components with these layers."""
+    return manifest_of(Path("b"), {name: component_entry(name, of) for name, of in layers.items()}, num_layers)
 
 
 def test_a_decoder_in_one_piece_is_one_part() -> None:
-    (part,) = decoder_parts(manifest({"vision": {}, "decoder": {"onnx": "onnx/decoder.onnx"}}))
+    (part,) = decoder_parts(manifest({"vision": None, "decoder": None}))
     assert (part.name, list(part.layers), part.is_first, part.is_last) == ("decoder", [0, 1, 2, 3], True, True)
 
 
 def test_parts_follow_their_layers_not_their_names() -> None:
-    entries = {f"decoder_{index}": {"layers": [index, index + 1]} for index in range(12)}
-    parts = decoder_parts(manifest({"embedding": {}, **dict(sorted(entries.items()))}, 12))
+    entries = {f"decoder_{index}": (index, index + 1) for index in range(12)}
+    parts = decoder_parts(manifest({"embedding": None, **dict(sorted(entries.items()))}, 12))
     assert [part.name for part in parts] == [f"decoder_{index}" for index in range(12)]  # not 0, 1, 10, 11, 2
 
 
 @pytest.mark.parametrize(
     "layers",
     [
-        [[0, 2]],
-        [[0, 2], [3, 4]],
-        [[0, 3], [2, 4]],
-        [[0, 2], [2, 5]],
-        [[1, 4]],
-        [[0, 4], [4, 4]],
-        [[0, 2], None],
-        [[0, 2], [2, "x"]],
-        [[0, 2], [2, 3, 4]],
+        [(0, 2)],
+        [(0, 2), (3, 4)],
+        [(0, 3), (2, 4)],
+        [(0, 2), (2, 5)],
+        [(1, 4)],
+        [(0, 4), (4, 4)],
+        [(0, 2), None],
     ],
 )
-def test_shards_that_do_not_make_up_the_decoder_are_refused(layers: list[Any]) -> None:
+def test_shards_that_do_not_make_up_the_decoder_are_refused(layers: list[tuple[int, int] | None]) -> None:
     with pytest.raises(VaExportError, match="do not make up 4 layers"):
-        decoder_parts(manifest({f"decoder_{index}": {"layers": one} for index, one in enumerate(layers)}))
+        decoder_parts(manifest({f"decoder_{index}": one for index, one in enumerate(layers)}))
+
+
+@pytest.mark.parametrize("layers", [[2, "x"], [2, 3, 4], [2], 2])
+def test_layers_that_are_no_range_are_refused(layers: Any) -> None:
+    entry = {"role": "decoder", "onnx": "d.onnx", "inputs": [], "outputs": [], "ranges": {}, "layers": layers}
+    with pytest.raises(VaExportError) as caught:
+        convert(entry, ComponentEntry, what="the manifest", where="m.json", fix="export again")
+    assert str(caught.value.where).startswith("m.json: layers")
+
+
+@pytest.mark.parametrize("axes", [1, 3])
+def test_the_first_part_says_how_many_positions_a_token_has(axes: int) -> None:
+    inputs = (TensorInfo("position_ids", "int64", (axes, "batch", "sequence")),)
+    shards = {f"decoder_{i}": component_entry(f"decoder_{i}", (2 * i, 2 * i + 2), inputs=inputs) for i in range(2)}
+    assert position_axes(manifest_of(Path("b"), shards)) == axes
+    whole = {"decoder": component_entry("decoder", inputs=inputs)}
+    assert position_axes(manifest_of(Path("b"), whole)) == axes
 
 
 @pytest.mark.parametrize(

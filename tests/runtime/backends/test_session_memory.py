@@ -12,7 +12,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from va_export.proof.reference import read_reference
+from va_export.proof.reference import prepared_of, read_reference
+from va_export.runtime.anchoring import Anchoring
 from va_export.runtime.backends import onnxruntime as onnxruntime_backend
 from va_export.runtime.backends.session_memory import RESIDENT_FACTOR, must_stream
 from va_export.runtime.bundle import Bundle
@@ -89,13 +90,18 @@ def test_streaming_holds_a_few_matrices_and_computes_the_same(chain: Path) -> No
     np.testing.assert_allclose(actual, expected, rtol=0, atol=2.0**-11 * LAYERS**0.5 * np.abs(expected).max())
 
 
-def test_it_is_chosen_by_the_size_of_all_weights(tmp_path: Path) -> None:
-    (tmp_path / "onnx").mkdir()
-    for name in ("a", "b"):
-        (tmp_path / "onnx" / f"{name}.onnx.data").write_bytes(bytes(500))
-    assert not must_stream(tmp_path, int(1000 * RESIDENT_FACTOR) + 1)
-    assert must_stream(tmp_path, int(1000 * RESIDENT_FACTOR) - 1)
-    assert not must_stream(tmp_path)  # a kilobyte fits anywhere
+def test_it_is_chosen_by_the_size_of_all_weights() -> None:
+    assert not must_stream(1000, int(1000 * RESIDENT_FACTOR) + 1)
+    assert must_stream(1000, int(1000 * RESIDENT_FACTOR) - 1)
+    assert not must_stream(1000)  # a kilobyte fits anywhere
+
+
+def test_all_listed_weights_count_and_nothing_else(copied_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights: list[int] = []
+    monkeypatch.setattr(onnxruntime_backend, "must_stream", weights.append)
+    (copied_bundle / "onnx" / "dangling.data").symlink_to("nowhere")
+    Bundle.open(copied_bundle).close()
+    assert weights == [sum(path.stat().st_size for path in copied_bundle.glob("onnx/*.onnx.data"))]
 
 
 @pytest.mark.parametrize("attention", ["plugin", "native"])
@@ -105,12 +111,10 @@ def test_a_bundle_answers_the_same(attention: str, tiny_bundle: Path, monkeypatc
     for streams in (False, True):
         monkeypatch.setattr(onnxruntime_backend, "must_stream", lambda _, streams=streams: streams)
         with Bundle.open(tiny_bundle, attention=attention) as bundle:
-            answers[streams] = bundle.generate(
-                pixel_values=reference["pixel_values"],
-                input_ids=reference["input_ids"],
+            answers[streams] = bundle.answer(
+                prepared_of(reference),
+                anchoring=Anchoring(key_log_gain=reference["key_log_gain"], value_gain=reference["value_gain"]),
                 forced_tokens=reference["anchored_tokens"],
-                key_log_gain=reference["key_log_gain"],
-                value_gain=reference["value_gain"],
                 return_logits=True,
             ).logits
     default, streaming = answers[False], answers[True]

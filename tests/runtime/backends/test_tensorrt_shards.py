@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from synthetic_manifest import component_entry, engine_entry, manifest_of
 
+from va_export.bundle.document import ComponentEntry
 from va_export.bundle.manifest import Manifest
 from va_export.errors import VaExportError
 from va_export.progress import StageDisplay
@@ -16,10 +18,11 @@ from va_export.runtime.backends import tensorrt as tensorrt_backend
 from va_export.runtime.backends.tensorrt import TensorRTBackend
 from va_export.runtime.backends.tensorrt_session import KvCache
 from va_export.runtime.bundle import Bundle
+from va_export.settings import Limits
 from va_export.tensorrt.api import available_flavors
 from va_export.tensorrt.cuda_device import CudaDevice, DeviceBuffer
 
-LAYERS = {"decoder_0": [0, 1], "decoder_1": [1, 2], "decoder_2": [2, 3]}
+LAYERS = {"decoder_0": (0, 1), "decoder_1": (1, 2), "decoder_2": (2, 3)}
 
 
 class Device:
@@ -30,6 +33,20 @@ class Device:
 
     def close(self) -> None:
         self.closed = True
+
+
+class Code:
+    """Everything is admitted, and has its own name."""
+
+    library = Path("plugin.so")
+
+    def engine(self, name: str) -> Path:
+        return Path(name)
+
+    def check_unchanged(self) -> None: ...
+
+
+CODE: Any = Code()
 
 
 class Session:
@@ -63,21 +80,17 @@ class Session:
 
 @pytest.fixture
 def manifest(tmp_path: Path) -> Manifest:
-    def entry(name: str) -> dict[str, Any]:
-        engines = {"tensorrt-rtx": {"file": f"engines/{name}.engine"}}
-        return {"engines": engines, **({"layers": LAYERS[name]} if name in LAYERS else {})}
+    def entry(name: str) -> ComponentEntry:
+        engines = {"tensorrt-rtx": engine_entry(f"engines/{name}.engine")}
+        return component_entry(name, LAYERS.get(name), engines=engines)
 
-    names = ("vision", "embedding", *LAYERS)
-    return Manifest(
+    return manifest_of(
         tmp_path,
-        {
-            "components": {name: entry(name) for name in names},
-            "files": {"plugin.so": {}, **{f"engines/{name}.engine": {} for name in names}},
-            "limits": {"max_kv_cache_capacity": 8},
-            "plugin": {"library": "plugin.so"},
-            "attention": "plugin",
-            "model": {"text": {"num_layers": 3}},
-        },
+        {name: entry(name) for name in ("vision", "embedding", *LAYERS)},
+        num_layers=3,
+        files=["plugin.so"],
+        limits=Limits(max_input_len=8, max_kv_cache_capacity=8),
+        plugin={"library": "plugin.so"},
     )
 
 
@@ -90,14 +103,15 @@ def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
 def decode(backend: TensorRTBackend) -> float:
     cache = backend.new_cache(1, 8)
     gains = np.zeros((1, 8), np.float32), np.ones((1, 8), np.float32)
-    logits = backend.decode(np.full((1, 1, 1), 5, np.float32), *gains, np.zeros(1, np.int64), cache)
+    position_ids = np.full((1, 1, 1), 9)
+    logits = backend.decode(np.full((1, 1, 1), 5, np.float32), position_ids, *gains, np.zeros(1, np.int64), cache)
     assert logits.dtype == np.float32
     return float(logits[0, 0])
 
 
 @pytest.mark.usefixtures("stand_ins")
 def test_hidden_states_pass_through_all_shards_and_change_devices_once(manifest: Manifest) -> None:
-    backend = TensorRTBackend(manifest, "tensorrt-rtx", (4, 2))
+    backend = TensorRTBackend(manifest, "tensorrt-rtx", CODE, (4, 2))
     sessions: dict[str, Any] = backend._sessions
     assert {name: session.device.index for name, session in sessions.items()} == {
         "vision": 4,
@@ -112,8 +126,9 @@ def test_hidden_states_pass_through_all_shards_and_change_devices_once(manifest:
     for name in LAYERS:
         (run,) = sessions[name].runs
         assert run["cache"] is sessions[name].cache
-        assert {"key_log_gain", "value_gain", "past_length"} < set(run)
-        assert sessions[name].library == manifest.directory / "plugin.so"
+        assert {"position_ids", "key_log_gain", "value_gain", "past_length"} < set(run)
+        assert run["position_ids"].item() == 9
+        assert sessions[name].library == Code.library
     assert [sessions[name].runs[0]["keep"] for name in LAYERS] == [*[("next_hidden_states",)] * 2, ()]
     assert sessions["vision"].library is None
     assert list(backend.part_milliseconds) == list(LAYERS) and backend.device == "cuda:4,2"
@@ -124,7 +139,7 @@ def test_hidden_states_pass_through_all_shards_and_change_devices_once(manifest:
 
 @pytest.mark.usefixtures("stand_ins")
 def test_one_device_moves_nothing(manifest: Manifest) -> None:
-    backend = TensorRTBackend(manifest, "tensorrt-rtx")
+    backend = TensorRTBackend(manifest, "tensorrt-rtx", CODE)
     assert decode(backend) == 5 + 3 and backend.device == "cuda"
     sessions: dict[str, Any] = backend._sessions
     assert [sessions[name].received for name in LAYERS] == [[], [], []]
@@ -133,7 +148,7 @@ def test_one_device_moves_nothing(manifest: Manifest) -> None:
 @pytest.mark.usefixtures("stand_ins")
 def test_more_devices_than_shards_are_refused(manifest: Manifest) -> None:
     with pytest.raises(VaExportError, match="4 devices were given, and this bundle's decoder is in 3 shards"):
-        TensorRTBackend(manifest, "tensorrt-rtx", (0, 1, 2, 3))
+        TensorRTBackend(manifest, "tensorrt-rtx", CODE, (0, 1, 2, 3))
 
 
 @pytest.mark.gpu
@@ -144,9 +159,9 @@ def test_shards_on_one_gpu_pass_parity(sharded_bundle: Path) -> None:
         Bundle.open(sharded_bundle, "tensorrt-rtx").close()
     except VaExportError as error:
         pytest.skip(f"no GPU that the engines are built for: {error.what}")
-    document = check_bundle(sharded_bundle, "tensorrt-rtx", StageDisplay(), iterations=1)
-    assert document["parity"]["passed"] is True
-    assert "prefill/decoder_1" in document["latency"]["runs"][0]["stages"]
+    proof = check_bundle(sharded_bundle, "tensorrt-rtx", StageDisplay(), iterations=1)
+    assert proof.parity.passed
+    assert "prefill/decoder_1" in proof.latency.runs[0].stages
 
 
 @pytest.mark.gpu

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import subprocess
 import sys
+from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from PIL import Image
 
+from va_export.documents import encode
 from va_export.errors import VaExportError
-from va_export.runtime.processing.fixed_frames import Processing
+from va_export.runtime.processing import read_processing
+from va_export.runtime.processing.fixed_frames import FixedFrames
+from va_export.runtime.video import sample_frames
 
-PROCESSING = Processing(
+PROCESSING = FixedFrames(
     image_size=28,
     mean=(0.485, 0.456, 0.406),
     std=(0.229, 0.224, 0.225),
@@ -87,8 +91,17 @@ def test_frames_of_the_wrong_kind_are_refused() -> None:
         np.zeros((2, 4, 4, 1), dtype=np.uint8),
         np.zeros((0, 4, 4, 3), dtype=np.uint8),
     ):
-        with pytest.raises(VaExportError, match=r"expected \[frames, height, width, 3\] uint8"):
+        with pytest.raises(VaExportError) as caught:
             PROCESSING.pixel_values(frames)
+        assert caught.value.where == "frames" and caught.value.fix
+
+
+def test_frames_of_several_sizes_are_brought_to_one() -> None:
+    """A camera or a stream may change its size midway."""
+    frames = [random_frames(45, 80)[0], random_frames(9, 500)[1]]
+    together = PROCESSING.pixel_values(frames)
+    for frame, pixels in zip(frames, together, strict=True):
+        np.testing.assert_array_equal(PROCESSING.pixel_values([frame])[0], pixels)
 
 
 def test_prompt_text_and_ids() -> None:
@@ -98,7 +111,7 @@ def test_prompt_text_and_ids() -> None:
     ids = PROCESSING.input_ids("Why?", 2, CharacterTokenizer())  # type: ignore[arg-type]
     assert ids.dtype == np.int64
     assert ids.tolist() == [[1, *CharacterTokenizer().encode(text)]]
-    without = dataclasses.replace(PROCESSING, bos_token_id=None)
+    without = msgspec.structs.replace(PROCESSING, bos_token_id=None)
     assert without.input_ids("Why?", 2, CharacterTokenizer()).tolist() == [ids[0, 1:].tolist()]  # type: ignore[arg-type]
 
 
@@ -112,11 +125,47 @@ def test_a_question_with_the_image_token_is_refused() -> None:
         PROCESSING.input_ids("what is <ctx>?", 1, CharacterTokenizer())  # type: ignore[arg-type]
 
 
-def test_prompt_from_ids() -> None:
-    assert PROCESSING.token_prompt([1, 5], [6], 2).tolist() == [[1, 5, *[99] * 6, 6]]
-    assert PROCESSING.token_prompt((), np.array([6]), 1).tolist() == [[99, 99, 99, 6]]
-    with pytest.raises(VaExportError, match="has 4 tokens"):
-        PROCESSING.token_prompt([99], [6], 1)
+def pixels(n_frames: int) -> dict[str, np.ndarray]:
+    return {"pixel_values": np.zeros((n_frames, 3, 28, 28), np.float32)}
+
+
+def test_a_prepared_question() -> None:
+    frames = random_frames(20, 30)
+    prepared = PROCESSING.prepare(frames, "Why?", CharacterTokenizer())  # type: ignore[arg-type]
+    ids = PROCESSING.input_ids("Why?", 2, CharacterTokenizer())  # type: ignore[arg-type]
+    np.testing.assert_array_equal(prepared.input_ids, ids)
+    np.testing.assert_array_equal(prepared.is_visual, ids == 99)
+    np.testing.assert_array_equal(prepared.is_scored, prepared.is_visual)
+    np.testing.assert_array_equal(prepared.vision_inputs["pixel_values"], PROCESSING.pixel_values(frames))
+    assert prepared.position_ids.tolist() == [[list(range(ids.shape[1]))]]
+    assert prepared.next_position == prepared.length == ids.shape[1]
+    assert prepared.grid is None  # three tokens a frame are no square
+    four = msgspec.structs.replace(PROCESSING, tokens_per_frame=4)
+    assert four.prepare(frames, "Why?", CharacterTokenizer()).grid == (2, 2, 2)  # type: ignore[arg-type]
+
+
+def test_a_single_placeholder_stands_for_the_whole_clip() -> None:
+    given = np.array([[1, 5, 99, 6]])
+    prepared = PROCESSING.prepare_ids(given, pixels(2), max_frames=2)
+    assert prepared.input_ids.tolist() == [[1, 5, *[99] * 6, 6]]
+    assert prepared.is_visual.sum() == 6 and prepared.next_position == 9
+    written_out = PROCESSING.prepare_ids(prepared.input_ids, pixels(2), max_frames=2)
+    np.testing.assert_array_equal(written_out.input_ids, prepared.input_ids)
+    one = msgspec.structs.replace(PROCESSING, tokens_per_frame=1)
+    assert one.prepare_ids(given, pixels(1), max_frames=2).input_ids.tolist() == given.tolist()
+
+
+@pytest.mark.parametrize("count", [0, 2, 5, 7])
+def test_placeholders_that_do_not_match_the_frames_are_refused(count: int) -> None:
+    ids = np.array([[1, *[99] * count, 6]])
+    with pytest.raises(VaExportError) as caught:
+        PROCESSING.prepare_ids(ids, pixels(2), max_frames=2)
+    assert caught.value.where == "generate" and caught.value.fix
+    if count:
+        with pytest.raises(VaExportError):
+            PROCESSING.prepare_ids(ids, {}, max_frames=2)
+    else:
+        assert not PROCESSING.prepare_ids(ids, {}, max_frames=2).is_visual.any()
 
 
 def official_indices(frame_count: int, num_segments: int) -> list[int]:
@@ -127,51 +176,67 @@ def official_indices(frame_count: int, num_segments: int) -> list[int]:
 
 
 def test_frame_indices() -> None:
-    assert PROCESSING.frame_indices(250, 8) == [15, 46, 77, 108, 139, 171, 202, 233]
-    assert PROCESSING.frame_indices(1, 1) == [0]
+    assert sample_frames("segment-midpoint", 250, 8) == [15, 46, 77, 108, 139, 171, 202, 233]
+    assert sample_frames("segment-midpoint", 1, 1) == [0]
     for count in (8, 9, 16, 17, 64, 100, 101, 997):
         for wanted in (1, 2, 7, 8):
-            indices = PROCESSING.frame_indices(count, wanted)
+            indices = sample_frames("segment-midpoint", count, wanted)
             assert indices == official_indices(count, wanted)
             assert indices == sorted(indices)
             assert 0 <= indices[0] <= indices[-1] < count
     with pytest.raises(VaExportError, match="the video has 7 frames, 8 are asked for"):
-        PROCESSING.frame_indices(7, 8)
+        sample_frames("segment-midpoint", 7, 8)
     with pytest.raises(VaExportError, match="0 frames asked for"):
-        PROCESSING.frame_indices(7, 0)
+        sample_frames("segment-midpoint", 7, 0)
 
 
-def test_json_round_trip() -> None:
-    text = PROCESSING.to_json()
-    assert Processing.from_json(text) == PROCESSING
-    assert json.loads(text)["chat_template"] == "[user]{frames}{question}[end]"
+def test_json_round_trip(tmp_path: Path) -> None:
+    path = tmp_path / "processing.json"
+    path.write_bytes(encode(PROCESSING))
+    assert read_processing(path) == PROCESSING
+    assert json.loads(path.read_text())["kind"] == "fixed_frames"
 
 
-def test_json_of_another_version_is_refused() -> None:
-    content = json.loads(PROCESSING.to_json())
-    del content["resample"]
-    content["new"] = 1
-    with pytest.raises(VaExportError, match=r"lacks \['resample'\], adds \['new'\]"):
-        Processing.from_json(json.dumps(content))
-    for broken in ("{", "[]", "3"):
-        with pytest.raises(VaExportError):
-            Processing.from_json(broken)
+ILLEGAL = [
+    ("kind", "patches"),
+    ("resample", "lanczos"),
+    ("resample", None),
+    ("frame_sampling", "uniform"),
+    ("chat_template", "{frames}"),
+    ("frame_template", "{image}{image}"),
+    ("image_size", 0),
+    ("image_size", 28.5),
+    ("image_size", True),
+    ("frames", 0),
+    ("tokens_per_frame", -1),
+    ("std", [0.1, 0.0, 0.1]),
+    ("mean", [0.1, 0.2]),
+    ("image_token", ""),
+    ("image_token_id", -1),
+    ("stop_token_ids", [2, -7]),
+    ("stop_token_ids", ["2"]),
+    ("bos_token_id", "1"),
+    ("surplus", 1),
+]
 
 
-@pytest.mark.parametrize(
-    ("field", "value", "reason"),
-    [
-        ("resample", "lanczos", "'lanczos'"),
-        ("frame_sampling", "uniform", "'uniform'"),
-        ("chat_template", "{frames}", "chat_template has the fields"),
-        ("frame_template", "{image}{image}", "frame_template has the fields"),
-        ("image_size", 0, "must be positive"),
-        ("std", (0.1, 0.0, 0.1), "must be positive"),
-    ],
-)
-def test_illegal_settings_are_refused(field: str, value: object, reason: str) -> None:
-    with pytest.raises(VaExportError, match=reason):
-        dataclasses.replace(PROCESSING, **{field: value})  # type: ignore[arg-type]
+@pytest.mark.parametrize(("field", "value"), ILLEGAL)
+def test_illegal_settings_are_refused_with_their_place(tmp_path: Path, field: str, value: object) -> None:
+    path = tmp_path / "processing.json"
+    path.write_text(json.dumps({**json.loads(encode(PROCESSING)), field: value}))
+    with pytest.raises(VaExportError) as caught:
+        read_processing(path)
+    assert str(caught.value.where).startswith(str(path)) and caught.value.fix
+    assert field in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "3", "null", "{}"])
+def test_what_is_no_processing_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "processing.json"
+    path.write_text(text)
+    with pytest.raises(VaExportError) as caught:
+        read_processing(path)
+    assert str(caught.value.where).startswith(str(path))
 
 
 def test_needs_neither_torch_nor_transformers() -> None:

@@ -4,21 +4,25 @@ and a decoder; see `text_backbones` for the decoders that are read.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from va_export.models.component import Component, decoder_component, embedding_component
 from va_export.models.family import ModelSpec, WeightSource
 from va_export.models.internvl2 import config as _config
 from va_export.models.internvl2 import key_map
+from va_export.models.internvl2.tiles import tiles
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from va_export.bundle.decoder_shards import DecoderShard
     from va_export.checkpoint.files import Checkpoint
-    from va_export.runtime.processing.fixed_frames import Processing
+    from va_export.runtime.processing import Processing
 
 
 class InternVL2:
@@ -43,19 +47,37 @@ class InternVL2:
     def spec_from_checkpoint(
         self, checkpoint: Checkpoint, num_decoder_layers: int | None = None, image_token_id: int | None = None
     ) -> ModelSpec:
-        from va_export.models.internvl2.prompt import END_OF_TURN, IMAGE_TOKEN
-        from va_export.models.internvl2.tokenizer import added_tokens
+        from va_export.models.internvl2.tokenizer import read_tokenizer
 
-        ids = {token.content: token.id for token in added_tokens(checkpoint.directory)}
-        if image_token_id is None:
-            image_token_id = ids.get(IMAGE_TOKEN)
-        eos = (ids[END_OF_TURN],) if END_OF_TURN in ids else ()
-        return _config.spec_from_config(checkpoint.config, num_decoder_layers, image_token_id, eos)
+        tokens = read_tokenizer(checkpoint.directory)
+        for text in tokens.notes:
+            checkpoint.note(text)
+        spec = _config.spec_from_config(
+            checkpoint.config,
+            num_decoder_layers,
+            tokens.image_token_id if image_token_id is None else image_token_id,
+            tokens.stop_ids,
+            tokens.end_of_turn_id,
+        )
+        tokens.check(spec.text.vocab_size, image_token_id)
+        return spec
 
     def build_model(self, spec: ModelSpec, attention: str = "anchored") -> nn.Module:
         from va_export.models.internvl2 import reference
 
         return reference.build_model(spec, attention)
+
+    def components(self, spec: ModelSpec, precision: str, shards: Sequence[DecoderShard]) -> tuple[Component, ...]:
+        from va_export.models.internvl2.vision import vision_component
+
+        return (
+            vision_component(spec),
+            embedding_component(spec, partial(self.visual_tokens, spec)),
+            *(decoder_component(spec, precision, shard) for shard in shards),
+        )
+
+    def visual_tokens(self, spec: ModelSpec, n_frames: int) -> int:
+        return n_frames * tiles(spec).tokens_per_frame
 
     def weight_map(self, spec: ModelSpec) -> Mapping[str, WeightSource]:
         return key_map.weight_map(spec)
@@ -79,11 +101,14 @@ class InternVL2:
         return reference.load_reference(spec, checkpoint, dtype, attention)
 
     def processing(self, spec: ModelSpec, checkpoint: Checkpoint) -> Processing:
-        from va_export.models.internvl2 import prompt, tokenizer
+        from va_export.models.internvl2 import prompt
         from va_export.models.internvl2.text_backbones import TEXT_BACKBONES
+        from va_export.models.internvl2.tokenizer import read_tokenizer
 
         default = TEXT_BACKBONES[spec.text_architecture].adds_bos
-        return prompt.processing(spec, add_bos=tokenizer.adds_bos(checkpoint.directory, default))
+        config_bos = spec.hf_config["text_config"]["bos_token_id"]
+        tokens = read_tokenizer(checkpoint.directory)
+        return prompt.processing(spec, tokens.first_id(default, config_bos, checkpoint.note))
 
     def write_tokenizer(self, checkpoint: Checkpoint, directory: Path) -> Path | None:
         from va_export.models.internvl2 import tokenizer

@@ -1,188 +1,231 @@
-"""InternVL2's original config.json → `ModelSpec`. Every check of one field against another is in this file.
-
-The layout is that of the OpenGVLab checkpoints (`InternVLChatModel`): a `vision_config` for InternViT, an `llm_config`
-for the decoder, and the projector's settings beside them.
+"""InternVL2's original config.json → `ModelSpec`. Every check of one field against another is in this file; what a
+field may hold by itself stands in `config_file`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any
 
+from va_export.checkpoint.json_files import as_form
+from va_export.checkpoint.special_tokens import as_tuple
 from va_export.errors import VaExportError
-from va_export.models.family import DynamicNtkScaling, ModelSpec, TextShape, VisionShape
-from va_export.models.internvl2.text_backbones import REFUSED_BACKBONES, TEXT_BACKBONES, TextBackbone
+from va_export.models.family import DynamicNtkScaling, ModelSpec, TextShape
+from va_export.models.internvl2.config_file import ConfigFile, DecoderName, LlmConfig, Rope
+from va_export.models.internvl2.text_backbones import (
+    OTHER_TEMPLATES,
+    REFUSED_BACKBONES,
+    TEXT_BACKBONES,
+    TextBackbone,
+)
+from va_export.models.internvl2.tiles import TileShape
 
 FAMILY = "internvl2"
-_Value = TypeVar("_Value")
+CONFIG = "config.json"
 
 
 def spec_from_config(
     config: Mapping[str, Any],
     num_decoder_layers: int | None = None,
     image_token_id: int | None = None,
-    eos_token_ids: tuple[int, ...] = (),
+    stop_ids: tuple[int, ...] = (),
+    end_of_turn_id: int | None = None,
 ) -> ModelSpec:
-    """See `ModelFamily.spec_from_config`; `eos_token_ids` are added to the config's own."""
-    llm = _get(config, "llm_config", dict)
-    vit = _get(config, "vision_config", dict)
-    architecture, backbone = _backbone(llm)
-    text, layers = _text_shape(llm, num_decoder_layers)
-    _check_required(llm, backbone)
-    vision = _vision_shape(config, vit)
-    template = _get(config, "template", str)
-    if template not in backbone.prompt_templates:
-        raise _invalid(f"template {template!r} is not one of {', '.join(backbone.prompt_templates)}", "template")
+    """See `ModelFamily.spec_from_config`.
 
+    Args:
+        image_token_id, end_of_turn_id: None where no tokenizer tells; the published checkpoints' then, if the
+            vocabulary is theirs.
+        stop_ids: ids that end an answer besides the configuration's own and the end of a turn.
+    """
+    named = as_form(dict(config), DecoderName, what="model's configuration", where=CONFIG)
+    architecture, backbone = _backbone(named.llm_config.architectures)
+    file = as_form(dict(config), ConfigFile, what="model's configuration", where=CONFIG)
+    text = _text_shape(file.llm_config, num_decoder_layers)
+    _check_required(file.llm_config, backbone)
+    vision = _vision_shape(file)
+    if file.template not in backbone.prompt_templates:
+        raise VaExportError(
+            f"template {file.template!r} is not one of {', '.join(backbone.prompt_templates)}"
+            + OTHER_TEMPLATES.get(file.template, ""),
+            where="config.json: template",
+            fix="use an InternVL2 checkpoint with its original config.json",
+        )
+    config_eos = as_tuple(file.llm_config.eos_token_id)
     known = backbone.known_tokens.get(text.vocab_size)
+    if end_of_turn_id is not None:
+        stop_ids = (*stop_ids, end_of_turn_id)
+    elif known is not None:
+        stop_ids = (*stop_ids, *known.eos_token_ids)
     if image_token_id is None and known is not None:
         image_token_id = known.image_token_id
-    if image_token_id is not None and not 0 <= image_token_id < text.vocab_size:
-        raise VaExportError(
-            f"the image token {image_token_id} is outside the vocabulary of {text.vocab_size}",
-            where="image_token_id",
-        )
+    _check_in_vocabulary("the image token", image_token_id, text.vocab_size, "image_token_id")
+    _check_in_vocabulary(
+        "bos_token_id", file.llm_config.bos_token_id, text.vocab_size, "config.json: llm_config.bos_token_id"
+    )
+    for number in config_eos:
+        _check_in_vocabulary("eos_token_id", number, text.vocab_size, "config.json: llm_config.eos_token_id")
     return ModelSpec(
         family=FAMILY,
-        hf_config=_hf_config(config, llm, vit, text, vision, image_token_id, backbone),
+        hf_config=_hf_config(file, text, vision, image_token_id, backbone),
         text=text,
         vision=vision,
-        checkpoint_layers=layers,
+        checkpoint_layers=file.llm_config.num_hidden_layers,
         text_architecture=architecture,
-        prompt_template=template,
+        prompt_template=file.template,
         image_token_id=image_token_id,
-        eos_token_ids=tuple(sorted({*_eos(llm), *eos_token_ids, *(known.eos_token_ids if known else ())})),
+        eos_token_ids=tuple(sorted({*config_eos, *stop_ids})),
     )
 
 
-def _backbone(llm: Mapping[str, Any]) -> tuple[str, TextBackbone]:
-    architectures = _get(llm, "architectures", list)
+def _backbone(architectures: list[str]) -> tuple[str, TextBackbone]:
     for architecture in architectures:
         if architecture in TEXT_BACKBONES:
             return architecture, TEXT_BACKBONES[architecture]
     reason = next((f": {REFUSED_BACKBONES[name]}" for name in architectures if name in REFUSED_BACKBONES), "")
     raise VaExportError(
-        f"this model's decoder, {', '.join(map(str, architectures))}, is not supported{reason}",
+        f"this model's decoder, {', '.join(architectures)}, is not supported{reason}",
         where="config.json: llm_config.architectures",
         fix=f"use a checkpoint whose decoder is one of: {', '.join(TEXT_BACKBONES)}",
     )
 
 
-def _text_shape(llm: Mapping[str, Any], num_decoder_layers: int | None) -> tuple[TextShape, int]:
-    """The decoder's shape and the number of layers in the checkpoint."""
-    hidden, heads = _positive(llm, "hidden_size"), _positive(llm, "num_attention_heads")
-    kv_heads = _positive(llm, "num_key_value_heads") if llm.get("num_key_value_heads") is not None else heads
-    layers = _positive(llm, "num_hidden_layers")
-    head_dim = _positive(llm, "head_dim") if llm.get("head_dim") is not None else hidden // heads
+def _text_shape(llm: LlmConfig, num_decoder_layers: int | None) -> TextShape:
+    hidden, heads, layers = llm.hidden_size, llm.num_attention_heads, llm.num_hidden_layers
+    kv_heads = llm.num_key_value_heads or heads
+    head_dim = llm.head_dim or hidden // heads
     if hidden % heads or heads % kv_heads or head_dim % 2:
         raise _invalid(
             f"hidden_size {hidden}, {heads} attention heads and {kv_heads} key/value heads do not divide "
             "evenly into heads of even size",
             "llm_config",
         )
-    if _get(llm, "hidden_act", str) != "silu":
-        raise _invalid(f"hidden_act {llm['hidden_act']!r} is not silu", "llm_config.hidden_act")
-    if llm.get("tie_word_embeddings", False):
-        raise _invalid("tied word embeddings: the decoder has an output matrix of its own", "llm_config")
+    if llm.tie_word_embeddings:
+        raise _invalid(
+            "tied word embeddings: the decoder has an output matrix of its own", "llm_config.tie_word_embeddings"
+        )
     if num_decoder_layers is not None and not 1 <= num_decoder_layers <= layers:
         raise VaExportError(
             f"{num_decoder_layers} decoder layers asked for, the checkpoint has {layers}",
             where="num_decoder_layers",
             fix=f"choose 1 to {layers}, or leave it out for all",
         )
-    shape = TextShape(
+    return TextShape(
         hidden_size=hidden,
         num_layers=num_decoder_layers or layers,
         num_heads=heads,
         num_kv_heads=kv_heads,
         head_dim=head_dim,
-        intermediate_size=_positive(llm, "intermediate_size"),
-        vocab_size=_positive(llm, "vocab_size"),
-        max_position_embeddings=_positive(llm, "max_position_embeddings"),
-        rms_norm_eps=_positive_real(llm, "rms_norm_eps"),
-        rope_theta=_positive_real(llm, "rope_theta"),
+        intermediate_size=llm.intermediate_size,
+        vocab_size=llm.vocab_size,
+        max_position_embeddings=llm.max_position_embeddings,
+        rms_norm_eps=llm.rms_norm_eps,
+        rope_theta=_rope_theta(llm),
         rope_scaling=_rope_scaling(llm),
     )
-    return shape, layers
 
 
-def _check_required(llm: Mapping[str, Any], backbone: TextBackbone) -> None:
+def _check_required(llm: LlmConfig, backbone: TextBackbone) -> None:
     for key, value in backbone.required.items():
-        if llm.get(key, value) != value:
-            raise _invalid(f"{key} is {llm[key]!r}, only {value!r} is supported", f"llm_config.{key}")
+        if (said := getattr(llm, key)) not in (None, value):
+            raise _invalid(f"{key} is {said!r}, only {value!r} is supported", f"llm_config.{key}")
 
 
-def _rope_scaling(llm: Mapping[str, Any]) -> DynamicNtkScaling | None:
-    scaling = llm.get("rope_scaling")
-    if scaling is None:
+def _rope_theta(llm: LlmConfig) -> float:
+    """The base frequency, wherever it stands; where it stands twice, both must say the same."""
+    said = {"rope_theta": llm.rope_theta} | {f"{key}.rope_theta": rope.rope_theta for key, rope in _ropes(llm).items()}
+    stated = {place: theta for place, theta in said.items() if theta is not None}
+    if not stated:
+        raise _invalid("rope_theta is missing", "llm_config.rope_theta")
+    if len(set(stated.values())) > 1:
+        raise _invalid(f"two base frequencies: {_listed(stated)}", "llm_config.rope_theta")
+    return next(iter(stated.values()))
+
+
+def _rope_scaling(llm: LlmConfig) -> DynamicNtkScaling | None:
+    said = {key: _scaling(llm, key, rope) for key, rope in _ropes(llm).items()}
+    if len(set(said.values())) > 1:
+        raise _invalid(f"two different scalings of positions: {_listed(said)}", "llm_config.rope_scaling")
+    return next(iter(said.values()), None)
+
+
+def _ropes(llm: LlmConfig) -> dict[str, Rope]:
+    tables = {"rope_scaling": llm.rope_scaling, "rope_parameters": llm.rope_parameters}
+    return {key: rope for key, rope in tables.items() if rope is not None}
+
+
+def _scaling(llm: LlmConfig, key: str, rope: Rope) -> DynamicNtkScaling | None:
+    place = f"llm_config.{key}"
+    kinds = {kind for kind in (rope.type, rope.rope_type) if kind is not None}
+    if len(kinds) > 1:
+        raise _invalid(f"{key} has the type {rope.type!r} and the rope_type {rope.rope_type!r}", place)
+    kind = kinds.pop() if kinds else "default"
+    if kind == "default" and rope.factor in (None, 1):
         return None
-    kind = scaling.get("type", scaling.get("rope_type")) if isinstance(scaling, Mapping) else scaling
+    if kind == "default":
+        raise _invalid(f"{key} has the factor {rope.factor} and no type that it belongs to", place)
     if kind != "dynamic":
-        raise _invalid(f"rope_scaling {kind!r} is not supported, only 'dynamic' or null", "llm_config.rope_scaling")
-    factor = _positive_real(scaling, "factor")
-    if factor < 1.0:
-        raise _invalid(f"a dynamic rope_scaling factor of {factor} is below 1", "llm_config.rope_scaling")
-    return DynamicNtkScaling(factor)
-
-
-def _vision_shape(config: Mapping[str, Any], vit: Mapping[str, Any]) -> VisionShape:
-    hidden, heads = _positive(vit, "hidden_size"), _positive(vit, "num_attention_heads")
-    image, patch = _positive(vit, "image_size"), _positive(vit, "patch_size")
-    forced = config.get("force_image_size") or image
-    if forced != image:
+        raise _invalid(f"{key} {kind!r} is not supported, only 'dynamic' or none", place)
+    if rope.factor is None:
+        raise _invalid(f"{key} 'dynamic' lacks factor", f"{place}.factor")
+    if rope.original_max_position_embeddings not in (None, llm.max_position_embeddings):
         raise _invalid(
-            f"force_image_size {forced} is not the vision tower's {image}: positions would be interpolated",
+            f"original_max_position_embeddings {rope.original_max_position_embeddings} is not"
+            f" max_position_embeddings, {llm.max_position_embeddings}",
+            f"{place}.original_max_position_embeddings",
+        )
+    return DynamicNtkScaling(rope.factor)
+
+
+def _listed(said: Mapping[str, object]) -> str:
+    return ", ".join(f"{value} in {place}" for place, value in said.items())
+
+
+def _vision_shape(file: ConfigFile) -> TileShape:
+    vit, ratio = file.vision_config, file.downsample_ratio
+    image, patch = vit.image_size, vit.patch_size
+    if (file.force_image_size or image) != image:
+        raise _invalid(
+            f"force_image_size {file.force_image_size} is not the vision tower's {image}: positions would be"
+            " interpolated",
             "force_image_size",
         )
-    if hidden % heads:
-        raise _invalid(f"hidden_size {hidden} is not a multiple of {heads} attention heads", "vision_config")
-    if _get(vit, "hidden_act", str) != "gelu":
-        raise _invalid(f"hidden_act {vit['hidden_act']!r} is not gelu", "vision_config.hidden_act")
-    if vit.get("num_channels", 3) != 3:
-        raise _invalid(f"num_channels {vit['num_channels']} is not 3", "vision_config.num_channels")
-    if _get(vit, "norm_type", str) not in ("layer_norm", "rms_norm"):
-        raise _invalid(f"norm_type {vit['norm_type']!r} is not layer_norm or rms_norm", "vision_config.norm_type")
-    if config.get("select_layer", -1) != -1:
-        raise _invalid(f"select_layer {config['select_layer']} is not -1, the last layer", "select_layer")
-    if _get(config, "ps_version", str) != "v2":
-        raise _invalid(f"ps_version {config['ps_version']!r}, a transposed pixel shuffle, is not v2", "ps_version")
-    ratio = _positive_real(config, "downsample_ratio")
-    step = round(1 / ratio)
-    grid = image // patch
+    if vit.hidden_size % vit.num_attention_heads:
+        raise _invalid(
+            f"hidden_size {vit.hidden_size} is not a multiple of {vit.num_attention_heads} attention heads",
+            "vision_config",
+        )
+    step, grid = round(1 / ratio), image // patch
     if step * ratio != 1.0 or image % patch or grid % step:
         raise _invalid(
             f"image_size {image}, patch_size {patch} and downsample_ratio {ratio} do not divide evenly",
             "vision_config",
         )
-    return VisionShape(
+    return TileShape(
+        positions_per_frame=grid**2 + 1,  # a class token beside the patches
         image_size=image,
         patch_size=patch,
         tokens_per_frame=(grid // step) ** 2,
-        hidden_size=hidden,
-        num_layers=_positive(vit, "num_hidden_layers"),
-        num_heads=heads,
-        intermediate_size=_positive(vit, "intermediate_size"),
+        hidden_size=vit.hidden_size,
+        num_layers=vit.num_hidden_layers,
+        num_heads=vit.num_attention_heads,
+        intermediate_size=vit.intermediate_size,
     )
 
 
 def _hf_config(
-    config: Mapping[str, Any],
-    llm: Mapping[str, Any],
-    vit: Mapping[str, Any],
-    text: TextShape,
-    vision: VisionShape,
-    image_token_id: int | None,
-    backbone: TextBackbone,
+    file: ConfigFile, text: TextShape, vision: TileShape, image_token_id: int | None, backbone: TextBackbone
 ) -> dict[str, Any]:
     """Arguments of `transformers.InternVLConfig` that describe the same model."""
     rope: dict[str, Any] = {"rope_type": "default", "rope_theta": text.rope_theta}
     if text.rope_scaling is not None:
         rope |= {"rope_type": "dynamic", "factor": text.rope_scaling.factor}
+    bias = {} if backbone.bias_key is None else {"attention_bias": bool(getattr(file.llm_config, backbone.bias_key))}
     return {
         # Our graphs are told where the placeholders are; Hugging Face's class wants an id all the same.
         "image_token_id": text.vocab_size - 1 if image_token_id is None else image_token_id,
         "image_seq_length": vision.tokens_per_frame,
-        "downsample_ratio": float(config["downsample_ratio"]),
+        "downsample_ratio": file.downsample_ratio,
         "projector_hidden_act": "gelu",
         "vision_feature_layer": -1,
         "vision_feature_select_strategy": "default",
@@ -192,11 +235,11 @@ def _hf_config(
             "num_hidden_layers": vision.num_layers,
             "num_attention_heads": vision.num_heads,
             "intermediate_size": vision.intermediate_size,
-            "attention_bias": _get(vit, "qkv_bias", bool),
-            "use_qk_norm": _get(vit, "qk_normalization", bool),
+            "attention_bias": file.vision_config.qkv_bias,
+            "use_qk_norm": file.vision_config.qk_normalization,
             "hidden_act": "gelu",
-            "norm_type": vit["norm_type"],
-            "layer_norm_eps": _positive_real(vit, "layer_norm_eps"),
+            "norm_type": file.vision_config.norm_type,
+            "layer_norm_eps": file.vision_config.layer_norm_eps,
             "image_size": [vision.image_size, vision.image_size],
             "patch_size": [vision.patch_size, vision.patch_size],
         },
@@ -212,43 +255,24 @@ def _hf_config(
             "max_position_embeddings": text.max_position_embeddings,
             "rms_norm_eps": text.rms_norm_eps,
             "hidden_act": "silu",
-            **({} if backbone.bias_key is None else {"attention_bias": bool(llm.get(backbone.bias_key, False))}),
+            **bias,
             "rope_parameters": rope,
             "tie_word_embeddings": False,
-            "bos_token_id": llm.get("bos_token_id"),
-            "eos_token_id": llm.get("eos_token_id"),
+            "bos_token_id": file.llm_config.bos_token_id,
+            "eos_token_id": file.llm_config.eos_token_id,
         },
     }
 
 
-def _eos(llm: Mapping[str, Any]) -> tuple[int, ...]:
-    eos = llm.get("eos_token_id")
-    return () if eos is None else tuple(eos) if isinstance(eos, list) else (int(eos),)
+def _invalid(what: str, path: str) -> VaExportError:
+    """The error about the key at `path`, a dotted name."""
+    return VaExportError(what, where=f"{CONFIG}: {path}", fix="use the checkpoint's original config.json")
 
 
-def _get(section: Mapping[str, Any], key: str, kind: type[_Value] | tuple[type[_Value], ...]) -> _Value:
-    if key not in section:
-        raise VaExportError(f"config.json lacks {key}", where="config.json", fix="complete it from the original")
-    if not isinstance(section[key], kind):
-        expected = " or ".join(one.__name__ for one in (kind if isinstance(kind, tuple) else (kind,)))
-        raise _invalid(f"{key} is {section[key]!r}, not of type {expected}", key)
-    value: _Value = section[key]
-    return value
-
-
-def _positive(section: Mapping[str, Any], key: str) -> int:
-    value = _get(section, key, int)
-    if value <= 0 or isinstance(value, bool):
-        raise _invalid(f"{key} is {value!r}, not a positive number", key)
-    return value
-
-
-def _positive_real(section: Mapping[str, Any], key: str) -> float:
-    value = float(_get(section, key, (float, int)))
-    if not 0 < value < float("inf"):
-        raise _invalid(f"{key} is {value}, not a positive number", key)
-    return value
-
-
-def _invalid(what: str, key: str) -> VaExportError:
-    return VaExportError(what, where=f"config.json: {key}", fix="use the checkpoint's original config.json")
+def _check_in_vocabulary(name: str, number: int | None, vocab_size: int, where: str) -> None:
+    if number is not None and not 0 <= number < vocab_size:
+        raise VaExportError(
+            f"{name} {number} is outside the vocabulary of {vocab_size}",
+            where=where,
+            fix="take the configuration and the tokenizer's files from one checkpoint",
+        )

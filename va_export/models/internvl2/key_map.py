@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from va_export.models.family import ModelSpec, RowBlocks, WeightSource
 from va_export.models.internvl2.text_backbones import TEXT_BACKBONES
+from va_export.models.internvl2.tiles import tiles
 
 _CHECKPOINT_VISION = "vision_model."
 _HF_VISION = "model.vision_tower."
@@ -19,7 +20,7 @@ def weight_map(spec: ModelSpec) -> dict[str, WeightSource]:
 
 def _vision_weights(spec: ModelSpec) -> dict[str, WeightSource]:
     """InternViT: its `qkv` holds all queries, then all keys, then all values."""
-    vision = spec.vision
+    vision = tiles(spec)
     hidden, patch = vision.hidden_size, vision.patch_size
     positions = (vision.image_size // patch) ** 2 + 1
     source, target = f"{_CHECKPOINT_VISION}embeddings.", f"{_HF_VISION}embeddings."

@@ -10,10 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from va_export.models.family import ModelSpec
-from va_export.runtime.processing.fixed_frames import Processing
+from va_export.models.internvl2.tiles import tiles
+from va_export.runtime.processing import Processing
 
 IMAGE_TOKEN = "<IMG_CONTEXT>"
 END_OF_TURN = "<|im_end|>"
+PROMPT_TOKENS = ("<|im_start|>", END_OF_TURN, "<img>", "</img>", IMAGE_TOKEN)
 
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -26,19 +28,20 @@ _CHATML = (
 _CHAT_TEMPLATES: Mapping[str, str] = {"internlm2-chat": _CHATML, "Hermes-2": _CHATML}
 
 
-def processing(spec: ModelSpec, *, add_bos: bool = True) -> Processing:
-    """How frames and a question become inputs of the model that `spec` describes."""
+def processing(spec: ModelSpec, bos_token_id: int | None) -> Processing:
+    """How frames and a question become inputs of the model that `spec` describes; every prompt starts with
+    `bos_token_id`, if there is one."""
     return Processing(
-        image_size=spec.vision.image_size,
+        image_size=tiles(spec).image_size,
         mean=_IMAGENET_MEAN,
         std=_IMAGENET_STD,
         resample="bicubic",
         frame_sampling="segment-midpoint",
-        tokens_per_frame=spec.vision.tokens_per_frame,
+        tokens_per_frame=tiles(spec).tokens_per_frame,
         image_token=IMAGE_TOKEN,
         image_token_id=spec.image_token_id,
         chat_template=_CHAT_TEMPLATES[spec.prompt_template],
         frame_template=_FRAME,
-        bos_token_id=spec.hf_config["text_config"]["bos_token_id"] if add_bos else None,
+        bos_token_id=bos_token_id,
         stop_token_ids=spec.eos_token_ids,
     )

@@ -10,7 +10,7 @@ from torch import nn
 from va_export.checkpoint.files import Checkpoint
 from va_export.models.family import ModelSpec
 from va_export.models.internvl2.key_map import weight_map
-from va_export.models.rope import replace_rotary_embedding
+from va_export.models.internvl2.rope import replace_rotary_embedding
 from va_export.models.weights import load_parameters
 
 

@@ -8,7 +8,7 @@ InternLM2 (the 2B, 8B and 26B models) is Llama with its query, key and value pro
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from va_export.models.family import RowBlocks, TextShape, WeightSource
 
@@ -60,9 +60,20 @@ def internlm2_weights(text: TextShape, bias: bool) -> dict[str, WeightSource]:
         f"{_HF_TEXT}norm.weight": WeightSource(f"{_CHECKPOINT}model.norm.weight", (hidden,)),
         "lm_head.weight": WeightSource(f"{_CHECKPOINT}output.weight", (vocab, hidden)),
     }
-    for layer in range(text.num_layers):
-        weights |= _internlm2_layer(text, layer, bias)
-    return weights
+    return _with_layers(weights, [_internlm2_layer(text, layer, bias) for layer in range(text.num_layers)])
+
+
+def _with_layers(weights: dict[str, WeightSource], layers: list[dict[str, WeightSource]]) -> dict[str, WeightSource]:
+    """The weights outside of the layers and those of each layer, told which component and layer they belong to."""
+    outside = {
+        name: replace(source, component="embedding" if name == f"{_HF_TEXT}embed_tokens.weight" else "decoder")
+        for name, source in weights.items()
+    }
+    return outside | {
+        name: replace(source, component="decoder", layer=index)
+        for index, layer in enumerate(layers)
+        for name, source in layer.items()
+    }
 
 
 def _internlm2_layer(text: TextShape, layer: int, bias: bool) -> dict[str, WeightSource]:
@@ -112,21 +123,26 @@ def _same_names(text: TextShape, biases: tuple[str, ...]) -> dict[str, WeightSou
     hidden, vocab, width = text.hidden_size, text.vocab_size, text.intermediate_size
     rows = {"q": text.num_heads * text.head_dim, "k": text.num_kv_heads * text.head_dim}
     rows["v"] = rows["k"]
-    shapes: dict[str, tuple[int, ...]] = {"embed_tokens.weight": (vocab, hidden), "norm.weight": (hidden,)}
-    for layer in range(text.num_layers):
-        name = f"layers.{layer}."
-        shapes |= {f"{name}self_attn.{part}_proj.weight": (count, hidden) for part, count in rows.items()}
-        shapes |= {f"{name}self_attn.{part}_proj.bias": (rows.get(part, hidden),) for part in biases}
-        shapes |= {
-            f"{name}self_attn.o_proj.weight": (hidden, rows["q"]),
-            f"{name}mlp.gate_proj.weight": (width, hidden),
-            f"{name}mlp.up_proj.weight": (width, hidden),
-            f"{name}mlp.down_proj.weight": (hidden, width),
-            f"{name}input_layernorm.weight": (hidden,),
-            f"{name}post_attention_layernorm.weight": (hidden,),
+    layer: dict[str, tuple[int, ...]] = {
+        **{f"self_attn.{part}_proj.weight": (count, hidden) for part, count in rows.items()},
+        **{f"self_attn.{part}_proj.bias": (rows.get(part, hidden),) for part in biases},
+        "self_attn.o_proj.weight": (hidden, rows["q"]),
+        "mlp.gate_proj.weight": (width, hidden),
+        "mlp.up_proj.weight": (width, hidden),
+        "mlp.down_proj.weight": (hidden, width),
+        "input_layernorm.weight": (hidden,),
+        "post_attention_layernorm.weight": (hidden,),
+    }
+
+    def sources(shapes: Mapping[str, tuple[int, ...]], prefix: str = "") -> dict[str, WeightSource]:
+        return {
+            f"{_HF_TEXT}{prefix}{name}": WeightSource(f"{_CHECKPOINT}model.{prefix}{name}", shape)
+            for name, shape in shapes.items()
         }
-    weights = {f"{_HF_TEXT}{name}": WeightSource(f"{_CHECKPOINT}model.{name}", shape) for name, shape in shapes.items()}
-    return weights | {"lm_head.weight": WeightSource(f"{_CHECKPOINT}lm_head.weight", (vocab, hidden))}
+
+    outside = sources({"embed_tokens.weight": (vocab, hidden), "norm.weight": (hidden,)})
+    outside["lm_head.weight"] = WeightSource(f"{_CHECKPOINT}lm_head.weight", (vocab, hidden))
+    return _with_layers(outside, [sources(layer, f"layers.{index}.") for index in range(text.num_layers)])
 
 
 # Ids of <IMG_CONTEXT>, and of the tokens that end an answer (</s> or <|endoftext|>, and <|im_end|>), in the published
@@ -159,6 +175,10 @@ TEXT_BACKBONES: Mapping[str, TextBackbone] = {
         required={"use_sliding_window": False},
         adds_bos=False,
     ),
+}
+# Templates of related models that are not read.
+OTHER_TEMPLATES: Mapping[str, str] = {
+    "internvl2_5": ": this is InternVL2.5 or InternVL3, whose prompt is another and which are not supported",
 }
 # Decoders of the family that are not read, and what of them does not fit.
 REFUSED_BACKBONES: Mapping[str, str] = {

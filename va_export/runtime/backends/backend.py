@@ -13,6 +13,7 @@ from va_export.errors import VaExportError
 if TYPE_CHECKING:
     from va_export.bundle.manifest import Manifest
 
+Array = npt.NDArray[Any]
 Float32 = npt.NDArray[np.float32]
 Int64 = npt.NDArray[np.int64]
 Bool = npt.NDArray[np.bool_]
@@ -28,17 +29,11 @@ class Backend(Protocol):
     def part_milliseconds(self) -> Mapping[str, float]:
         """What the latest `decode` spent in each shard of the decoder; empty where it is in one piece."""
 
-    def vision(self, pixel_values: Float32) -> Float32:
-        """(frames, 3, S, S) → visual tokens (frames · tokens_per_frame, D)."""
-
-    def embed(self, input_ids: Int64, is_visual: Bool, visual_tokens: Float32) -> Float32:
-        """Ids (B, S), image placeholders (B, S) and visual tokens (N ≥ 1, D) → input embeddings (B, S, D)."""
-
-    def score(self, visual_tokens: Float32) -> tuple[Float32, Int64]:
-        """Visual tokens (N, D) → sharing score (N,) and labels (N,), by the bundle's `score` component.
+    def run(self, component: str, inputs: Mapping[str, Array]) -> Mapping[str, Array]:
+        """Run a component that keeps no state, arrays by the names that the manifest gives.
 
         Raises:
-            VaExportError: the bundle has none in this backend's form.
+            VaExportError: the bundle has it not, or not in this backend's form.
         """
 
     def cache_capacity(self, needed: int, limit: int) -> int:
@@ -47,24 +42,29 @@ class Backend(Protocol):
     def new_cache(self, batch: int, capacity: int) -> Any:
         """An empty KV cache of `capacity` slots a row."""
 
+    def cache_row(self, cache: Any, row: int) -> Any:
+        """One row of a cache as a cache of its own, in the same memory."""
+
     def decode(
         self,
         inputs_embeds: Float32,
+        position_ids: Int64,
         key_log_gain: Float32,
         value_gain: Float32,
         past_length: Int64,
         cache: Any,
     ) -> Float32:
-        """Append S positions to the cache; (B, vocab) logits of the last one. The gains are (B, capacity)."""
+        """Append S positions to the cache; (B, vocab) logits of the last one. position_ids are (axes, B, S), the gains
+        (B, capacity), past_length (B,)."""
 
     @property
     def has_greedy_loop(self) -> bool:
-        """Whether `greedy_steps` can be asked; else whoever decodes calls `embed` and `decode` for every token."""
+        """Whether `greedy_steps` can be asked; else whoever decodes runs every step."""
 
-    def greedy_steps(self, token: int, past_length: int, cache: Any) -> Iterator[int]:
-        """The tokens that follow `token` at position `past_length`, each the likeliest after the one before, without
-        end and without anchors; −1 where logits are not finite. Nothing else may be run before the iterator is done
-        with.
+    def greedy_steps(self, token: int, past_length: int, position: int, cache: Any) -> Iterator[int]:
+        """The tokens that follow `token`, which goes into slot `past_length` and has that position on every axis; each
+        the likeliest after the one before, without end and without anchors; −1 where logits are not finite. Nothing
+        else may be run before the iterator is done with.
         """
 
     def take_gpu_milliseconds(self) -> float | None:
@@ -82,7 +82,7 @@ class HostBackend:
 
     has_greedy_loop = False
 
-    def greedy_steps(self, token: int, past_length: int, cache: Any) -> Iterator[int]:
+    def greedy_steps(self, token: int, past_length: int, position: int, cache: Any) -> Iterator[int]:
         raise NotImplementedError(f"{type(self).__name__} has no loop of its own")
 
     def take_gpu_milliseconds(self) -> float | None:
@@ -98,25 +98,19 @@ def component_file(manifest: Manifest, component: str, kind: str) -> str:
     Raises:
         VaExportError: the bundle was exported without it.
     """
-    entry = manifest.data["components"].get(component)
-    if entry is None:
-        raise VaExportError(
-            f"this bundle has no {component}: it was exported with --components"
-            f" {','.join(manifest.data['components'])}",
-            where=manifest.directory,
-            fix="export all components to run the whole model",
-        )
-    name = entry.get(kind) if kind.startswith("onnx") else entry.get("engines", {}).get(kind, {}).get("file")
+    entry = manifest.component(component)
+    engine = entry.engines.get(kind)
+    name = {"onnx": entry.onnx, "onnx_native": entry.onnx_native}.get(kind, engine.file if engine else None)
     if name is None:
         raise VaExportError(
             f"this bundle has no {kind} form of {component}",
             where=manifest.directory,
             fix="use --backend onnxruntime, or export the bundle with that form",
         )
-    return str(name)
+    return name
 
 
 def has_score_graph(manifest: Manifest, backend: str) -> bool:
-    """Whether the bundle holds the score as a graph for a backend; bundles of older versions hold none."""
-    entry = manifest.data["components"].get("score", {})
-    return "onnx" in entry if backend == "onnxruntime" else backend in entry.get("engines", {})
+    """Whether the bundle holds the score as a graph for a backend."""
+    entry = manifest.data.components.get("score")
+    return entry is not None and (backend == "onnxruntime" or backend in entry.engines)

@@ -21,23 +21,26 @@ def decoder_parts(manifest: Manifest) -> tuple[DecoderShard, ...]:
         VaExportError: the bundle has no decoder, or its shards do not follow each other from the first layer to the
             last.
     """
-    components, num_layers = manifest.data["components"], manifest.data["model"]["text"]["num_layers"]
-    layers = {name: entry["layers"] for name, entry in components.items() if "layers" in entry}
-    if not layers:
+    components, num_layers = manifest.data.components, manifest.data.model.text.num_layers
+    ordered = sorted((*entry.layers, name) for name, entry in components.items() if entry.layers is not None)
+    if not ordered:
         # Without one, component_file says which components there are.
         return (DecoderShard(DECODER, 0, num_layers, num_layers),)
-    try:
-        ordered = sorted((int(first), int(stop), name) for name, (first, stop) in layers.items())
-    except (TypeError, ValueError):
-        ordered = []
     starts, stops = [first for first, _, _ in ordered], [stop for _, stop, _ in ordered]
     if [*starts, num_layers] != [0, *stops] or any(first >= stop for first, stop, _ in ordered):
         raise VaExportError(
-            f"the decoder's shards are of layers {list(layers.values())}, which do not make up {num_layers} layers",
+            f"the decoder's shards are of layers {[[first, stop] for first, stop, _ in ordered]}, which do not make up"
+            f" {num_layers} layers",
             where=manifest.directory,
             fix="export the bundle again",
         )
     return tuple(DecoderShard(name, first, stop, num_layers) for first, stop, name in ordered)
+
+
+def position_axes(manifest: Manifest) -> int:
+    """How many position ids a token has."""
+    inputs = manifest.component(decoder_parts(manifest)[0].name).inputs
+    return next(int(tensor.shape[0]) for tensor in inputs if tensor.name == "position_ids")
 
 
 def assign_devices(n_parts: int, devices: Sequence[int]) -> tuple[int, ...]:

@@ -3,16 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 import onnx
 from onnx.external_data_helper import uses_external_data
 
 from va_export.errors import VaExportError
 
+if TYPE_CHECKING:
+    from va_export.bundle.manifest import Manifest
 
-def check_external_data(path: Path) -> None:
-    """Check every external-data reference of an ONNX file, without reading the data.
+
+@contextmanager
+def held_graph(manifest: Manifest, name: str, *, stay_open: bool = False) -> Iterator[Path]:
+    """An ONNX file of a bundle to be opened by its name, and its external data beside it: those of the bundle that was
+    opened, whatever lies at its path now.
+
+    Args:
+        stay_open: whoever opens it keeps the data mapped.
+
+    Raises:
+        VaExportError: as `check_external_data`, or the data are a file that the manifest does not list; at the end,
+            too, a file was replaced or removed since the bundle was opened.
+    """
+    manifest.path(name)
+    with manifest.held.in_place(name) as root:
+        locations = check_external_data(root / name)
+    files = [name, *((PurePosixPath(name).parent / location).as_posix() for location in sorted(locations))]
+    for file in files:
+        manifest.path(file)
+    with manifest.held.in_place(*files, stay_open=stay_open) as root:
+        yield root / name
+
+
+def check_external_data(path: Path) -> set[str]:
+    """Check every external-data reference of an ONNX file, without reading the data; the files that it refers to.
 
     Raises:
         VaExportError: the file cannot be parsed, or a reference is absolute, leaves the directory, is a link to
@@ -24,16 +51,14 @@ def check_external_data(path: Path) -> None:
         raise VaExportError(
             f"the ONNX file cannot be parsed: {error}", where=path, fix="export the bundle again"
         ) from error
-    root = path.parent.resolve()
+    root, locations = path.parent.resolve(), set()
     functions = (tensor for function in model.functions for tensor in _node_tensors(function.node))
     for tensor in (*_tensors(model.graph), *functions):
         if not uses_external_data(tensor):
             continue
         entries = {entry.key: entry.value for entry in tensor.external_data}
         location = entries.get("location", "")
-        pure = PurePosixPath(location)
-        target = (root / location).resolve()
-        if not location or pure.is_absolute() or ".." in pure.parts or not target.is_relative_to(root):
+        if not _lies_below(root, location):
             raise VaExportError(
                 f"tensor {tensor.name} refers to external data outside of the bundle: {location!r}",
                 where=path,
@@ -47,12 +72,14 @@ def check_external_data(path: Path) -> None:
                 fix="export the bundle again",
             )
         end = sum(int(span) for span in spans)
-        if not target.is_file() or target.stat().st_size < end:
+        if not (root / location).is_file() or (root / location).stat().st_size < end:
             raise VaExportError(
                 f"tensor {tensor.name} needs {end} bytes of {location}, which is missing or shorter",
                 where=path,
                 fix="copy or export the bundle again",
             )
+        locations.add(location)
+    return locations
 
 
 def external_files(path: Path) -> tuple[Path, ...]:
@@ -66,6 +93,15 @@ def external_files(path: Path) -> tuple[Path, ...]:
         if entry.key == "location"
     }
     return tuple(path.parent / location for location in sorted(locations))
+
+
+def _lies_below(root: Path, location: str) -> bool:
+    """Whether a location is a name below a directory, links followed. Names of other systems and with null characters
+    are none."""
+    pure = PurePosixPath(location)
+    if not location.isprintable() or "\\" in location or pure.is_absolute() or ".." in pure.parts or not pure.parts:
+        return False
+    return (root / location).resolve().is_relative_to(root)
 
 
 def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:

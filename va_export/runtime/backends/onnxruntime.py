@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from va_export.bundle.decoder_shards import DecoderShard, is_decoder
 from va_export.errors import VaExportError
-from va_export.runtime.backends.backend import Bool, Float32, HostBackend, Int64, component_file
+from va_export.runtime.backends.backend import Array, Float32, HostBackend, Int64, component_file
 from va_export.runtime.backends.decoder_parts import PartClock, assign_devices, decoder_parts
-from va_export.runtime.backends.external_data import check_external_data
+from va_export.runtime.backends.external_data import held_graph
 from va_export.runtime.backends.session_memory import must_stream, session_options
 
 if TYPE_CHECKING:
@@ -19,11 +21,24 @@ if TYPE_CHECKING:
 
     from va_export.bundle.manifest import Manifest
 
+# Read when the library is loaded, which only happens below. Whoever sets it otherwise is heard.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
 # ONNX element types (onnx.TensorProto.DataType) of the KV cache.
 _CACHE_TYPES = {"fp32": 1, "fp16": 10, "bf16": 16}
 _CUDA = "CUDAExecutionProvider"
+
+
+@dataclass(frozen=True)
+class _CacheValue:
+    """One key or value cache, (B, kv_heads, capacity, head_dim); on the CPU it lies in the memory of `array`."""
+
+    value: ort.OrtValue
+    array: np.ndarray | None
+
+
 # By part of the decoder: its caches in the order of its inputs.
-Cache = dict[str, list["ort.OrtValue"]]
+Cache = dict[str, list[_CacheValue]]
 
 
 class OnnxRuntimeBackend(HostBackend):
@@ -37,11 +52,12 @@ class OnnxRuntimeBackend(HostBackend):
         self._clock = PartClock(self._parts)
         self._decoder_kind = "onnx_native" if attention == "native" else "onnx"
         self._sessions: dict[str, ort.InferenceSession] = {}
-        self._precision: str = manifest.data["precision"]
+        self._precision: str = manifest.data.precision
         self._providers = _providers()
         self.device = "cuda" if self._providers[0] == _CUDA else "cpu"
         # Decided once for all components, for they are open together.
-        self._streams = self.device == "cpu" and must_stream(manifest.directory)
+        weights = sum(manifest.held.size(name) for name in manifest.data.files if name.endswith(".data"))
+        self._streams = self.device == "cpu" and must_stream(weights)
         if devices is not None and self.device == "cpu":
             raise VaExportError(
                 "ONNX Runtime finds no GPU here to put shards on",
@@ -60,16 +76,10 @@ class OnnxRuntimeBackend(HostBackend):
                 fix="use --backend torch here, or run the bundle on a GPU",
             )
 
-    def vision(self, pixel_values: Float32) -> Float32:
-        return self._run("vision", {"pixel_values": pixel_values})
-
-    def embed(self, input_ids: Int64, is_visual: Bool, visual_tokens: Float32) -> Float32:
-        inputs: dict[str, np.ndarray] = {"input_ids": input_ids, "is_visual": is_visual, "visual_tokens": visual_tokens}
-        return self._run("embedding", inputs)
-
-    def score(self, visual_tokens: Float32) -> tuple[Float32, Int64]:
-        score, labels = self._session("score").run(None, {"visual_tokens": visual_tokens})
-        return score, labels
+    def run(self, component: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        session = self._session(component)
+        names = [output.name for output in session.get_outputs()]
+        return dict(zip(names, session.run(names, dict(inputs)), strict=True))
 
     def cache_capacity(self, needed: int, limit: int) -> int:
         # The portable attention reads the whole cache, so a small one is faster; steps of 64 keep the shapes few.
@@ -80,24 +90,38 @@ class OnnxRuntimeBackend(HostBackend):
         return self._clock.milliseconds
 
     def new_cache(self, batch: int, capacity: int) -> Cache:
-        import onnxruntime as ort
-
-        text = self._manifest.data["model"]["text"]
-        shape = (batch, text["num_kv_heads"], capacity, text["head_dim"])
+        text = self._manifest.data.model.text
+        shape = (batch, text.num_kv_heads, capacity, text.head_dim)
         dtype = {"fp32": np.float32, "fp16": np.float16, "bf16": np.uint16}[self._precision]
         return {
-            part.name: [
-                ort.OrtValue.ortvalue_from_numpy_with_onnx_type(np.zeros(shape, dtype), _CACHE_TYPES[self._precision])
-                if self.device == "cpu"
-                else ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, dtype), "cuda", self._device_of[part.name])
-                for _ in range(2 * len(part.layers))
-            ]
+            part.name: [self._cache_value(np.zeros(shape, dtype), part.name) for _ in range(2 * len(part.layers))]
             for part in self._parts
+        }
+
+    def _cache_value(self, array: np.ndarray, part: str) -> _CacheValue:
+        import onnxruntime as ort
+
+        if self.device == "cpu":  # over the array's own memory
+            value = ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array, _CACHE_TYPES[self._precision])
+            return _CacheValue(value, array)
+        return _CacheValue(ort.OrtValue.ortvalue_from_numpy(array, "cuda", self._device_of[part]), None)
+
+    def cache_row(self, cache: Cache, row: int) -> Cache:
+        if self.device != "cpu":
+            raise VaExportError(
+                "ONNX Runtime's CUDA provider answers one prompt at a time here",
+                where="answer_batch",
+                fix="give prompts one by one, or use a TensorRT backend",
+            )
+        return {
+            part: [self._cache_value(value.array[row : row + 1], part) for value in values if value.array is not None]
+            for part, values in cache.items()
         }
 
     def decode(
         self,
         inputs_embeds: Float32,
+        position_ids: Int64,
         key_log_gain: Float32,
         value_gain: Float32,
         past_length: Int64,
@@ -107,6 +131,7 @@ class OnnxRuntimeBackend(HostBackend):
         for part in self._parts:
             inputs: dict[str, np.ndarray] = {
                 part.input_name: np.ascontiguousarray(hidden_states),
+                "position_ids": np.ascontiguousarray(position_ids),
                 "key_log_gain": np.ascontiguousarray(key_log_gain),
                 "value_gain": np.ascontiguousarray(value_gain),
                 "past_length": past_length,
@@ -118,10 +143,6 @@ class OnnxRuntimeBackend(HostBackend):
 
     def close(self) -> None:
         self._sessions.clear()
-
-    def _run(self, component: str, inputs: dict[str, np.ndarray]) -> Float32:
-        result: Float32 = self._session(component).run(None, inputs)[0]
-        return result
 
     def _session(self, component: str) -> ort.InferenceSession:
         if component not in self._sessions:
@@ -136,22 +157,23 @@ class OnnxRuntimeBackend(HostBackend):
         import onnxruntime as ort
 
         kind = self._decoder_kind if is_decoder(component) else "onnx"
-        path = self._manifest.path(component_file(self._manifest, component, kind))
-        check_external_data(path)
+        name = component_file(self._manifest, component, kind)
         options = session_options(self._streams)
-        try:
-            return ort.InferenceSession(
-                str(path),
-                options,
-                providers=self._providers_on(self._device_of.get(component, self._first_device)),
-                disabled_optimizers=["ConstantFolding"] if self._streams else None,
-            )
-        except Exception as error:  # ONNX Runtime raises its own bare Exception subclasses
-            raise VaExportError(
-                f"ONNX Runtime cannot open {component}: {str(error).strip()}",
-                where=path,
-                fix="verify the bundle with va-check, or export it again",
-            ) from error
+        with held_graph(self._manifest, name, stay_open=True) as path:
+            try:
+                return ort.InferenceSession(
+                    str(path),
+                    options,
+                    providers=self._providers_on(self._device_of.get(component, self._first_device)),
+                    disabled_optimizers=["ConstantFolding"] if self._streams else None,
+                )
+            except Exception as error:  # ONNX Runtime raises its own bare Exception subclasses
+                words = str(error).strip().replace(str(path), name)
+                raise VaExportError(
+                    f"ONNX Runtime cannot open {component}: {words}",
+                    where=self._manifest.path(name),
+                    fix="verify the bundle with va-check, or export it again",
+                ) from error
 
 
 def _providers() -> list[str]:
@@ -169,7 +191,7 @@ def _providers() -> list[str]:
 
 
 def _run_part(
-    session: ort.InferenceSession, part: DecoderShard, inputs: Mapping[str, np.ndarray], cache: Sequence[ort.OrtValue]
+    session: ort.InferenceSession, part: DecoderShard, inputs: Mapping[str, np.ndarray], cache: Sequence[_CacheValue]
 ) -> Float32:
     """Run one part of the decoder; its first output. Hidden states pass through the host, on whatever device the next
     part is."""
@@ -178,9 +200,9 @@ def _run_part(
         binding.bind_cpu_input(name, value)
     names = [value.name for value in session.get_inputs() if value.name not in inputs]
     for name, caches in zip(names, cache, strict=True):
-        binding.bind_ortvalue_input(name, caches)
+        binding.bind_ortvalue_input(name, caches.value)
         # The written cache goes where the old one lies, so that TensorScatter writes the new slots alone.
-        binding.bind_ortvalue_output(name.replace("past_key_values", "present"), caches)
+        binding.bind_ortvalue_output(name.replace("past_key_values", "present"), caches.value)
     binding.bind_output(part.output_name, "cpu")
     session.run_with_iobinding(binding)
     output: Float32 = binding.get_outputs()[-1].numpy()

@@ -6,20 +6,22 @@ Runtime's CPU provider does not compute. It needs the `export` extra; the other 
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from va_export.documents import parse
 from va_export.errors import VaExportError
-from va_export.runtime.backends.backend import Bool, Float32, HostBackend, Int64, component_file
+from va_export.runtime.backends.backend import Array, Float32, HostBackend, Int64, component_file
 from va_export.runtime.backends.decoder_parts import decoder_parts
-from va_export.runtime.backends.external_data import check_external_data
+from va_export.runtime.backends.external_data import held_graph
 
 if TYPE_CHECKING:
     import torch
 
     from va_export.bundle.manifest import Manifest
+    from va_export.models.component import Component
 
 
 class TorchBackend(HostBackend):
@@ -40,87 +42,106 @@ class TorchBackend(HostBackend):
             ) from error
         self._torch = torch
         self.part_milliseconds: dict[str, float] = {}  # the shards' weights are one model here
-        self._model = _load_model(manifest)
+        self._manifest = manifest
+        self._model, components = _load_model(manifest)
+        self._modules = {
+            component.name: (component, component.build(self._model))
+            for component in components
+            if component.build is not None and component.shard is None
+        }
 
-    def vision(self, pixel_values: Float32) -> Float32:
+    def run(self, component: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        if component not in self._modules:
+            raise VaExportError(
+                f"PyTorch runs no graph of the {component}", where="backend torch", fix="score on the host"
+            )
+        description, module = self._modules[component]
+        tensors = [self._torch.from_numpy(np.ascontiguousarray(inputs[tensor.name])) for tensor in description.inputs]
         with self._torch.no_grad():
-            features = self._model.model.get_image_features(self._torch.from_numpy(pixel_values), return_dict=True)
-        tokens: Float32 = features.pooler_output.flatten(0, 1).float().numpy()
-        return tokens
-
-    def embed(self, input_ids: Int64, is_visual: Bool, visual_tokens: Float32) -> Float32:
-        with self._torch.no_grad():
-            embeds: Float32 = self._model.get_input_embeddings()(self._torch.from_numpy(input_ids)).float().numpy()
-        embeds[is_visual] = visual_tokens[: int(is_visual.sum())]
-        return embeds
-
-    def score(self, visual_tokens: Float32) -> tuple[Float32, Int64]:
-        raise VaExportError("PyTorch runs no graph of the score", where="backend torch", fix="score on the host")
+            (output,) = description.outputs
+            return {output.name: module(*tensors).numpy()}
 
     def cache_capacity(self, needed: int, limit: int) -> int:
         return needed
 
-    def new_cache(self, batch: int, capacity: int) -> Any:
+    def new_cache(self, batch: int, capacity: int) -> list[Any]:
+        """One of Hugging Face's caches a row: rows of one are all of one length."""
         from transformers import DynamicCache
 
-        return DynamicCache(config=self._model.config.text_config)
+        return [DynamicCache(config=self._model.config.text_config) for _ in range(batch)]
+
+    def cache_row(self, cache: list[Any], row: int) -> list[Any]:
+        return cache[row : row + 1]
 
     def decode(
-        self, inputs_embeds: Float32, key_log_gain: Float32, value_gain: Float32, past_length: Int64, cache: Any
+        self,
+        inputs_embeds: Float32,
+        position_ids: Int64,
+        key_log_gain: Float32,
+        value_gain: Float32,
+        past_length: Int64,
+        cache: list[Any],
     ) -> Float32:
         torch = self._torch
-        language_model = self._model.model.language_model
-        with torch.no_grad():
-            hidden = language_model(
-                inputs_embeds=torch.from_numpy(inputs_embeds).to(self._model.dtype),
-                past_key_values=cache,
-                use_cache=True,
-                key_log_gain=torch.from_numpy(key_log_gain),
-                value_gain=torch.from_numpy(value_gain),
-            ).last_hidden_state
-            logits: Float32 = self._model.lm_head(hidden[:, -1]).float().numpy()
-        return logits
+        rows = []
+        for row, row_cache in enumerate(cache):
+            one = slice(row, row + 1)
+            positions = torch.from_numpy(np.ascontiguousarray(position_ids[:, one]))  # (axes, 1, S)
+            with torch.no_grad():
+                hidden = self._model.model.language_model(
+                    inputs_embeds=torch.from_numpy(inputs_embeds[one]).to(self._model.dtype),
+                    position_ids=positions[0] if len(positions) == 1 else positions,
+                    past_key_values=row_cache,
+                    use_cache=True,
+                    key_log_gain=torch.from_numpy(key_log_gain[one]),
+                    value_gain=torch.from_numpy(value_gain[one]),
+                ).last_hidden_state
+                rows.append(self._model.lm_head(hidden[:, -1]).float().numpy())
+        return np.concatenate(rows)
 
     def close(self) -> None:
-        del self._model
+        del self._model, self._modules
 
 
-def _load_model(manifest: Manifest) -> Any:
+def _load_model(manifest: Manifest) -> tuple[Any, tuple[Component, ...]]:
+    """The model with the bundle's weights, and its parts."""
     import torch
 
     from va_export.anchor.hugging_face import use_anchored_attention
     from va_export.models import family_for
 
-    config = json.loads(manifest.path("config.json").read_text(encoding="utf-8"))
+    where, fix = manifest.path("config.json"), "copy or export the bundle again"
+    config = parse(manifest.held.read("config.json"), what="the model's configuration", where=where, fix=fix)
     family = family_for(config)
-    model_data = manifest.data["model"]
-    spec = family.spec_from_config(config, model_data["text"]["num_layers"], model_data.get("image_token_id"))
-    dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[manifest.data["precision"]]
+    model_data = manifest.data.model
+    spec = family.spec_from_config(config, model_data.text.num_layers, model_data.image_token_id)
+    dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[manifest.data.precision]
     with torch.device("meta"):
         model: Any = family.build_model(spec)
     state: dict[str, torch.Tensor] = {}
-    for component in ("vision", "embedding", *(part.name for part in decoder_parts(manifest))):
-        state.update(_weights(manifest, component, set(family.weight_map(spec))))
+    names = set(family.weight_map(spec))
+    components = family.components(spec, manifest.data.precision, decoder_parts(manifest))
+    for component in components:
+        state.update(_weights(manifest, component.name, names))
     model.load_state_dict({name: tensor.to(dtype) for name, tensor in state.items()}, assign=True, strict=True)
-    return use_anchored_attention(model.eval())
+    return use_anchored_attention(model.eval()), components
 
 
 def _weights(manifest: Manifest, component: str, names: set[str]) -> dict[str, torch.Tensor]:
     import onnx_ir as ir
     import torch
 
-    path = manifest.path(component_file(manifest, component, "onnx"))
-    check_external_data(path)
     weights = {}
-    for name, value in ir.load(path).graph.initializers.items():
-        if name not in names or value.const_value is None:
-            continue
-        array = value.const_value.numpy()
-        if value.const_value.dtype == ir.DataType.BFLOAT16:
-            tensor = torch.from_numpy(array.view(np.int16).copy()).view(torch.bfloat16)
-        else:
-            tensor = torch.from_numpy(array.copy())
-        # Linear weights were turned round for MatMul (passes/fold_weight_transposes).
-        turned = any(use.node.op_type == "MatMul" and use.idx == 1 for use in value.uses())
-        weights[name] = tensor.T.contiguous() if turned else tensor
+    with held_graph(manifest, component_file(manifest, component, "onnx")) as path:
+        for name, value in ir.load(path).graph.initializers.items():
+            if name not in names or value.const_value is None:
+                continue
+            array = value.const_value.numpy()
+            if value.const_value.dtype == ir.DataType.BFLOAT16:
+                tensor = torch.from_numpy(array.view(np.int16).copy()).view(torch.bfloat16)
+            else:
+                tensor = torch.from_numpy(array.copy())
+            # Linear weights were turned round for MatMul (passes/fold_weight_transposes).
+            turned = any(use.node.op_type == "MatMul" and use.idx == 1 for use in value.uses())
+            weights[name] = tensor.T.contiguous() if turned else tensor
     return weights

@@ -11,7 +11,6 @@ anonymous memory 2.09 GB (2.66 GB while opening) by default, 1.45 GB without fol
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from va_export.host_memory import available_memory
@@ -23,13 +22,13 @@ RESIDENT_FACTOR = 2.7
 """Peak memory of opening a session by default, over its float16 weights."""
 
 
-def must_stream(directory: Path, available: int | None = None) -> bool:
+def must_stream(weights: int, available: int | None = None) -> bool:
     """Whether the weights of all ONNX files in a bundle are too many to hold at once.
 
     Args:
+        weights: their bytes.
         available: bytes; default: what the machine has left.
     """
-    weights = sum(file.stat().st_size for file in directory.rglob("*.data"))
     free = available_memory() if available is None else available
     return RESIDENT_FACTOR * weights > free
 

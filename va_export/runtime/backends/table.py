@@ -11,11 +11,16 @@ if TYPE_CHECKING:
     from va_export.bundle.manifest import Manifest
     from va_export.runtime.backends.backend import Backend
 
+ATTENTIONS = ("plugin", "native")
 BACKENDS = ("onnxruntime", "tensorrt", "tensorrt-rtx", "torch")
 
 
 def open_backend(
-    name: str, manifest: Manifest, attention: str | None = None, devices: Sequence[int] | None = None
+    name: str,
+    manifest: Manifest,
+    attention: str | None = None,
+    devices: Sequence[int] | None = None,
+    trust_plugins: bool = False,
 ) -> Backend:
     """Open a bundle's components.
 
@@ -25,20 +30,22 @@ def open_backend(
         was made with.
         devices: GPUs that the decoder's shards are spread over, the other components on the first; None: one GPU, or
             the CPU.
+        trust_plugins: execute code of the bundle that nothing else vouches for.
 
     Raises:
         VaExportError: an unknown name, a library that is not installed, a component that the bundle lacks, or devices
             for a backend that runs on the CPU.
     """
-    form = attention or manifest.data["attention"]
+    form = attention or manifest.data.attention
     if name == "onnxruntime":
         from va_export.runtime.backends.onnxruntime import OnnxRuntimeBackend
 
         return OnnxRuntimeBackend(manifest, form, devices)
     if name in ("tensorrt", "tensorrt-rtx"):
+        from va_export.bundle.trust import admit_code
         from va_export.runtime.backends.tensorrt import TensorRTBackend
 
-        return TensorRTBackend(manifest, name, devices)
+        return TensorRTBackend(manifest, name, admit_code(manifest, name, trust_plugins), devices)
     if name == "torch":
         from va_export.runtime.backends.pytorch import TorchBackend
 

@@ -12,8 +12,8 @@ import numpy as np
 from va_export.bundle.decoder_shards import is_decoder
 from va_export.native import load_library
 from va_export.native.greedy_step import bind as bind_greedy_step
-from va_export.runtime.backends.backend import Bool, Float32, Int64, component_file, has_score_graph
-from va_export.runtime.backends.decoder_parts import PartClock, assign_devices, decoder_parts
+from va_export.runtime.backends.backend import Array, Float32, Int64, component_file, has_score_graph
+from va_export.runtime.backends.decoder_parts import PartClock, assign_devices, decoder_parts, position_axes
 from va_export.runtime.backends.tensorrt_decode_loop import DecodeLoop
 from va_export.runtime.backends.tensorrt_session import KvCache, TensorRTSession, cuda_graphs_wanted
 from va_export.tensorrt.api import Flavor
@@ -21,22 +21,24 @@ from va_export.tensorrt.cuda_device import CudaDevice, DeviceBuffer
 
 if TYPE_CHECKING:
     from va_export.bundle.manifest import Manifest
+    from va_export.bundle.trust import AdmittedCode
 
 
 class TensorRTBackend:
     """Opens all engines at once, so that what is missing shows at the start.
 
     Args:
+        code: what of the bundle may be executed, from `admit_code`.
         devices: GPUs for the decoder's shards, in order; vision and embedding go to the first. None: GPU 0.
     """
 
-    def __init__(self, manifest: Manifest, flavor: str, devices: Sequence[int] | None = None) -> None:
+    def __init__(
+        self, manifest: Manifest, flavor: str, code: AdmittedCode, devices: Sequence[int] | None = None
+    ) -> None:
         self.name = flavor
         self._manifest = manifest
-        self._capacity: int = manifest.data["limits"]["max_kv_cache_capacity"]
-        plugin = manifest.data.get("plugin")
-        library = manifest.path(plugin["library"]) if plugin and manifest.data["attention"] == "plugin" else None
-        self._library = library
+        self._capacity: int = manifest.data.limits.max_kv_cache_capacity
+        self._library = library = code.library
         self._parts = decoder_parts(manifest)
         self._clock = PartClock(self._parts)
         given = tuple(devices) if devices else (0,)
@@ -45,7 +47,7 @@ class TensorRTBackend:
         places |= dict(zip(names, assign_devices(len(names), given), strict=True))
         if has_score_graph(manifest, flavor):
             places["score"] = given[0]
-        files = {name: manifest.path(component_file(manifest, name, flavor)) for name in places}
+        files = {name: code.engine(component_file(manifest, name, flavor)) for name in places}
         self.device = "cuda" if len(given) == 1 else f"cuda:{','.join(map(str, given))}"
         self._devices = {index: CudaDevice(cast(Flavor, flavor), index) for index in given}
         self._device_of = {name: self._devices[index] for name, index in places.items()}
@@ -58,6 +60,7 @@ class TensorRTBackend:
             )
             for name, path in files.items()
         }
+        code.check_unchanged()
         self._cache: dict[str, KvCache] | None = None
         self._cache_batch = 0
         self._loop: DecodeLoop | None = None
@@ -66,20 +69,13 @@ class TensorRTBackend:
     def part_milliseconds(self) -> Mapping[str, float]:
         return self._clock.milliseconds
 
-    def vision(self, pixel_values: Float32) -> Float32:
-        return self._array("vision", {"pixel_values": pixel_values}, "visual_tokens")
-
-    def embed(self, input_ids: Int64, is_visual: Bool, visual_tokens: Float32) -> Float32:
-        inputs: dict[str, np.ndarray] = {"input_ids": input_ids, "is_visual": is_visual, "visual_tokens": visual_tokens}
-        return self._array("embedding", inputs, "inputs_embeds")
-
-    def score(self, visual_tokens: Float32) -> tuple[Float32, Int64]:
-        if "score" not in self._sessions:
-            component_file(self._manifest, "score", self.name)  # says what is missing
-        outputs = self._sessions["score"].run({"visual_tokens": np.ascontiguousarray(visual_tokens)})
-        score, labels = outputs["sharing_score"], outputs["labels"]
-        assert isinstance(score, np.ndarray) and isinstance(labels, np.ndarray)
-        return score.astype(np.float32, copy=False), labels.astype(np.int64, copy=False)
+    def run(self, component: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        if component not in self._sessions:
+            component_file(self._manifest, component, self.name)  # says what is missing
+        outputs = self._sessions[component].run({name: np.ascontiguousarray(value) for name, value in inputs.items()})
+        types = {tensor.name: np.dtype(tensor.dtype) for tensor in self._manifest.component(component).outputs}
+        # TensorRT may have narrowed what is computed, as int64 to int32.
+        return {name: np.asarray(value).astype(types[name], copy=False) for name, value in outputs.items()}
 
     def cache_capacity(self, needed: int, limit: int) -> int:
         return self._capacity  # fixed when the engine was built
@@ -97,6 +93,9 @@ class TensorRTBackend:
         self._cache_batch = batch
         return self._cache
 
+    def cache_row(self, cache: dict[str, KvCache], row: int) -> dict[str, KvCache]:
+        return {part: values.row(row) for part, values in cache.items()}
+
     @cached_property
     def _greedy_library(self) -> ctypes.CDLL | None:
         """The plugin library, which has the loop's own kernel; None without one, or with one that is older."""
@@ -106,7 +105,7 @@ class TensorRTBackend:
     def has_greedy_loop(self) -> bool:
         return len(self._devices) == 1 and self._greedy_library is not None  # a graph is of one device
 
-    def greedy_steps(self, token: int, past_length: int, cache: dict[str, KvCache]) -> Iterator[int]:
+    def greedy_steps(self, token: int, past_length: int, position: int, cache: dict[str, KvCache]) -> Iterator[int]:
         assert self._greedy_library is not None
         if self._loop is None:
             device = next(iter(self._devices.values()))
@@ -114,12 +113,13 @@ class TensorRTBackend:
                 device,
                 self._sessions["embedding"],
                 [(part, self._sessions[part.name], cache[part.name]) for part in self._parts],
-                self._manifest.data["model"]["text"]["hidden_size"],
+                self._manifest.data.model.text.hidden_size,
+                position_axes(self._manifest),
                 self._capacity,
                 self._greedy_library,
                 captures=self.name == "tensorrt" and cuda_graphs_wanted(),
             )
-        return self._loop.steps(token, past_length)
+        return self._loop.steps(token, past_length, position)
 
     def take_gpu_milliseconds(self) -> float | None:
         spent = sum(device.gpu_milliseconds for device in self._devices.values())
@@ -133,12 +133,14 @@ class TensorRTBackend:
     def decode(
         self,
         inputs_embeds: Float32,
+        position_ids: Int64,
         key_log_gain: Float32,
         value_gain: Float32,
         past_length: Int64,
         cache: dict[str, KvCache],
     ) -> Float32:
         common: dict[str, np.ndarray] = {
+            "position_ids": np.ascontiguousarray(position_ids),
             "key_log_gain": np.ascontiguousarray(key_log_gain),
             "value_gain": np.ascontiguousarray(value_gain),
             "past_length": np.ascontiguousarray(past_length),
@@ -174,9 +176,3 @@ class TensorRTBackend:
             session.close()
         for device in self._devices.values():
             device.close()
-
-    def _array(self, component: str, inputs: dict[str, np.ndarray], output: str) -> Float32:
-        contiguous = {name: np.ascontiguousarray(value) for name, value in inputs.items()}
-        result = self._sessions[component].run(contiguous)[output]
-        assert isinstance(result, np.ndarray)  # nothing was asked to stay on the device
-        return result.astype(np.float32, copy=False)

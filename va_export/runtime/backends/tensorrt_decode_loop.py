@@ -27,6 +27,7 @@ class DecodeLoop:
         embedding: its session.
         parts: the decoder's parts in order, each with its session and cache.
         hidden_size: D of the visual tokens that the embedding wants to be given even where there are none.
+        axes: positions of a token.
         capacity: slots of the cache.
         library: the plugin library, with the greedy step bound.
         captures: whether the steps are put into a CUDA graph.
@@ -38,6 +39,7 @@ class DecodeLoop:
         embedding: TensorRTSession,
         parts: Sequence[tuple[DecoderShard, TensorRTSession, KvCache]],
         hidden_size: int,
+        axes: int,
         capacity: int,
         library: ctypes.CDLL,
         captures: bool,
@@ -45,6 +47,7 @@ class DecodeLoop:
         self._device, self._embedding, self._parts = device, embedding, parts
         self._library, self._captures = library, captures
         self._token_ids = device.zeros((1, 1), np.dtype(np.int64))
+        self._position_ids = device.zeros((axes, 1, 1), np.dtype(np.int64))
         self._past_length = device.zeros((1,), np.dtype(np.int64))
         self._chosen = device.zeros((1,), np.dtype(np.int64))
         self._told = device.pinned((1,), np.int64)
@@ -56,12 +59,13 @@ class DecodeLoop:
         device.synchronize()
         self._graph: CudaGraph | None = None
 
-    def steps(self, token: int, past_length: int) -> Iterator[int]:
-        """Feed `token` at position `past_length`, give the next token, feed that, and so on without end.
+    def steps(self, token: int, past_length: int, position: int) -> Iterator[int]:
+        """Feed `token`, which goes into slot `past_length`, give the next token, feed that, and so on without end.
 
         A step whose logits are not finite gives −1. Nothing else may run in these sessions meanwhile.
         """
         self._device.upload(np.array([[token]], np.int64), self._token_ids.address)
+        self._device.upload(np.full(self._position_ids.shape, position, np.int64), self._position_ids.address)
         self._device.upload(np.array([past_length], np.int64), self._past_length.address)
         self._device.synchronize()
         # A prefill in between has set the engines to other shapes, and TensorRT wants a graph captured after that.
@@ -96,6 +100,7 @@ class DecodeLoop:
         )
         hidden_states = embedded["inputs_embeds"]
         common = {
+            "position_ids": self._position_ids,
             "key_log_gain": self._key_log_gain,
             "value_gain": self._value_gain,
             "past_length": self._past_length,
@@ -107,6 +112,8 @@ class DecodeLoop:
             logits=hidden_states.address,
             token_ids=self._token_ids.address,
             past_length=self._past_length.address,
+            position_ids=self._position_ids.address,
+            axes=self._position_ids.shape[0],
             chosen=self._chosen.address,
             batch=1,
             vocab=hidden_states.shape[1],

@@ -20,6 +20,7 @@ from va_export.tensorrt.engine_shapes import PAST_PREFIX, PRESENT_PREFIX, Engine
 from va_export.tensorrt.types import Context, Engine, Runtime
 
 Array = npt.NDArray[Any]
+_ALIGNMENT = 256  # of every address that TensorRT is given (IExecutionContext::setTensorAddress)
 GRAPHS_VARIABLE = "VA_EXPORT_CUDA_GRAPHS"
 
 
@@ -37,6 +38,21 @@ class KvCache:
     def size_bytes(self) -> int:
         """Size of all its buffers."""
         return sum(buffer.size_bytes for buffer in self.buffers.values())
+
+    def row(self, index: int) -> KvCache:
+        """One row of the batch, in the same memory.
+
+        Raises:
+            VaExportError: TensorRT cannot take it from where it lies.
+        """
+        rows = {name: buffer.row(index) for name, buffer in self.buffers.items()}
+        if any(row.address % _ALIGNMENT for row in rows.values()):
+            raise VaExportError(
+                f"row {index} of the KV cache does not begin at a multiple of {_ALIGNMENT} bytes",
+                where="answer_batch",
+                fix="export with a --max-kv-cache-capacity that is a multiple of 64",
+            )
+        return KvCache(rows)
 
 
 class TensorRTSession:

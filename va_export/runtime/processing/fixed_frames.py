@@ -1,38 +1,37 @@
-"""From video frames and a question to the model's inputs, on the host.
-
-A bundle carries this as JSON, so that running it needs neither the family that exported it nor PyTorch.
-"""
+"""Frames that all become one square of pixels and one number of tokens, each on a line of the prompt."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
+import math
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from va_export.documents import Form
 from va_export.errors import VaExportError
-from va_export.runtime.video import SAMPLERS, sample_frames
+from va_export.runtime import arguments
+from va_export.runtime.processing.prepared import Prepared, count_up
+from va_export.runtime.video import SAMPLERS
 
 if TYPE_CHECKING:
     from va_export.runtime.tokenizer import Tokenizer
 
-_RESAMPLE = ("bicubic", "bilinear")
+Frames = npt.NDArray[np.uint8] | Sequence[npt.NDArray[np.uint8]]
 _FIELD = re.compile(r"\{(\w+)\}")
+_PIXELS = "pixel_values"
 
 
-@dataclass(frozen=True)
-class Processing:
+class FixedFrames(Form, frozen=True, tag_field="kind", tag="fixed_frames"):
     """How one model wants its frames and its prompt.
 
     Attributes:
         image_size: a frame is resized to image_size × image_size, without keeping its aspect ratio.
         mean, std: of the colour channels, for values in [0, 1].
-        resample: "bicubic" or "bilinear", as Pillow computes them.
+        resample: as Pillow computes it.
         frame_sampling: name of the rule that picks frames; see `runtime.video.SAMPLERS`.
         tokens_per_frame: placeholders (and visual tokens) of one frame.
         image_token, image_token_id: the placeholder; its id is None where the checkpoint does not tell it.
@@ -40,12 +39,13 @@ class Processing:
         frame_template: one frame's line, with the fields {number} (from 1) and {image}.
         bos_token_id: first id of every prompt, or None.
         stop_token_ids: ids that end an answer.
+        frames: how many a question takes unless asked otherwise.
     """
 
     image_size: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-    resample: str
+    resample: Literal["bicubic", "bilinear"]
     frame_sampling: str
     tokens_per_frame: int
     image_token: str
@@ -54,68 +54,98 @@ class Processing:
     frame_template: str
     bos_token_id: int | None
     stop_token_ids: tuple[int, ...]
+    frames: int = 8
 
     def __post_init__(self) -> None:
-        _check_choice("resample", self.resample, _RESAMPLE)
-        _check_choice("frame_sampling", self.frame_sampling, tuple(SAMPLERS))
+        if self.frame_sampling not in SAMPLERS:
+            raise ValueError(f"frame_sampling is {self.frame_sampling!r}, expected one of {', '.join(SAMPLERS)}")
         _check_fields("chat_template", self.chat_template, ("frames", "question"))
         _check_fields("frame_template", self.frame_template, ("number", "image"))
-        if self.image_size < 1 or self.tokens_per_frame < 1 or not all(value > 0 for value in self.std):
-            raise VaExportError("image_size, tokens_per_frame and std must be positive", where="processing")
+        if min(self.image_size, self.tokens_per_frame, self.frames, *self.std) <= 0:
+            raise ValueError("image_size, tokens_per_frame, frames and std must be positive")
+        if not self.image_token:
+            raise ValueError("image_token is empty")
+        for name in ("image_token_id", "bos_token_id", "stop_token_ids"):
+            ids = getattr(self, name)
+            if any(number is not None and number < 0 for number in (ids if isinstance(ids, tuple) else (ids,))):
+                raise ValueError(f"{name} must be at least 0, not {ids}")
 
-    def to_json(self) -> str:
-        """JSON text that `from_json` reads."""
-        return json.dumps(dataclasses.asdict(self), ensure_ascii=False, indent=1)
+    def with_frames(self, frames: int) -> FixedFrames:
+        """The same with another default number of frames."""
+        return msgspec.structs.replace(self, frames=frames)
 
-    @classmethod
-    def from_json(cls, text: str) -> Processing:
-        """Read what `to_json` wrote.
+    def vision_inputs(self, frames: Frames) -> dict[str, npt.NDArray[Any]]:
+        """What the vision component takes, from frames [H, W, 3] uint8, RGB."""
+        return {_PIXELS: self.pixel_values(frames)}
+
+    def pixel_values(self, frames: Frames) -> npt.NDArray[np.float32]:
+        """Frames [F, H, W, 3] (or as many [H, W, 3] of any sizes), RGB uint8 → normalised pixels
+        [F, 3, image_size, image_size], float32.
 
         Raises:
-            VaExportError: not JSON, or fields are missing, unknown or of the wrong kind.
+            VaExportError: another shape or type.
         """
-        try:
-            content = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise VaExportError(f"the processing description is not JSON: {error}", where="processing") from error
-        expected = {field.name for field in dataclasses.fields(cls)}
-        found = set(content) if isinstance(content, dict) else set()
-        if found != expected:
-            raise VaExportError(
-                f"the description lacks {sorted(expected - found)}, adds {sorted(found - expected)}",
-                where="processing",
-                fix="export the bundle again with this version",
-            )
-        fields: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value for name, value in content.items()
-        }
-        return cls(**fields)
+        resized = self.resized(frames).astype(np.float32)
+        mean, std = np.asarray(self.mean, dtype=np.float32), np.asarray(self.std, dtype=np.float32)
+        normalised = (resized / np.float32(255.0) - mean) / std  # [F, S, S, 3]
+        return np.ascontiguousarray(normalised.transpose(0, 3, 1, 2))
 
-    def frame_indices(self, frame_count: int, n_frames: int) -> list[int]:
-        """Which `n_frames` of `frame_count` frames to take."""
-        return sample_frames(self.frame_sampling, frame_count, n_frames)
-
-    def pixel_values(self, frames: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """Frames [F, H, W, 3], RGB uint8 → normalised pixels [F, 3, image_size, image_size], float32.
+    def resized(self, frames: Frames) -> npt.NDArray[np.uint8]:
+        """Frames as the model sees them, [F, image_size, image_size, 3] uint8.
 
         Raises:
             VaExportError: another shape or type.
         """
         from PIL import Image
 
-        if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or frames.size == 0:
-            raise VaExportError(
-                f"frames are {list(frames.shape)} {frames.dtype}, expected [frames, height, width, 3] uint8",
-                where="frames",
-            )
         filter_ = Image.Resampling.BICUBIC if self.resample == "bicubic" else Image.Resampling.BILINEAR
         size = (self.image_size, self.image_size)
-        mean, std = np.asarray(self.mean, dtype=np.float32), np.asarray(self.std, dtype=np.float32)
-        pixels = np.empty((len(frames), 3, *size), dtype=np.float32)
-        for number, frame in enumerate(frames):
-            resized = np.asarray(Image.fromarray(frame).resize(size, filter_), dtype=np.float32)
-            pixels[number] = ((resized / np.float32(255.0) - mean) / std).transpose(2, 0, 1)
-        return pixels
+        pictures = [np.asarray(frame) for frame in frames]
+        for picture in pictures:
+            if picture.ndim != 3 or picture.shape[-1] != 3 or picture.dtype != np.uint8 or picture.size == 0:
+                raise VaExportError(
+                    f"a frame is {list(picture.shape)} {picture.dtype}, expected [height, width, 3] uint8",
+                    where="frames",
+                    fix="give frames as read_frames reads them: RGB, 0 to 255",
+                )
+        if not pictures:
+            raise VaExportError("there are no frames", where="frames", fix="give at least one")
+        return np.stack([np.asarray(Image.fromarray(picture).resize(size, filter_)) for picture in pictures])
+
+    def prepare(self, frames: Frames, question: str, tokenizer: Tokenizer) -> Prepared:
+        """A question about frames that were read.
+
+        Raises:
+            VaExportError: frames of another shape or type, or a question that spells the image token.
+        """
+        pixels = self.pixel_values(frames)
+        return self._prepared({_PIXELS: pixels}, self.input_ids(question, len(pixels), tokenizer), len(pixels))
+
+    def prepare_ids(
+        self, input_ids: npt.NDArray[np.int64], vision_inputs: Mapping[str, npt.ArrayLike], max_frames: int
+    ) -> Prepared:
+        """A prompt that is given as ids: one placeholder for each visual token, or one that stands for all of them.
+
+        Args:
+            input_ids: (1, S).
+            vision_inputs: `pixel_values`, or nothing for a prompt without frames.
+
+        Raises:
+            VaExportError: pixels of another shape, or placeholders that do not match them.
+        """
+        if not vision_inputs:
+            return self._prepared({}, input_ids, 0)
+        pixels = arguments.pixels(vision_inputs[_PIXELS], self.image_size, max_frames)
+        expected = len(pixels) * self.tokens_per_frame
+        if self.image_token_id is not None and expected > 1 and (input_ids == self.image_token_id).sum() == 1:
+            place = int(np.flatnonzero(input_ids[0] == self.image_token_id)[0])
+            whole = np.full(expected, self.image_token_id)
+            input_ids = np.concatenate([input_ids[0, :place], whole, input_ids[0, place + 1 :]])[None]
+        return self._prepared({_PIXELS: pixels}, input_ids, len(pixels))
+
+    def visual_tokens(self, n_frames: int) -> int:
+        """Visual tokens of so many frames."""
+        return n_frames * self.tokens_per_frame
 
     def prompt_text(self, question: str, n_frames: int) -> str:
         """The prompt for a question about `n_frames` frames, placeholders written out."""
@@ -134,26 +164,8 @@ class Processing:
         ids = tokenizer.encode(self.prompt_text(question, n_frames))
         if self.bos_token_id is not None:
             ids = [self.bos_token_id, *ids]
-        return self._checked(ids, n_frames)
-
-    def token_prompt(self, ids_before: Sequence[int], ids_after: Sequence[int], n_frames: int) -> npt.NDArray[np.int64]:
-        """Ids [1, S] without a tokenizer: `ids_before`, every frame's placeholders, `ids_after`, and nothing else.
-
-        Raises:
-            VaExportError: the given ids contain the image token.
-        """
-        if self.image_token_id is None:
-            raise VaExportError(
-                "the id of the image placeholder is not known",
-                where="processing",
-                fix="put the placeholders into the ids yourself, or export with --image-token-id",
-            )
-        placeholders = [self.image_token_id] * (n_frames * self.tokens_per_frame)
-        return self._checked([*ids_before, *placeholders, *ids_after], n_frames)
-
-    def _checked(self, ids: Sequence[int], n_frames: int) -> npt.NDArray[np.int64]:
         array = np.asarray([ids], dtype=np.int64)
-        found, expected = int((array == self.image_token_id).sum()), n_frames * self.tokens_per_frame
+        found, expected = int((array == self.image_token_id).sum()), self.visual_tokens(n_frames)
         if found != expected:
             raise VaExportError(
                 f"the prompt has {found} tokens {self.image_token}, {n_frames} frames need {expected}",
@@ -162,18 +174,56 @@ class Processing:
             )
         return array
 
+    def _prepared(
+        self, vision_inputs: Mapping[str, npt.NDArray[Any]], input_ids: npt.NDArray[np.int64], n_frames: int
+    ) -> Prepared:
+        is_visual = self._placeholders(input_ids, n_frames)
+        side = math.isqrt(self.tokens_per_frame)
+        return Prepared(
+            vision_inputs=vision_inputs,
+            input_ids=input_ids,
+            is_visual=is_visual,
+            is_scored=is_visual,
+            position_ids=count_up(input_ids.shape[1]),
+            next_position=input_ids.shape[1],
+            grid=(n_frames, side, side) if n_frames and side**2 == self.tokens_per_frame else None,
+        )
+
+    def _placeholders(self, ids: npt.NDArray[np.int64], n_frames: int) -> npt.NDArray[np.bool_]:
+        """Which positions take visual tokens, (1, S)."""
+        token, count = self.image_token_id, self.visual_tokens(n_frames)
+        if token is None and not n_frames:
+            return np.zeros(ids.shape, dtype=np.bool_)
+        if token is None:
+            # The checkpoint did not say which id stands for the image: it is the one that occurs once a visual token.
+            values, occurrences = np.unique(ids, return_counts=True)
+            candidates = values[occurrences == count]
+            if len(candidates) != 1:
+                raise VaExportError(
+                    f"no single id occurs {count} times in the prompt, once for each visual token",
+                    where="generate",
+                    fix=f"put exactly {count} image placeholders into input_ids, or export with --image-token-id",
+                )
+            token = int(candidates[0])
+        is_visual: npt.NDArray[np.bool_] = ids == token
+        if (found := int(is_visual.sum())) != count:
+            raise VaExportError(
+                f"the prompt has {found} image placeholders (id {token}); "
+                + (f"the frames give {count} visual tokens" if n_frames else "there are no frames"),
+                where="generate",
+                fix=f"put {self.tokens_per_frame} placeholders into the prompt for each frame"
+                if n_frames
+                else "give pixel_values, or leave the placeholders out",
+            )
+        return is_visual
+
 
 def _fill(template: str, **values: str) -> str:
     """Fill the fields of a template in one pass, so that a value may itself contain braces."""
     return _FIELD.sub(lambda match: values[match[1]], template)
 
 
-def _check_fields(name: str, template: Any, expected: tuple[str, ...]) -> None:
-    found = tuple(_FIELD.findall(template)) if isinstance(template, str) else ()
+def _check_fields(name: str, template: str, expected: tuple[str, ...]) -> None:
+    found = tuple(_FIELD.findall(template))
     if sorted(found) != sorted(expected):
-        raise VaExportError(f"{name} has the fields {list(found)}, expected {list(expected)}", where="processing")
-
-
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise VaExportError(f"{name} is {value!r}, expected one of {', '.join(choices)}", where="processing")
+        raise ValueError(f"{name} has the fields {list(found)}, expected {list(expected)}")

@@ -1,0 +1,154 @@
+"""Which files are taken for a checkpoint's weights, what other directories are said to be, and headers that lie."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from va_export.checkpoint.files import Checkpoint
+from va_export.checkpoint.safetensors_header import read_header
+from va_export.errors import VaExportError
+
+A, B = {"a": torch.arange(3.0)}, {"b": torch.arange(4.0)}
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    (tmp_path / "config.json").write_text("{}")
+    return tmp_path
+
+
+def write_index(directory: Path, weight_map: dict[str, str]) -> None:
+    (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+
+
+@pytest.mark.parametrize("name", ["model-00001-of-00001.safetensors", "pytorch_model.safetensors"])
+def test_one_file_without_an_index_is_the_checkpoint(name: str, directory: Path) -> None:
+    save_file(A, directory / name)
+    save_file(B, directory / "adapter_model.safetensors")  # beside a model, an adapter is not the model
+    assert Checkpoint.open(directory).names() == ("a",)
+
+
+def test_a_whole_set_of_shards_needs_no_index(directory: Path) -> None:
+    save_file(A, directory / "model-00001-of-00002.safetensors")
+    with pytest.raises(VaExportError, match="of 2 shards 1 are there"):
+        Checkpoint.open(directory)
+    save_file(B, directory / "model-00002-of-00002.safetensors")
+    assert Checkpoint.open(directory).names() == ("a", "b")
+    save_file(B, directory / "other.safetensors")
+    with pytest.raises(VaExportError, match="no model"):
+        Checkpoint.open(directory)
+
+
+def test_an_index_may_name_its_shards_as_relative_paths(directory: Path) -> None:
+    save_file(A, directory / "x.safetensors")
+    save_file(B, directory / "y.safetensors")
+    write_index(directory, {"a": "./x.safetensors", "b": "y.safetensors"})
+    assert torch.equal(Checkpoint.open(directory).tensor("b"), B["b"])
+
+
+@pytest.mark.parametrize("name", ["../x.safetensors", "/x", "..", "", "s/x", "x\0", "x" * 300, "missing"])
+def test_an_index_names_no_file_elsewhere(name: str, directory: Path) -> None:
+    save_file(A, directory / "x.safetensors")
+    write_index(directory, {"a": name})
+    with pytest.raises(VaExportError):
+        Checkpoint.open(directory)
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        (["adapter_config.json", "adapter_model.safetensors"], "LoRA"),
+        (["model-Q4_K_M.gguf"], "GGUF"),
+        (["pytorch_model-00001-of-00002.bin", "pytorch_model.bin.index.json"], "pickled"),
+        (["consolidated.00.pth", "params.json"], "publisher"),
+        (["consolidated.safetensors"], "publisher"),
+        (["model.onnx", "model.onnx.data"], "ONNX"),
+        (["tf_model.h5"], "TensorFlow"),
+        (["model.pt"], "pickled"),
+    ],
+)
+@pytest.mark.parametrize("with_config", [True, False])
+def test_other_formats_are_called_by_their_names(
+    files: list[str], said: str, with_config: bool, tmp_path: Path
+) -> None:
+    for name in files:
+        save_file(A, tmp_path / name)
+    if with_config:
+        (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(VaExportError) as caught:
+        Checkpoint.open(tmp_path)
+    assert said in caught.value.what
+    assert (caught.value.where, bool(caught.value.fix)) == (str(tmp_path), True)
+
+
+def entry(**changes: Any) -> dict[str, Any]:
+    return {"dtype": "F32", "shape": [3], "data_offsets": [0, 12], **changes}
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        [],
+        7,
+        {"a": None},
+        {"a": []},
+        {"a": entry(shape="3")},
+        {"a": entry(shape=[3.0])},
+        {"a": entry(shape=[True, 3])},
+        {"a": entry(shape=[-3])},
+        {"a": entry(shape=[10**40])},
+        {"a": entry(dtype=["F32"])},
+        {"a": entry(dtype="F4", shape=[24])},
+        {"a": entry(data_offsets=[0])},
+        {"a": entry(data_offsets=[12, 0])},
+        {"a": entry(data_offsets=[float("inf"), 12])},
+        {"a": entry(), "b": entry()},  # two tensors in one place
+        {"a": entry(shape=[2], data_offsets=[4, 12])},  # a hole before the first
+        {"a": entry(shape=[1], data_offsets=[0, 4]), "b": entry(shape=[1], data_offsets=[8, 12])},
+    ],
+)
+def test_headers_that_lie_are_refused(header: Any, tmp_path: Path) -> None:
+    raw = json.dumps(header).encode()
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(len(raw).to_bytes(8, "little") + raw + bytes(12))
+    with pytest.raises(VaExportError) as caught:
+        read_header(path)
+    assert (caught.value.where, bool(caught.value.fix)) == (str(path), True)
+
+
+@pytest.mark.parametrize("raw", [b"", b"[" * 100_000, b'{"a":' * 50_000, b"\xff\xfe", b"1" * 5000, b"nul"])
+def test_what_is_no_header_is_refused(raw: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(len(raw).to_bytes(8, "little") + raw)
+    with pytest.raises(VaExportError):
+        read_header(path)
+
+
+def test_damaged_bytes_are_no_traceback(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    save_file({**A, **B}, path)
+    whole, dice = path.read_bytes(), random.Random(0)
+    for _ in range(400):
+        damaged = bytearray(whole)
+        for _ in range(dice.randint(1, 4)):
+            damaged[dice.randrange(len(whole) - 28)] = dice.randrange(256)
+        path.write_bytes(damaged[: dice.choice([len(whole), dice.randrange(len(whole))])])
+        try:
+            entries = read_header(path)
+        except VaExportError:
+            continue
+        assert all(0 <= one.offset <= len(whole) for one in entries.values())
+
+
+def test_an_unreadable_file_is_no_traceback(directory: Path) -> None:
+    (directory / "model.safetensors.index.json").mkdir()
+    (directory / "model.safetensors").symlink_to(directory / "model.safetensors")
+    with pytest.raises(VaExportError):
+        Checkpoint.open(directory)

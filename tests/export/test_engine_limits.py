@@ -1,0 +1,58 @@
+"""Limits that contradict each other are refused before any engine is built, or anything is traced."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from va_export.errors import VaExportError
+from va_export.export import build_engines
+from va_export.export.build_engines import plan_engines
+from va_export.export.recipe import ExportOptions, Recipe
+from va_export.export.source import Model
+from va_export.models import family_named, published_config
+from va_export.progress import StageDisplay
+from va_export.settings import Limits
+
+LIMITS = Limits(max_input_len=4096, max_frames=16, opt_input_len=2304, opt_frames=8)
+
+
+@pytest.fixture
+def model(monkeypatch: pytest.MonkeyPatch) -> Model:
+    """InternVL2-8B, of 256 visual tokens a frame, and a TensorRT-RTX to plan for."""
+    rtx = SimpleNamespace(label="TensorRT-RTX", flavor="tensorrt-rtx")
+    monkeypatch.setattr(build_engines, "available_flavors", lambda: ("tensorrt-rtx",))
+    monkeypatch.setattr(build_engines, "load_tensorrt", lambda _: rtx)
+    monkeypatch.setattr(build_engines, "check_targets", lambda *_: None)
+    config = published_config("OpenGVLab/InternVL2-8B")
+    assert config is not None
+    family = family_named("internvl2")
+    return Model(family, family.spec_from_config(config))
+
+
+def plan(model: Model, limits: Limits, tmp_path: Path) -> tuple[str, ...]:
+    options = ExportOptions(Recipe("m", "m", limits=limits), tmp_path / "b", attention="native", flavor="tensorrt-rtx")
+    return plan_engines(options, model, StageDisplay()).flavors
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"opt_input_len": 5000}, r"opt_input_len \(5000\) is larger than max_input_len \(4096\)"),
+        ({"opt_frames": 17}, r"opt_frames \(17\) is larger than max_frames \(16\)"),
+        ({"max_frames": 17}, r"max_frames \(17\) are 4352 visual tokens, more than max_input_len"),
+    ],
+)
+def test_limits_that_contradict_each_other_are_named(
+    model: Model, tmp_path: Path, changes: dict[str, int], message: str
+) -> None:
+    with pytest.raises(VaExportError, match=message) as caught:
+        plan(model, replace(LIMITS, **changes), tmp_path)
+    assert caught.value.where == "limits"
+
+
+def test_limits_that_just_fit_are_planned(model: Model, tmp_path: Path) -> None:
+    assert plan(model, LIMITS, tmp_path) == ("tensorrt-rtx",)

@@ -1,0 +1,128 @@
+"""Manifests of components that a test makes itself, whole in form, without the export of a bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from va_export.bundle.document import (
+    ComponentEntry,
+    EngineEntry,
+    FileEntry,
+    ManifestDocument,
+    ModelEntry,
+    TextSizes,
+    VisionSizes,
+)
+from va_export.bundle.manifest import MANIFEST_VERSION, Manifest
+from va_export.bundle.tensors import TensorInfo
+from va_export.models.component import Component
+from va_export.settings import GainSettings, Limits, ScoreSettings
+
+TEXT = TextSizes(
+    hidden_size=128,
+    num_layers=4,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=32,
+    intermediate_size=256,
+    vocab_size=263,
+    max_position_embeddings=2048,
+)
+VISION = VisionSizes(hidden_size=64, num_layers=2, num_heads=4, intermediate_size=128, positions_per_frame=65)
+DECODER_INPUTS = (
+    TensorInfo("inputs_embeds", "float32", ("batch", "sequence", 128)),
+    TensorInfo("position_ids", "int64", (1, "batch", "sequence")),
+)
+
+
+def component_entry(name: str, layers: tuple[int, int] | None = None, **changes: Any) -> ComponentEntry:
+    """A component whose file is `NAME.onnx`; one whose name begins with `decoder` takes what a decoder takes first."""
+    is_decoder = name.startswith("decoder")
+    return ComponentEntry(
+        **{
+            "role": "decoder" if is_decoder else name,
+            "onnx": f"{name}.onnx",
+            "inputs": DECODER_INPUTS if is_decoder else (),
+            "outputs": (),
+            "ranges": {},
+            "layers": layers,
+            **changes,
+        }
+    )
+
+
+def entry_of(component: Component, **changes: Any) -> ComponentEntry:
+    """The entry of a component that is described."""
+    shard = component.shard
+    layers = None if shard is None or shard.is_whole else (shard.first_layer, shard.stop_layer)
+    described = {"role": component.role, "inputs": component.inputs, "outputs": component.outputs}
+    return component_entry(component.name, layers, **described, **changes)
+
+
+def engine_entry(file: str) -> EngineEntry:
+    """An engine of which nothing but the file is known."""
+    return EngineEntry(
+        file=file,
+        version="1",
+        targets=("sm89",),
+        bytes=0,
+        seconds=0.0,
+        peak_memory_bytes=None,
+        plugin_nodes=0,
+        plugin_records=0,
+        layers={},
+        profiles=(),
+    )
+
+
+def manifest_of(
+    directory: Path,
+    components: Mapping[str, ComponentEntry],
+    num_layers: int = 4,
+    *,
+    files: Iterable[str] = (),
+    **changes: Any,
+) -> Manifest:
+    """A bundle of these components in float16, all of their files listed, and `files` beside them."""
+    named = [file for entry in components.values() for file in (entry.onnx, entry.onnx_native) if file]
+    engines = [engine.file for entry in components.values() for engine in entry.engines.values()]
+    model = ModelEntry(
+        name="synthetic",
+        source="a test",
+        revision=None,
+        commit=None,
+        checkpoint_files={},
+        family="internvl2",
+        weights="random",
+        text=msgspec.structs.replace(TEXT, num_layers=num_layers),
+        vision=VISION,
+        image_token_id=None,
+    )
+    document = ManifestDocument(
+        **{
+            "manifest_version": MANIFEST_VERSION,
+            "tool": {"name": "va-export", "version": "0"},
+            "created": "2026-01-01T00:00:00+00:00",
+            "model": model,
+            "precision": "fp16",
+            "precision_loss": {},
+            "attention": "plugin",
+            "opset": 24,
+            "ops": {},
+            "libraries": {},
+            "components": dict(components),
+            "decoder_shards": {},
+            "limits": Limits(),
+            "gains": GainSettings(alpha_k=9.5, alpha_v=2.5, alpha_q=4.0),
+            "score": ScoreSettings(),
+            "plugin": None,
+            "tokenizer": None,
+            "files": {file: FileEntry(bytes=0, sha256="") for file in (*named, *engines, *files)},
+            **changes,
+        }
+    )
+    return Manifest(directory, document)

@@ -1,0 +1,106 @@
+"""A checkpoint from the Hugging Face Hub, or from its local cache."""
+
+from __future__ import annotations
+
+import json
+import ssl
+from collections.abc import Iterator
+from pathlib import Path
+
+from va_export.checkpoint.weight_files import INDEX_FILE
+from va_export.errors import VaExportError
+
+# Everything a family may read; weights in other formats and remote code are left on the server.
+_PATTERNS = ("*.safetensors", "*.json", "tokenizer.model", "merges.txt", "LICENSE*")
+
+
+class HubUnreachable(VaExportError):
+    """The Hub cannot be reached, and the local cache does not hold what was asked of it."""
+
+
+def download(hub_id: str, revision: str | None = None, *, weights: bool = True) -> Path:
+    """Fetch a checkpoint from the Hugging Face Hub (or its local cache) and return the directory.
+
+    Only safetensors, JSON and tokenizer files are taken: no pickles, no remote code.
+
+    Args:
+        weights: False leaves the safetensors files out, which is all but a few megabytes.
+
+    Raises:
+        HubUnreachable: no connection (the message says why), and nothing or only a part in the cache.
+        VaExportError: unknown or gated repository or revision.
+    """
+    try:
+        from huggingface_hub import constants, snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    except ValueError as error:  # it reads the address when it is imported
+        raise _unreachable(hub_id, error, "HF_ENDPOINT") from error
+    if str(constants.HF_HUB_CACHE).startswith("~"):
+        raise VaExportError(
+            f"the Hub's cache would be made at {constants.HF_HUB_CACHE}: there is no home directory",
+            where="HF_HOME",
+            fix="set HF_HOME (or HOME) to a directory",
+        )
+    ignored = None if weights else ["*.safetensors"]
+    try:
+        directory = Path(
+            snapshot_download(hub_id, revision=revision, allow_patterns=list(_PATTERNS), ignore_patterns=ignored)
+        )
+    except (HfHubHTTPError, HFValidationError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise VaExportError(
+            f"the Hub refused {hub_id} at revision {revision or 'main'}: {reason}",
+            where=hub_id,
+            fix="check the name and revision, and log in with `hf auth login` if the repository is gated",
+        ) from error
+    except (OSError, ValueError, ImportError, RuntimeError) as error:  # no network, no such file, proxies, addresses
+        raise _unreachable(hub_id, error, constants.ENDPOINT) from error
+    except Exception as error:  # httpx has exceptions of its own, and is not ours to import
+        if type(error).__module__.partition(".")[0] not in ("httpx", "httpcore"):
+            raise
+        raise _unreachable(hub_id, error, constants.ENDPOINT) from error
+    if missing := _missing(directory, weights):
+        raise HubUnreachable(
+            f"the local cache holds only a part of {hub_id}: {missing} not there, and the Hub gave no more",
+            where=directory,
+            fix="connect to the network once (without HF_HUB_OFFLINE), or give the path of a checkpoint directory",
+        )
+    return directory
+
+
+def _missing(directory: Path, weights: bool) -> str:
+    """What a checkpoint needs and a folder of the cache lacks, in words; empty if it is whole, as far as it tells."""
+    if not (directory / "config.json").is_file():
+        return "config.json is"
+    if not weights:
+        return ""
+    try:
+        shards = set(json.loads((directory / INDEX_FILE).read_text(encoding="utf-8-sig"))["weight_map"].values())
+        absent = sorted(name for name in shards if not (directory / name).is_file())
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):  # none, or one that `Checkpoint.open` refuses
+        return "" if any(directory.glob("*.safetensors")) or any(directory.glob("*.bin")) else "the weights are"
+    return f"{', '.join(absent[:3])} of {len(shards)} shards are" if absent else ""
+
+
+def _unreachable(hub_id: str, error: BaseException, endpoint: str) -> HubUnreachable:
+    causes = list(_causes(error))
+    deepest = causes[-1]
+    reason = (str(deepest).strip() or type(deepest).__name__).splitlines()[0]
+    what = f"the Hub cannot be reached and {hub_id} is not in the local cache: {reason}"
+    fix = "connect to the network once, or give the path of a checkpoint directory; check HF_ENDPOINT, HTTPS_PROXY"
+    if any(isinstance(cause, ssl.SSLError) or "CERTIFICATE_VERIFY" in str(cause) for cause in causes):
+        what = f"the Hub's certificate was not accepted: {reason}"
+        fix = "set SSL_CERT_FILE to the certificates of your network"
+    elif any(isinstance(cause, ImportError) for cause in causes):
+        fix = "pip install 'httpx[socks]' for a SOCKS proxy, or unset ALL_PROXY"
+    elif type(deepest) is FileNotFoundError:
+        fix = "check that the file of SSL_CERT_FILE is there"
+    return HubUnreachable(what, where=endpoint, fix=fix)
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """An exception and what led to it."""
+    seen: BaseException | None = error
+    while seen is not None:
+        yield seen
+        seen = seen.__cause__ or seen.__context__

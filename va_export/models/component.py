@@ -1,0 +1,164 @@
+"""A component: one part of the model that becomes one ONNX file and, for each TensorRT, one engine.
+
+A family lists its components (`ModelFamily.components`); tracing, profiles, planning, shards, backends and the proof
+only loop over them. The parts that any family shares, the token embedding and the decoder, are described here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from va_export.bundle.decoder_shards import DecoderShard
+from va_export.bundle.tensors import DataType, DimensionRange, Profiles, TensorInfo
+from va_export.settings import Limits
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from va_export.models.family import ModelSpec
+
+# Which part of the model a weight or a component belongs to. The names are those of the options and of the files.
+Role = Literal["vision", "embedding", "decoder"]
+ROLES: tuple[Role, ...] = ("vision", "embedding", "decoder")
+SCORE = "score"  # beside them, without weights: SubspaceScore's graph
+
+CACHE_TYPES: dict[str, DataType] = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+PAST, PRESENT = "past_key_values", "present"
+
+
+@dataclass(frozen=True)
+class Component:
+    """One part of the model.
+
+    Attributes:
+        name: of its files; a decoder in one piece is `decoder`, shards are `decoder_0`, `decoder_1`, ….
+        role: which of the model's parts it is, or is a piece of; or the score.
+        inputs, outputs: what its graph takes and gives, in order. Everything that passes between components is
+            float32 at any precision, so that hosts need to know one type.
+        build: Hugging Face model → a module that takes the inputs positionally and returns the outputs as a flat tuple
+            (or the one output). It holds the model as attribute `hf`, so that parameters are called `hf.` and their
+            own names. None where the graph is not traced.
+        ranges: the limits → the shapes that engines are built for.
+        shard: the decoder's layers in it.
+    """
+
+    name: str
+    role: Role | Literal["score"]
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+    build: Callable[[Any], nn.Module] | None
+    ranges: Callable[[Limits], Profiles]
+    shard: DecoderShard | None = None
+
+    @property
+    def has_custom_op(self) -> bool:
+        """Whether its graph holds an operator of ours, which a plugin may serve."""
+        return self.shard is not None or self.role == SCORE
+
+
+def embedding_component(spec: ModelSpec, visual_tokens: Callable[[int], int]) -> Component:
+    """Token ids and visual tokens → input embeddings.
+
+    Args:
+        visual_tokens: frames → visual tokens at the most.
+    """
+    hidden = spec.text.hidden_size
+
+    def build(hf: Any) -> nn.Module:
+        from va_export.graph.embedding import EmbeddingGraph
+
+        return EmbeddingGraph(hf)
+
+    def ranges(limits: Limits) -> Profiles:
+        largest = visual_tokens(limits.max_frames) * limits.max_batch_size
+        visual = DimensionRange(1, visual_tokens(limits.opt_frames), largest)
+        return {"tokens": {**_prompt(limits), "visual_count": visual}}
+
+    return Component(
+        "embedding",
+        "embedding",
+        (
+            TensorInfo("input_ids", "int64", ("batch", "sequence")),
+            TensorInfo("is_visual", "bool", ("batch", "sequence")),
+            TensorInfo("visual_tokens", "float32", ("visual_count", hidden)),
+        ),
+        (TensorInfo("inputs_embeds", "float32", ("batch", "sequence", hidden)),),
+        build,
+        ranges,
+    )
+
+
+def decoder_component(spec: ModelSpec, precision: str, shard: DecoderShard, position_axes: int = 1) -> Component:
+    """Input embeddings (or the hidden states of the shard before), positions, gains and a static KV cache → logits of
+    the last position (or hidden states), and the cache with the new keys and values written.
+
+    Args:
+        position_axes: how many position ids a token has: 1, or 3 for time, row and column.
+    """
+    text = spec.text
+
+    def build(hf: Any) -> nn.Module:
+        from va_export.graph.decoder import DecoderGraph
+
+        return DecoderGraph(hf, shard)
+
+    def ranges(limits: Limits) -> Profiles:
+        # Decode's range ends at two: where a profile holds one row of one token and nothing else, RTX stores every
+        # weight a second time in another layout (measured: the engine's size doubles); with a range it shares them.
+        decode = DimensionRange(1, 1, min(2, limits.max_input_len))
+        prompt = _prompt(limits)
+        return {"prefill": prompt, "decode": {**prompt, "sequence": decode}}
+
+    cache = ("batch", text.num_kv_heads, "capacity", text.head_dim)
+    dtype = CACHE_TYPES[precision]
+    hidden = ("batch", "sequence", text.hidden_size)
+    return Component(
+        shard.name,
+        "decoder",
+        (
+            TensorInfo(shard.input_name, "float32", hidden),
+            TensorInfo("position_ids", "int64", (position_axes, "batch", "sequence")),
+            TensorInfo("key_log_gain", "float32", ("batch", "capacity")),
+            TensorInfo("value_gain", "float32", ("batch", "capacity")),
+            TensorInfo("past_length", "int64", ("batch",)),
+            *(TensorInfo(name, dtype, cache) for name in cache_names(PAST, shard.layers)),
+        ),
+        (
+            TensorInfo(shard.output_name, "float32", ("batch", text.vocab_size) if shard.is_last else hidden),
+            *(TensorInfo(name, dtype, cache) for name in cache_names(PRESENT, shard.layers)),
+        ),
+        build,
+        ranges,
+        shard,
+    )
+
+
+def score_component(spec: ModelSpec, visual_tokens: Callable[[int], int]) -> Component:
+    """Visual tokens of one video → their sharing scores and subspaces; the graph is `graph.score.score_model`'s."""
+
+    def ranges(limits: Limits) -> Profiles:
+        tokens = [visual_tokens(frames) for frames in (1, limits.opt_frames, limits.max_frames)]
+        return {"tokens": {"visual_count": DimensionRange(*tokens)}}
+
+    return Component(
+        SCORE,
+        "score",
+        (TensorInfo("visual_tokens", "float32", ("visual_count", spec.text.hidden_size)),),
+        (TensorInfo("sharing_score", "float32", ("visual_count",)), TensorInfo("labels", "int64", ("visual_count",))),
+        None,
+        ranges,
+    )
+
+
+def cache_names(prefix: str, layers: Iterable[int]) -> list[str]:
+    """`{prefix}.0.key`, `{prefix}.0.value`, `{prefix}.1.key`, … as Hugging Face's ONNX exports name them."""
+    return [f"{prefix}.{layer}.{part}" for layer in layers for part in ("key", "value")]
+
+
+def _prompt(limits: Limits) -> dict[str, DimensionRange]:
+    return {
+        "batch": DimensionRange(1, 1, limits.max_batch_size),
+        "sequence": DimensionRange(1, limits.opt_input_len, limits.max_input_len),
+    }

@@ -1,0 +1,45 @@
+"""How far a bundle may be from its reference: every number with the roundings that it follows from."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from va_export.proof.documents import Tolerance
+
+Array = npt.NDArray[Any]
+
+# Unit roundoff: half the distance from 1 to the next number (IEEE 754; bfloat16 keeps 8 bits).
+_ROUNDOFF = {"fp32": 2.0**-24, "fp16": 2.0**-11, "bf16": 2.0**-8}
+# Roundings on the way through one transformer layer: two norms, seven matrix products and their sums, rotary,
+# softmax, gating, two
+# residual sums, each of an input and an output: about 24.
+_ROUNDINGS_PER_LAYER = 24
+# The largest of 10⁶ Gaussian errors is 5 σ; twice that leaves room for accumulation order and a wider tail.
+_SPREAD = 10.0
+# cos φ of two vectors whose difference has relative length e is 1 − e²/2. What is asked for is what the product
+# promises (0.999 in float16), tighter in float32, and bfloat16's eight times coarser steps.
+_COSINE = {"fp32": 1 - 1e-6, "fp16": 0.999, "bf16": 0.99}
+# The score is compared on the reference's visual tokens: the host solver's float32 against float64. Its iteration
+# stops at a residual of eps = 2e-4, which after summing and min-max scaling is 2e-3 at the most on the official
+# implementation's data.
+SCORE_ATOL, SCORE_COSINE = 2e-3, 0.999
+# The score component computes in float32 what the host's solver leaves to float64 (Gram matrices, eigenvectors). What
+# it promises is ten times the above; measured are 2e-5 (va_export/ops/subspace_score.py).
+SCORE_GRAPH_ATOL = 2e-2
+
+
+def tolerance_for(precision: str, n_layers: int, expected: Array, atol: float | None, rtol: float | None) -> Tolerance:
+    """What rounding explains after `n_layers` layers: independent roundings add as their root, each of relative size
+    u, and the largest of many is `_SPREAD` times the usual one.
+    """
+    relative = _SPREAD * _ROUNDOFF[precision] * math.sqrt(_ROUNDINGS_PER_LAYER * max(1, n_layers))
+    scale = float(np.sqrt(np.mean(expected.astype(np.float64) ** 2)))
+    return Tolerance(
+        atol=relative * scale if atol is None else atol,
+        rtol=relative if rtol is None else rtol,
+        cosine=_COSINE[precision],
+    )

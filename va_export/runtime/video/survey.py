@@ -1,0 +1,176 @@
+"""What a file holds and what it promises, from one pass over its packets that decodes nothing.
+
+Containers promise in different ways, and some not at all:
+
+    MP4, QuickTime      an index of all samples: it is short where a sample lies beyond the end of the file
+    AVI, IVF            the number of frames
+    Matroska, WebM,     seconds, unless it was streamed or the recording broke off (then nothing)
+    FLV, MXF
+    GIF                 a last byte
+    MPEG-TS, MPEG-PS, Ogg, raw streams     nothing: what is there counts as the whole
+
+Numbers of frames are never compared with what decodes: an edit list hides frames, an empty AVI chunk repeats one, a
+second field completes one, and all of that is right.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from va_export.runtime.video.container import open_video
+from va_export.runtime.video.sampling import Edges
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
+    from av.packet import Packet
+    from av.video.stream import VideoStream
+
+_COUNTED = {"avi", "ivf"}
+_TIMED = {"matroska", "flv", "mxf"}
+_GIF_TRAILER = b";"
+# A header's seconds are rounded, and of a last frame's length some writers know nothing: one longest frame and a half.
+_FRAMES_OF_TOLERANCE = 1.5
+
+
+@dataclass(frozen=True)
+class Survey:
+    """A file's film.
+
+    Attributes:
+        edges: [packets + 1] seconds from its first frame, by the packets: a guess at what decoding will find.
+        end: when the last packet's frame ends, in seconds from the container's zero.
+        marked_packets: packets that the container itself knows to be damaged or cut.
+        promised: what the container promises, in words, if it holds less; else None.
+    """
+
+    edges: Edges
+    end: float
+    marked_packets: int
+    promised: str | None
+
+    @property
+    def packets(self) -> int:
+        """Packets that hold something and are to be shown."""
+        return len(self.edges) - 1
+
+
+@dataclass
+class _Film:
+    """The film's packets: beginning and length of each, in seconds, in the file's order; and the order of decoding."""
+
+    frame_length: float
+    spans: list[tuple[float, float]] = field(default_factory=list)
+    decode_times: list[float] = field(default_factory=list)
+    marked: int = 0
+    last: Packet[Any] | None = None
+
+    def add(self, packet: Packet[Any], start: float | None, length: float, decoded: float | None) -> None:
+        start = len(self.spans) * self.frame_length if start is None else start
+        self.spans.append((start, length or self.frame_length))
+        if decoded is not None:
+            self.decode_times.append(decoded)
+        self.marked += packet.is_corrupt
+        self.last = packet
+
+    @property
+    def tolerance(self) -> float:
+        """By decoding times: where a file is cut, the times at which frames are shown have holes."""
+        gaps = np.diff(np.sort(self.decode_times))
+        return _FRAMES_OF_TOLERANCE * max(self.frame_length, float(gaps.max(initial=0.0)))
+
+    @property
+    def until(self) -> float:
+        """Where the frames end, or the first hole among those that the last packet was decoded ahead of."""
+        decoded, tolerance = max(self.decode_times, default=np.inf), self.tolerance
+        previous, end = np.inf, 0.0  # nothing comes before the first
+        for start, length in sorted(self.spans):
+            if start > max(decoded, previous) + tolerance:
+                break
+            previous, end = start, start + length
+        return end
+
+
+def survey_video(path: Path) -> Survey:
+    """Read all packets of the file once.
+
+    Raises:
+        VaExportError: it cannot be opened, or has no film.
+    """
+    import av
+
+    until, stopped = 0.0, None
+    with open_video(path) as (container, stream):
+        film = _Film(1 / float(stream.average_rate or stream.base_rate or 25))
+        try:
+            # All streams: sound may go on when the film is over, and a container promises the longest.
+            for packet in container.demux():
+                if packet.size and packet.time_base:
+                    tick = float(packet.time_base)
+                    ticks = packet.dts if packet.pts is None else packet.pts
+                    start, length = None if ticks is None else ticks * tick, (packet.duration or 0) * tick
+                    if packet.stream_index != stream.index:
+                        until = max(until, (start or 0.0) + length)
+                    elif not packet.is_discard:
+                        film.add(packet, start, length, None if packet.dts is None else packet.dts * tick)
+        except av.FFmpegError as error:
+            stopped = f"more than can be read ({error.strerror})"
+        promised = _promised(path, container, stream, film, until) or stopped
+    return Survey(edges_of(film.spans), end_of(film.spans), film.marked, promised)
+
+
+def edges_of(spans: list[tuple[float, float]]) -> Edges:
+    """Beginnings and lengths of F frames, in any order → [F + 1] seconds from the first one's beginning."""
+    if not spans:
+        return np.zeros(1)
+    starts = np.sort(np.array([start for start, _ in spans]))
+    edges: Edges = np.append(starts, max(end_of(spans), starts[-1])) - starts[0]
+    return edges
+
+
+def end_of(spans: list[tuple[float, float]]) -> float:
+    """When the last frame ends."""
+    start, length = max(spans, default=(0.0, 0.0))
+    return start + length
+
+
+def longest_frame(edges: Edges) -> float:
+    """Seconds that the longest frame is on the screen."""
+    return float(np.diff(edges).max(initial=0.0))
+
+
+def _promised(path: Path, container: InputContainer, stream: VideoStream, film: _Film, until: float) -> str | None:
+    """What the container promises, in words, if it holds less; `until`: when its other streams end."""
+    kinds = set(container.format.name.split(","))
+    by_stream = float(stream.duration * stream.time_base) if stream.duration and stream.time_base else 0.0
+    film_until = film.until + film.tolerance
+    if "mov" in kinds:
+        index = stream.index_entries
+        if any(entry.pos + entry.size > container.size for entry in index):
+            return f"{max(len(index), stream.frames)} frames"
+        # In fragments: a table of contents may promise more of them. Edit lists make other files' seconds vague.
+        if not stream.frames and by_stream > film_until:
+            return f"{by_stream:.1f} s"
+    elif kinds & _COUNTED:
+        # Chunks without data repeat a frame and are no packets, so the number alone says nothing.
+        short = stream.frames > len(film.spans) and _is_cut_riff(path)
+        if short or stream.frames * film.frame_length > film_until:
+            return f"{stream.frames} frames"
+    elif kinds & _TIMED and container.duration:
+        # FFmpeg makes up seconds from the bit rate where a header has none, and then gives them to the stream too.
+        stated = container.duration / 1e6
+        if (not by_stream or "mxf" in kinds) and stated > max(until + film.tolerance, film_until):
+            return f"{stated:.1f} s"
+    elif "gif" in kinds and film.last is not None and bytes(film.last)[-1:] != _GIF_TRAILER:
+        return "more frames"
+    return None
+
+
+def _is_cut_riff(path: Path) -> bool:
+    """Whether a RIFF file, such as AVI, is shorter than its first chunk says."""
+    with path.open("rb") as file:
+        head = file.read(8)
+    return head[:4] == b"RIFF" and 8 + int.from_bytes(head[4:], "little") > path.stat().st_size
