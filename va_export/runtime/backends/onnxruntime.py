@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -79,7 +80,8 @@ class OnnxRuntimeBackend(HostBackend):
     def run(self, component: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
         session = self._session(component)
         names = [output.name for output in session.get_outputs()]
-        return dict(zip(names, session.run(names, dict(inputs)), strict=True))
+        with self._running(component):
+            return dict(zip(names, session.run(names, dict(inputs)), strict=True))
 
     def cache_capacity(self, needed: int, limit: int) -> int:
         # The portable attention reads the whole cache, so a small one is faster; steps of 64 keep the shapes few.
@@ -137,12 +139,24 @@ class OnnxRuntimeBackend(HostBackend):
                 "past_length": past_length,
             }
             session = self._session(part.name)
-            with self._clock(part):
+            with self._running(part.name), self._clock(part):
                 hidden_states = _run_part(session, part, inputs, cache[part.name])
         return hidden_states
 
     def close(self) -> None:
         self._sessions.clear()
+
+    @contextmanager
+    def _running(self, component: str) -> Iterator[None]:
+        """Around a run: a graph that opens may still be none that runs."""
+        try:
+            yield
+        except Exception as error:  # ONNX Runtime raises its own bare Exception subclasses
+            raise VaExportError(
+                f"ONNX Runtime cannot run {component}: {str(error).strip()}",
+                where=self._manifest.directory,
+                fix="verify the bundle with va-check, or export it again",
+            ) from error
 
     def _session(self, component: str) -> ort.InferenceSession:
         if component not in self._sessions:
@@ -166,6 +180,7 @@ class OnnxRuntimeBackend(HostBackend):
                     options,
                     providers=self._providers_on(self._device_of.get(component, self._first_device)),
                     disabled_optimizers=["ConstantFolding"] if self._streams else None,
+                    enable_fallback=0,  # its retry prints to standard output
                 )
             except Exception as error:  # ONNX Runtime raises its own bare Exception subclasses
                 words = str(error).strip().replace(str(path), name)
