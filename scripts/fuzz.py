@@ -39,7 +39,10 @@ from va_export.evidence.device import current_commit  # noqa: E402
 IMPORTED = (
     *("test_document_forms", "va_export.runtime.bundle", "va_export.runtime.video", "va_export.proof.run"),
     *("va_export.export.source", "va_export.export.plan", "va_export.export.shard_plan", "va_export.report.html"),
-    *("onnxruntime", "onnx", "av", "tokenizers", "safetensors", "scipy.linalg", "PIL.Image", "jinja2"),
+    *("va_export.models.internvl2.tokenizer", "va_export.runtime.backends.onnxruntime", "va_export.progress"),
+    *("onnxruntime", "onnx", "av", "av.subtitles", "tokenizers", "safetensors", "scipy.linalg", "jinja2"),
+    *("PIL.PngImagePlugin", "PIL.JpegImagePlugin", "PIL.GifImagePlugin", "PIL.BmpImagePlugin", "PIL.PpmImagePlugin"),
+    *("array_api_compat.numpy", "encodings.utf_8_sig", "encodings.cp437"),
 )
 LIBRARIES = ("av", "msgspec", "numpy", "onnx", "onnxruntime", "safetensors", "tokenizers", "torch")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -184,6 +185,15 @@ def test_arguments_that_do_not_fit(bundle: Bundle, question: Arrays, change: dic
     with pytest.raises(VaExportError, match=words) as caught:
         bundle.generate(**{**question, **change})
     assert caught.value.where
+
+
+@pytest.mark.parametrize("ids", [[[263]], [[-1]], [[1.5]], [1], [[[1]]]])
+def test_a_prepared_prompt_whose_ids_are_none(bundle: Bundle, ids: Any) -> None:
+    """As a tokenizer would give them that belongs to another model."""
+    prepared = dataclasses.replace(bundle.processing.prepare_ids(np.array([[1]]), {}, 1), input_ids=np.array(ids))
+    with pytest.raises(VaExportError) as caught:
+        bundle.answer(prepared, 1)
+    assert caught.value.where == "input_ids"
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import numpy as np
 
 from va_export.bundle.decoder_shards import DecoderShard, is_decoder
 from va_export.errors import VaExportError
-from va_export.runtime.backends.backend import Array, Float32, HostBackend, Int64, component_file
+from va_export.runtime.backends.backend import Array, Float32, HostBackend, Int64, check_outputs, component_file
 from va_export.runtime.backends.decoder_parts import PartClock, assign_devices, decoder_parts
 from va_export.runtime.backends.external_data import held_graph
 from va_export.runtime.backends.session_memory import must_map_weights, session_options
@@ -81,7 +81,9 @@ class OnnxRuntimeBackend(HostBackend):
         session = self._session(component)
         names = [output.name for output in session.get_outputs()]
         with self._running(component):
-            return dict(zip(names, session.run(names, dict(inputs)), strict=True))
+            outputs = dict(zip(names, session.run(names, dict(inputs)), strict=True))
+        check_outputs(self._manifest, component, inputs, outputs)
+        return outputs
 
     def cache_capacity(self, needed: int, limit: int) -> int:
         # The portable attention reads the whole cache, so a small one is faster; steps of 64 keep the shapes few.
@@ -141,6 +143,7 @@ class OnnxRuntimeBackend(HostBackend):
             session = self._session(part.name)
             with self._running(part.name), self._clock(part):
                 hidden_states = _run_part(session, part, inputs, cache[part.name])
+            check_outputs(self._manifest, part.name, inputs, {part.output_name: hidden_states})
         return hidden_states
 
     def close(self) -> None:
