@@ -354,14 +354,14 @@ def test_a_damaged_file_is_named(tmp_path: Path, name: str, text: str) -> None:
 
 def test_tokens_that_do_not_fit_the_frames_are_an_error(tmp_path: Path) -> None:
     arrays = reference()
-    arrays["sharing_score"] = arrays["sharing_score"][:-1]
+    arrays |= {name: arrays[name][:-1] for name in ("sharing_score", "labels")}
     with pytest.raises(VaExportError, match="square grid"):
         render(write_bundle(tmp_path, reference=arrays))
 
 
 def test_a_damaged_reference_is_refused(tmp_path: Path) -> None:
     """Deflated data that do not inflate, and arrays of other shapes."""
-    directory = write_bundle(tmp_path / "bundle", manifest())
+    directory = write_bundle(tmp_path / "bundle")
     path = directory / "reference.npz"
     np.savez_compressed(path, **{**reference(), "frames": np.zeros((N_FRAMES, SIDE, SIDE, 3), np.uint8)})
     content = bytearray(path.read_bytes())

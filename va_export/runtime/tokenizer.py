@@ -24,7 +24,7 @@ def tokenizer_errors(where: str | Path) -> Iterator[None]:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         raise VaExportError(
-            f"the tokenizer cannot be used: {error}",
+            f"the tokenizer cannot be read: {error}",
             where=where,
             fix="take the file from its source again, or bring `tokenizers` up to date",
         ) from error

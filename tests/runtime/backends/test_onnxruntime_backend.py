@@ -225,7 +225,7 @@ def test_a_graph_that_gives_something_else(copied_bundle: Path) -> None:
     inputs = {
         "input_ids": np.zeros((1, 2), np.int64),
         "is_visual": np.zeros((1, 2), bool),
-        "visual_tokens": np.zeros((0, 128), np.float32),
+        "visual_tokens": np.zeros((1, 128), np.float32),
     }
     for kind, name in (("Identity", "other"), ("Squeeze", output.name)):
         other = onnx.ModelProto()
