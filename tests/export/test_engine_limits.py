@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from msgspec.structs import replace
 
 from va_export.errors import VaExportError
 from va_export.export import build_engines
@@ -34,7 +34,9 @@ def model(monkeypatch: pytest.MonkeyPatch) -> Model:
 
 
 def plan(model: Model, limits: Limits, tmp_path: Path) -> tuple[str, ...]:
-    options = ExportOptions(Recipe("m", "m", limits=limits), tmp_path / "b", attention="native", flavor="tensorrt-rtx")
+    options = ExportOptions(
+        Recipe(name="m", checkpoint="m", limits=limits), tmp_path / "b", attention="native", flavor="tensorrt-rtx"
+    )
     return plan_engines(options, model, StageDisplay()).flavors
 
 
