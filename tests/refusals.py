@@ -13,9 +13,7 @@ from va_export.errors import VaExportError
 
 
 @contextmanager
-def refused(
-    where: str | Path, *named: object, fix: bool = True
-) -> Iterator[pytest.ExceptionInfo[VaExportError]]:
+def refused(where: str | Path, *named: object, fix: bool = True) -> Iterator[pytest.ExceptionInfo[VaExportError]]:
     """The block raises a VaExportError, and not a subclass.
 
     Args:
@@ -32,9 +30,7 @@ def refused(
     holds(error.what, error.where, error.fix, where, *named, fix=fix)
 
 
-def holds(
-    what: str, said: str | None, cure: str | None, where: str | Path, *named: object, fix: bool = True
-) -> None:
+def holds(what: str, said: str | None, cure: str | None, where: str | Path, *named: object, fix: bool = True) -> None:
     """The three parts of a refusal are as `refused` asks."""
     whole = f"{what}\n  where: {said}\n  fix:   {cure}"
     assert said is not None and re.search(rf"(^|/){re.escape(str(where))}(: |/|$)", said), f"not about {where}: {whole}"
