@@ -13,8 +13,10 @@ from va_export.errors import VaExportError
 
 
 @contextmanager
-def refused(where: str | Path, *named: object, fix: bool = True) -> Iterator[pytest.ExceptionInfo[VaExportError]]:
-    """The block raises a VaExportError, and not a subclass.
+def refused(
+    where: str | Path, *named: object, fix: bool = True, kind: type[VaExportError] = VaExportError
+) -> Iterator[pytest.ExceptionInfo[VaExportError]]:
+    """The block raises a VaExportError, of exactly this kind.
 
     Args:
         where: what the error is about: a name or a path as it was given, with or without a place inside of it
@@ -22,11 +24,12 @@ def refused(where: str | Path, *named: object, fix: bool = True) -> Iterator[pyt
         named: values from the test's own input (a name, a number, a path) that the error must mention, whole:
             5 is not found in 15.
         fix: whether the error says what to do next.
+        kind: a class of errors that the product tells apart, such as `HubUnreachable`.
     """
-    with pytest.raises(VaExportError) as caught:
+    with pytest.raises(kind) as caught:
         yield caught
     error = caught.value
-    assert type(error) is VaExportError, repr(error)
+    assert type(error) is kind, repr(error)
     holds(error.what, error.where, error.fix, where, *named, fix=fix)
 
 

@@ -8,7 +8,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from refusals import refused
+from refusals import refused  # noqa: E402
 
 from va_export.anchor.attention import anchored_attention  # noqa: E402
 from va_export.errors import VaExportError  # noqa: E402
