@@ -22,6 +22,7 @@ from typing import Any
 
 from va_export.evidence.device import current_commit
 from va_export.evidence.processes import watch
+from va_export.models.parameters import load_model
 
 REPOSITORY = Path(__file__).parents[1]
 # Ours may take at most this part of the other way's memory.
@@ -150,7 +151,7 @@ def peer_export(directory: Path) -> None:
     checkpoint = Checkpoint.open(directory)
     family = family_for(checkpoint.config)
     spec = family.spec_from_checkpoint(checkpoint)
-    model: Any = family.load_reference(spec, checkpoint, torch.float16, "sdpa").eval()
+    model: Any = load_model(family, spec, checkpoint, torch.float16, "sdpa").eval()
 
     class Decoder(torch.nn.Module):
         def __init__(self) -> None:

@@ -246,7 +246,7 @@ USED_ELSEWHERE = {
     "lower_anchored_attention": "va_export.graph.native",  # --attention native
     "strip_function_body": "va_export.tensorrt.prepare_onnx",  # hands an op over to its plugin
 }
-NO_PASSES = {"weights"}  # what passes know of weights
+NO_PASSES = {"weight_marks"}  # what passes know of weights
 
 
 def test_list_of_passes_is_complete() -> None:

@@ -17,7 +17,7 @@ from va_export.bundle.write import bundle_writer, check_destination
 from va_export.checkpoint.hashes import hashing
 from va_export.export.build_engines import build_engines, plan_engines
 from va_export.export.components import list_components, write_components
-from va_export.export.description import describe, write_settings
+from va_export.export.description import describe_bundle, write_settings
 from va_export.export.fingerprint import continue_or_start
 from va_export.export.plan import Plan, check_plan, plan_export
 from va_export.export.recipe import ExportOptions
@@ -91,7 +91,7 @@ def export(options: ExportOptions, display: StageDisplay) -> ExportResult:
             with display.stage("hash checkpoint") as stage:
                 checkpoint_files = hashes.wait(stage)
         video = sample.clip if sample else None
-        document = describe(options, source, shards, written, checkpoint_files, engines, video)
+        document = describe_bundle(options, source, shards, written, checkpoint_files, engines, video)
         parity = None if sample is None else prove(options, source, sample, bundle, engines, document, display)
         result = ExportResult(bundle.output, parity)
         document = msgspec.structs.replace(document, parity={"passed": result.passed, "verdict": result.verdict})

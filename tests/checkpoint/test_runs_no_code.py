@@ -16,6 +16,7 @@ import torch
 from va_export.checkpoint.files import DOWNLOAD_PATTERNS, Checkpoint
 from va_export.errors import VaExportError
 from va_export.models import family_for
+from va_export.models.parameters import load_model
 from va_export.report.html import _templates
 from va_export.runtime.bundle import Bundle
 
@@ -94,7 +95,7 @@ def test_a_checkpoint_is_read_and_its_model_built_without_its_code(
     checkpoint = Checkpoint.open(hostile)
     family = family_for(checkpoint.config)
     spec = family.spec_from_checkpoint(checkpoint)
-    family.load_reference(spec, checkpoint, torch.float32, "sdpa")
+    load_model(family, spec, checkpoint, torch.float32, "sdpa")
     family.write_tokenizer(checkpoint, hostile.parent)
     prompt = family.processing(spec, checkpoint).prompt_text("What moves?", 1)
     assert "cycler" not in prompt and "What moves?" in prompt

@@ -12,7 +12,7 @@ import pytest
 from msgspec import structs
 
 from va_export.errors import VaExportError
-from va_export.export.plan import Plan, PlannedFile, check_plan, describe, free_disk, human
+from va_export.export.plan import Plan, PlannedFile, check_plan, describe_plan, free_disk, human
 from va_export.export.plan_time import duration
 from va_export.export.recipe import ExportOptions, resolve_model
 from va_export.export.shard_plan import plan_shards
@@ -105,7 +105,7 @@ def test_the_disk_is_that_of_the_nearest_folder_that_exists(tmp_path: Path) -> N
 
 def test_description_names_every_file(tmp_path: Path) -> None:
     plan = Plan((PlannedFile("onnx/a.data", 1_500_000), PlannedFile("b", 3_200_000_000)), 1 << 30, "reason")
-    text = "\n".join(describe(plan, tmp_path / "b"))
+    text = "\n".join(describe_plan(plan, tmp_path / "b"))
     for words in (str(tmp_path / "b"), "2 MB  onnx/a.data", "3.2 GB  b", "disk          3.2 GB, of", "1.1 GB (reason)"):
         assert words in text, text
 
@@ -127,7 +127,7 @@ def test_durations_as_people_say_them(seconds: float, text: str) -> None:
 def test_time_grows_with_what_is_asked_for() -> None:
     onnx, proved = planned(onnx_only=True, parity=False), planned(onnx_only=True)
     assert set(onnx.seconds) == {"writing ONNX"} and set(proved.seconds) == {"writing ONNX", "proving"}
-    text = "\n".join(describe(proved, Path("b")))
+    text = "\n".join(describe_plan(proved, Path("b")))
     assert "time          about " in text and "proving" in text
 
 
@@ -162,7 +162,9 @@ def test_what_an_earlier_run_wrote_need_not_be_free_again(tmp_path: Path, monkey
     (left / "x.onnx.data").write_bytes(bytes(1 << 20))
     options = ExportOptions(recipe=resolve_model("internvl2-tiny"), output=tmp_path / "b", onnx_only=True)
     resumed = plan(options, StageDisplay())
-    assert resumed.there == 1 << 20 and "1 MB of them written already" in "\n".join(describe(resumed, tmp_path / "b"))
+    assert resumed.there == 1 << 20 and "1 MB of them written already" in "\n".join(
+        describe_plan(resumed, tmp_path / "b")
+    )
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=resumed.disk - (1 << 20)))
     check_plan(resumed, tmp_path / "b")
     with pytest.raises(VaExportError, match="are free on its disk"):

@@ -12,7 +12,7 @@ from command_line import TINY, va_export
 
 from va_export.bundle.journal import Journal
 from va_export.errors import VaExportError
-from va_export.export.plan import Plan, check_plan, describe
+from va_export.export.plan import Plan, check_plan, describe_plan
 from va_export.export.recipe import ExportOptions, resolve_model
 from va_export.export.shard_plan import (
     EXPORT_BASE,
@@ -73,7 +73,7 @@ def test_auto_follows_the_memory_and_says_so(deep_checkpoint: Path, monkeypatch:
         *(f"engines/tensorrt-rtx/decoder_{index}.engine" for index in range(3)),
     ]
     sizes = {file.name: file.bytes for file in plan.files}
-    text = "\n".join(describe(plan, Path("b")))
+    text = "\n".join(describe_plan(plan, Path("b")))
     assert "shards        3 (the largest build needs" in text and "onnx/decoder_2.onnx.data" in text
     assert max(sizes, key=lambda name: sizes[name] * name.startswith("onnx/decoder")) == "onnx/decoder_0.onnx.data"
 

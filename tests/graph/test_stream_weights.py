@@ -17,7 +17,7 @@ from va_export.checkpoint.files import Checkpoint
 from va_export.documents import decode, encode
 from va_export.errors import VaExportError
 from va_export.graph import stream_weights as module
-from va_export.graph.stream_weights import Mark, check_weights, stream_weights
+from va_export.graph.stream_weights import Mark, find_unusable, stream_weights
 from va_export.graph.weight_layout import WeightSlot, data_bytes
 from va_export.graph.write_onnx import reserve
 from va_export.models.family import RowBlocks, WeightSource
@@ -171,8 +171,8 @@ def test_every_weight_that_does_not_fit_is_reported(checkpoint: Checkpoint, tmp_
     assert streamed.unusable["embedding"].largest == 1e5 and streamed.unusable["embedding"].overflow == 1
     assert streamed.unusable["turned"].not_finite == 1 and streamed.unusable["patches"].elements == 72
     assert streamed.losses["bias"].to_zero == 1
-    assert set(check_weights(SOURCES, torch.float16, bad)) == {"embedding", "turned", "patches"}
-    assert set(check_weights(SOURCES, torch.bfloat16, bad)) == {"turned"}
+    assert set(find_unusable(SOURCES, torch.float16, bad)) == {"embedding", "turned", "patches"}
+    assert set(find_unusable(SOURCES, torch.bfloat16, bad)) == {"turned"}
     clipped, _, _ = stream(tmp_path / "e", bad, clip=True)
     assert set(clipped.unusable) == {"turned"}
 

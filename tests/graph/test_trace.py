@@ -22,9 +22,10 @@ from va_export.graph.trace import FakeModel
 from va_export.graph.weight_layout import data_bytes, layout_weights
 from va_export.graph.write_onnx import check_onnx, reserve
 from va_export.models import family_for
+from va_export.models.parameters import load_model
 from va_export.ops.declaration import DOMAIN
 from va_export.passes import run_passes
-from va_export.passes.weights import is_weight
+from va_export.passes.weight_marks import is_weight
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden" / "internvl2_tiny"
 CAPACITY = 192
@@ -135,7 +136,7 @@ POSITIONS = {
 def hugging_face(source):
     """The same weights in Hugging Face's own model, with its own attention and rotary embedding."""
     checkpoint, family, spec = source
-    model = family.load_reference(spec, checkpoint, torch.float32, "sdpa").eval()
+    model = load_model(family, spec, checkpoint, torch.float32, "sdpa").eval()
     text = model.model.language_model
     text.rotary_emb = LlamaRotaryEmbedding(text.config)
     return model

@@ -157,22 +157,6 @@ class Toy:
             sources[name] = WeightSource(f"toy.{name}", tuple(parameter.shape), None, component, layer)  # type: ignore[arg-type]
         return sources
 
-    def check_weights(self, spec: ModelSpec, checkpoint: Any) -> None:
-        from va_export.models.weights import check_against_map
-
-        uncut = replace(spec, text=replace(spec.text, num_layers=spec.checkpoint_layers))
-        check_against_map(self.weight_map(spec), self.weight_map(uncut), checkpoint)
-
-    def load_reference(
-        self, spec: ModelSpec, checkpoint: Any, dtype: torch.dtype | None = None, attention: str = "anchored"
-    ) -> nn.Module:
-        from va_export.models.weights import load_parameters
-
-        with torch.device("meta"):
-            model = self.build_model(spec, attention)
-        load_parameters(model, self.weight_map(spec), checkpoint, dtype or torch.float32)
-        return model
-
     def processing(self, spec: ModelSpec, checkpoint: Any) -> Processing:
         return FixedFrames(
             image_size=SIDE,

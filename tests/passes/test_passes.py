@@ -14,7 +14,7 @@ from va_export.passes.fold_weight_transposes import fold_weight_transposes
 from va_export.passes.fuse_rms_normalization import fuse_rms_normalization
 from va_export.passes.fuse_rotary_embedding import fuse_rotary_embedding
 from va_export.passes.remove_noop_slices import remove_noop_slices
-from va_export.passes.weights import is_transposed
+from va_export.passes.weight_marks import is_transposed
 
 INT64_MAX = np.iinfo(np.int64).max
 

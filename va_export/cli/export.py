@@ -162,7 +162,7 @@ def export_command(
 
 def _run(options: ExportOptions, dry_run: bool, as_json: bool) -> Result:
     _check_export_extra()
-    from va_export.export.plan import check_plan, describe
+    from va_export.export.plan import check_plan, describe_plan
     from va_export.pipeline import export, plan
     from va_export.progress import StageDisplay
     from va_export.proof.verdict import what_ran
@@ -170,7 +170,7 @@ def _run(options: ExportOptions, dry_run: bool, as_json: bool) -> Result:
     display = StageDisplay()
     if dry_run:
         planned = plan(options, display)
-        lines = describe(planned, options.output)
+        lines = describe_plan(planned, options.output)
         if not as_json:
             print("\n".join(lines), flush=True)
         check_plan(planned, options.output)

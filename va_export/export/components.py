@@ -107,7 +107,7 @@ def write_component(
     Args:
         graph: gives the traced graph, passes run; not called if its files are there.
     """
-    from va_export.graph.stream_weights import Written, check_weights, stream_weights
+    from va_export.graph.stream_weights import Written, find_unusable, stream_weights
     from va_export.graph.weight_layout import data_bytes
 
     name, shard = component.name, component.shard
@@ -139,7 +139,7 @@ def write_component(
         if streamed.unusable:
             bundle.abandon()
             others = _others(options, weight_map, written.names | {slot.name for slot in slots})
-            found = check_weights(others, slots[0].torch_dtype, source.checkpoint, clip=options.clip_overflow)
+            found = find_unusable(others, slots[0].torch_dtype, source.checkpoint, clip=options.clip_overflow)
             raise unusable_weights(
                 streamed.unusable | found, weight_map, options.precision, source.checkpoint.directory
             )

@@ -40,7 +40,7 @@ def write_settings(options: ExportOptions, source: Source, bundle: BundleWriter)
     shutil.copyfile(source.checkpoint.directory / "config.json", bundle.path("config.json"))
 
 
-def describe(
+def describe_bundle(
     options: ExportOptions,
     source: Source,
     shards: ShardPlan,

@@ -210,7 +210,7 @@ def human(size: float) -> str:
     return f"{size:.1f} GB"
 
 
-def describe(plan: Plan, output: Path) -> list[str]:
+def describe_plan(plan: Plan, output: Path) -> list[str]:
     """The plan as lines of text."""
     lines = [f"output        {output}"]
     lines += [f"  {human(file.bytes):>10}  {file.name}" for file in plan.files]

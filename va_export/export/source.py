@@ -15,6 +15,7 @@ from va_export.checkpoint.hub import HubUnreachable, download
 from va_export.checkpoint.json_files import read_json
 from va_export.checkpoint.random_weights import RandomCheckpoint
 from va_export.models import family_for, family_named, published_config
+from va_export.models.parameters import check_checkpoint
 from va_export.runtime.values import expanded
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ def _opened(options: ExportOptions, scratch: Path) -> Source:
     checkpoint = Checkpoint.open(directory)
     family = family_for(checkpoint.config)
     spec = family.spec_from_checkpoint(checkpoint, options.num_decoder_layers, options.image_token_id)
-    family.check_weights(spec, checkpoint)
+    check_checkpoint(family, spec, checkpoint)
     source = Source(family, spec, checkpoint, _commit(directory))
     _ = source.processing  # what is wrong with prompts should not be found out after everything else
     return source

@@ -134,7 +134,7 @@ def stream_weights(
         return Streamed("" if unusable else out.hexdigest(), losses | fresh, unusable)
 
 
-def check_weights(
+def find_unusable(
     sources: Mapping[str, WeightSource], dtype: torch.dtype, reader: WeightReader, *, clip: bool = False
 ) -> dict[str, Loss]:
     """Those weights that could not be written as `dtype`; nothing is written."""

@@ -11,7 +11,7 @@ import torch
 
 from va_export.bundle.journal import Record
 from va_export.documents import Form
-from va_export.passes.weights import is_transposed, is_weight
+from va_export.passes.weight_marks import is_transposed, is_weight
 
 _TORCH_FROM_IR = {
     ir.DataType.FLOAT: torch.float32,

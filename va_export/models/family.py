@@ -185,22 +185,6 @@ class ModelFamily(Protocol):
     def weight_map(self, spec: ModelSpec) -> Mapping[str, WeightSource]:
         """For every parameter of `build_model(spec)`, where in the checkpoint it lies."""
 
-    def check_weights(self, spec: ModelSpec, checkpoint: Checkpoint) -> None:
-        """Compare names, shapes and types of all weights with what `spec` expects.
-
-        Raises:
-            VaExportError: missing, unknown, wrongly shaped or wrongly typed tensors, by name.
-        """
-
-    def load_reference(
-        self,
-        spec: ModelSpec,
-        checkpoint: Checkpoint,
-        dtype: torch.dtype | None = None,
-        attention: str = "anchored",
-    ) -> nn.Module:
-        """`build_model(spec)` with the checkpoint's weights as `dtype` (default float32), on the CPU."""
-
     def processing(self, spec: ModelSpec, checkpoint: Checkpoint) -> Processing:
         """How frames and a question become the model's inputs."""
 

@@ -16,7 +16,7 @@ from torch import nn
 
 from va_export.checkpoint.files import Checkpoint
 from va_export.models.family import WeightSource
-from va_export.models.weights import read_parameters, set_parameter
+from va_export.models.parameters import read_parameters, set_parameter
 
 
 class StreamedModel:

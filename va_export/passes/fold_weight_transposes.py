@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from va_export.passes.weights import is_weight, mark_transposed
+from va_export.passes.weight_marks import is_weight, mark_transposed
 
 
 def fold_weight_transposes(model: ir.Model) -> None:

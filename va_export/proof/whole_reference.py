@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 
 from va_export.export.source import Source
-from va_export.models.weights import load_parameters
+from va_export.models.parameters import load_model
 from va_export.proof.vision import run_vision
 from va_export.runtime.processing import Prepared
 
@@ -28,9 +28,7 @@ class WholeReference:
 
     def __init__(self, source: Source, on_step: Callable[[int, int], None] | None, new_tokens: int) -> None:
         self._source = source
-        with torch.device("meta"):
-            self._model: Any = source.family.build_model(source.spec)
-        load_parameters(self._model, source.weight_map, source.checkpoint, torch.float32)
+        self._model: Any = load_model(source.family, source.spec, source.checkpoint, weight_map=source.weight_map)
         self._on_step, self._done, self._new_tokens = on_step, 0, new_tokens
         self._caches: list[Any] = []
         self._next_position = 0

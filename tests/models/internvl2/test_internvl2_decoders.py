@@ -17,6 +17,7 @@ from va_export.checkpoint.files import Checkpoint
 from va_export.errors import VaExportError
 from va_export.models import family_for
 from va_export.models.internvl2.tiny import write_tiny_checkpoint
+from va_export.models.parameters import load_model
 
 QWEN2: dict[str, Any] = {
     "architectures": ["Qwen2ForCausalLM"],
@@ -59,7 +60,7 @@ def test_logits_are_those_of_the_plain_causal_model(decoder: str, checkpoints: d
     plain.load_state_dict({n.removeprefix(prefix): w for n, w in weights.items() if n.startswith(prefix)}, strict=True)
 
     family = family_for(checkpoint.config)
-    ours = family.load_reference(family.spec_from_checkpoint(checkpoint), checkpoint)
+    ours = load_model(family, family.spec_from_checkpoint(checkpoint), checkpoint)
     ids = torch.randint(0, 256, (2, 40), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         expected, actual = plain(ids).logits, ours(input_ids=ids).logits
@@ -71,7 +72,7 @@ def test_logits_are_those_of_the_plain_causal_model(decoder: str, checkpoints: d
 def test_biases_of_qwen2_reach_the_queries(checkpoints: dict[str, Path]) -> None:
     checkpoint = Checkpoint.open(checkpoints["qwen2"])
     family = family_for(checkpoint.config)
-    model: Any = family.load_reference(family.spec_from_checkpoint(checkpoint), checkpoint)
+    model: Any = load_model(family, family.spec_from_checkpoint(checkpoint), checkpoint)
     attention = model.model.language_model.layers[1].self_attn
     for part in ("q", "k", "v"):
         bias = checkpoint.tensor(f"language_model.model.layers.1.self_attn.{part}_proj.bias")

@@ -15,6 +15,7 @@ from va_export.checkpoint.files import Checkpoint
 from va_export.models import family_for
 from va_export.models.family import ModelSpec
 from va_export.models.internvl2.tiles import tiles
+from va_export.models.parameters import load_model
 
 GOLDEN = Path(__file__).parents[2] / "data" / "golden" / "internvl2_tiny"
 # Golden comes from a CPU in float32; sums of the same terms in another order differ by this much.
@@ -36,7 +37,7 @@ def spec(golden: Mapping[str, np.ndarray]) -> ModelSpec:
 def model(spec: ModelSpec) -> Iterator[nn.Module]:
     checkpoint = Checkpoint.open(GOLDEN)
     with torch.no_grad():
-        yield family_for(checkpoint.config).load_reference(spec, checkpoint)
+        yield load_model(family_for(checkpoint.config), spec, checkpoint)
 
 
 def inputs(golden: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
@@ -88,14 +89,14 @@ def test_other_attentions_give_the_plain_model(
     attention: str, spec: ModelSpec, golden: Mapping[str, np.ndarray]
 ) -> None:
     checkpoint = Checkpoint.open(GOLDEN)
-    model = family_for(checkpoint.config).load_reference(spec, checkpoint, attention=attention)
+    model = load_model(family_for(checkpoint.config), spec, checkpoint, attention=attention)
     with torch.no_grad():
         close(model(**inputs(golden)).logits[:, -1], golden["plain_last_logits"])
 
 
 def test_reference_is_loaded_in_the_asked_type(spec: ModelSpec) -> None:
     checkpoint = Checkpoint.open(GOLDEN)
-    model = family_for(checkpoint.config).load_reference(spec, checkpoint, dtype=torch.bfloat16)
+    model = load_model(family_for(checkpoint.config), spec, checkpoint, dtype=torch.bfloat16)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
     assert {parameter.device.type for parameter in model.parameters()} == {"cpu"}
     assert not model.training

@@ -15,6 +15,7 @@ from va_export.checkpoint.files import Checkpoint
 from va_export.models import family_for, family_named
 from va_export.models.internvl2.tiles import tiles
 from va_export.models.internvl2.tiny import SPECIAL_TOKENS, _byte_characters
+from va_export.models.parameters import check_checkpoint, load_model
 from va_export.runtime.tokenizer import load_tokenizer
 
 WEIGHTS_SHA256 = "7d3599ee98eabdc40ea8466c89b5ad0282f787d85c736ef67796b16f1cdaa0ad"  # seed 0
@@ -42,7 +43,7 @@ def test_has_the_original_layout_and_passes_its_checks(directory: Path) -> None:
     checkpoint = Checkpoint.open(directory)
     family = family_for(checkpoint.config)
     spec = family.spec_from_checkpoint(checkpoint)
-    family.check_weights(spec, checkpoint)
+    check_checkpoint(family, spec, checkpoint)
     assert checkpoint.has_tokenizer
     assert tiles(spec).tokens_per_frame == 16
     assert spec.image_token_id == 262
@@ -71,7 +72,7 @@ def test_frames_and_anchors_matter(directory: Path) -> None:
     given = np.array([[256, 5, 6, spec.image_token_id, 7, 8]])
     prepared = processing.prepare_ids(given, processing.vision_inputs(frames), max_frames=4)
     ids = torch.from_numpy(prepared.input_ids)
-    model = family.load_reference(spec, checkpoint)
+    model = load_model(family, spec, checkpoint)
     score = torch.where(ids[0] == spec.image_token_id, torch.linspace(0, 1, ids.shape[1]), 0.0)
     with torch.no_grad():
         tokens = model.get_image_features(

@@ -17,6 +17,7 @@ from va_export.errors import VaExportError
 from va_export.models import family_for, family_named
 from va_export.models.family import ModelFamily, ModelSpec
 from va_export.models.internvl2.tiles import tiles
+from va_export.models.parameters import check_checkpoint, load_model
 
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "published": {},
@@ -149,7 +150,7 @@ def test_rms_and_query_key_norms_compute_what_the_original_does(family: ModelFam
     pixels = torch.randn(
         2, 3, tiles(spec).image_size, tiles(spec).image_size, generator=torch.Generator().manual_seed(1)
     )
-    model = family.load_reference(spec, checkpoint, dtype=torch.float64)
+    model = load_model(family, spec, checkpoint, dtype=torch.float64)
     with torch.no_grad():
         features = model.get_image_features(
             pixels, vision_feature_layer=-1, vision_feature_select_strategy="default"
@@ -163,8 +164,8 @@ def test_cut_model_equals_the_whole_up_to_its_layer(family: ModelFamily, directo
     checkpoint = Checkpoint.open(directory)
     ids = torch.arange(12)[None]
     with torch.no_grad():
-        whole = family.load_reference(family.spec_from_checkpoint(checkpoint), checkpoint)
-        cut = family.load_reference(family.spec_from_checkpoint(checkpoint, 1), checkpoint)
+        whole = load_model(family, family.spec_from_checkpoint(checkpoint), checkpoint)
+        cut = load_model(family, family.spec_from_checkpoint(checkpoint, 1), checkpoint)
         hidden = whole.model.language_model(ids, output_hidden_states=True).hidden_states[1]
         after_cut = cut.model.language_model(ids).last_hidden_state
         normed = whole.model.language_model.norm(hidden)
@@ -201,10 +202,9 @@ def test_wrong_weights_are_named(
     save_file(weights, directory / "model.safetensors")
     checkpoint = Checkpoint.open(directory)
     spec = family.spec_from_checkpoint(checkpoint)
-    for check in (family.check_weights, family.load_reference):
-        with pytest.raises(VaExportError) as caught:
-            check(spec, checkpoint)
-        assert reason in str(caught.value)
+    with pytest.raises(VaExportError) as caught:
+        check_checkpoint(family, spec, checkpoint)
+    assert reason in str(caught.value)
 
 
 LAYER = "language_model.model.layers.0."
@@ -248,7 +248,7 @@ def test_quantised_weights_and_adapters_are_called_so(
     save_file(weights, directory / "model.safetensors")
     checkpoint = Checkpoint.open(directory)
     with pytest.raises(VaExportError) as caught:
-        family.check_weights(family.spec_from_checkpoint(checkpoint), checkpoint)
+        check_checkpoint(family, family.spec_from_checkpoint(checkpoint), checkpoint)
     assert method in caught.value.what
     assert caught.value.where == str(directory)
 
@@ -280,19 +280,19 @@ def test_buffers_without_effect_are_left_out_and_told(family: ModelFamily, direc
     save_file(weights, directory / "model.safetensors")
     checkpoint = Checkpoint.open(directory)
     assert family.spec_from_checkpoint(checkpoint) == expected
-    family.check_weights(expected, checkpoint)
+    check_checkpoint(family, expected, checkpoint)
     assert len(checkpoint.notes) == 1
     assert "inv_freq" in checkpoint.notes[0]
     weights[f"{LAYER}attention.bias"] = torch.ones(128)  # this one would have an effect
     save_file(weights, directory / "model.safetensors")
     with pytest.raises(VaExportError, match=r"attention\.bias"):
-        family.check_weights(expected, Checkpoint.open(directory))
+        check_checkpoint(family, expected, Checkpoint.open(directory))
 
 
 def test_sound_weights_pass(family: ModelFamily, directory: Path) -> None:
     checkpoint = Checkpoint.open(directory)
-    family.check_weights(family.spec_from_checkpoint(checkpoint), checkpoint)
-    family.check_weights(family.spec_from_checkpoint(checkpoint, 1), checkpoint)  # layer 1's tensors are left over
+    check_checkpoint(family, family.spec_from_checkpoint(checkpoint), checkpoint)
+    check_checkpoint(family, family.spec_from_checkpoint(checkpoint, 1), checkpoint)  # layer 1's tensors are left over
 
 
 @pytest.mark.parametrize(
@@ -314,7 +314,7 @@ def test_a_config_that_contradicts_the_weights_is_refused(
     (directory / "config.json").write_text(json.dumps(config))
     checkpoint = Checkpoint.open(directory)
     with pytest.raises(VaExportError) as caught:
-        family.check_weights(family_for(config).spec_from_checkpoint(checkpoint), checkpoint)
+        check_checkpoint(family, family_for(config).spec_from_checkpoint(checkpoint), checkpoint)
     assert reason in str(caught.value)
 
 
@@ -324,4 +324,4 @@ def test_weights_that_are_not_finite_are_refused(family: ModelFamily, directory:
     save_file(weights, directory / "model.safetensors")
     checkpoint = Checkpoint.open(directory)
     with pytest.raises(VaExportError, match=r"wqkv.weight holds 1 NaN"):
-        family.load_reference(family.spec_from_checkpoint(checkpoint), checkpoint)
+        load_model(family, family.spec_from_checkpoint(checkpoint), checkpoint)

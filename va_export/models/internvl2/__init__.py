@@ -5,7 +5,6 @@ and a decoder; see `text_backbones` for the decoders that are read.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +16,6 @@ from va_export.models.internvl2 import key_map
 from va_export.models.internvl2.tiles import tiles
 
 if TYPE_CHECKING:
-    import torch
     from torch import nn
 
     from va_export.bundle.decoder_shards import DecoderShard
@@ -81,24 +79,6 @@ class InternVL2:
 
     def weight_map(self, spec: ModelSpec) -> Mapping[str, WeightSource]:
         return key_map.weight_map(spec)
-
-    def check_weights(self, spec: ModelSpec, checkpoint: Checkpoint) -> None:
-        from va_export.models.weights import check_against_map
-
-        uncut = replace(spec, text=replace(spec.text, num_layers=spec.checkpoint_layers))
-        check_against_map(key_map.weight_map(spec), key_map.weight_map(uncut), checkpoint)
-
-    def load_reference(
-        self,
-        spec: ModelSpec,
-        checkpoint: Checkpoint,
-        dtype: torch.dtype | None = None,
-        attention: str = "anchored",
-    ) -> nn.Module:
-        from va_export.models.internvl2 import reference
-
-        self.check_weights(spec, checkpoint)
-        return reference.load_reference(spec, checkpoint, dtype, attention)
 
     def processing(self, spec: ModelSpec, checkpoint: Checkpoint) -> Processing:
         from va_export.models.internvl2 import prompt

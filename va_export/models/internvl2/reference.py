@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import copy
 
-import torch
 from torch import nn
 
-from va_export.checkpoint.files import Checkpoint
 from va_export.models.family import ModelSpec
-from va_export.models.internvl2.key_map import weight_map
 from va_export.models.internvl2.rope import replace_rotary_embedding
-from va_export.models.weights import load_parameters
 
 
 def build_model(spec: ModelSpec, attention: str = "anchored") -> nn.Module:
@@ -34,14 +30,4 @@ def build_model(spec: ModelSpec, attention: str = "anchored") -> nn.Module:
                 norm.variance_epsilon = eps  # Hugging Face fixes it at 1e-6; the original takes the layer norm's
     model.train(False)
     assert isinstance(model, nn.Module)
-    return model
-
-
-def load_reference(
-    spec: ModelSpec, checkpoint: Checkpoint, dtype: torch.dtype | None = None, attention: str = "anchored"
-) -> nn.Module:
-    """See `ModelFamily.load_reference`. Peak memory: the weights once, and one tensor of the checkpoint."""
-    with torch.device("meta"):
-        model = build_model(spec, attention)
-    load_parameters(model, weight_map(spec), checkpoint, dtype or torch.float32)
     return model

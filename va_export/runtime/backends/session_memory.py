@@ -22,7 +22,7 @@ RESIDENT_FACTOR = 2.7
 """Peak memory of opening a session by default, over its float16 weights."""
 
 
-def must_stream(weights: int, available: int | None = None) -> bool:
+def must_map_weights(weights: int, available: int | None = None) -> bool:
     """Whether the weights of all ONNX files in a bundle are too many to hold at once.
 
     Args:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -11,12 +12,46 @@ from torch import nn
 from va_export.checkpoint.files import Checkpoint
 from va_export.checkpoint.quantised import named_as_unreadable
 from va_export.errors import VaExportError
-from va_export.models.family import WeightSource
+from va_export.models.family import ModelFamily, ModelSpec, WeightSource
 
 _READABLE = (torch.float32, torch.float16, torch.bfloat16)
 _NAMES_SHOWN = 6
 _COMPUTED = re.compile(r"(^|\.)(original_)?(inv_freq|cos_cached|sin_cached|position_ids)$")
 _MASK = re.compile(r"(^|\.)(attn|attention|self_attn)\.(bias|masked_bias)$")  # (1, 1, n, n), and its scalar
+
+
+def check_checkpoint(family: ModelFamily, spec: ModelSpec, checkpoint: Checkpoint) -> None:
+    """Compare names, shapes and types of all weights with what `spec` expects; layers that were cut off may be there.
+
+    Raises:
+        VaExportError: missing, unknown, wrongly shaped or wrongly typed tensors, by name.
+    """
+    used = family.weight_map(spec)
+    uncut = replace(spec, text=replace(spec.text, num_layers=spec.checkpoint_layers))
+    check_against_map(used, used if uncut == spec else family.weight_map(uncut), checkpoint)
+
+
+def load_model(
+    family: ModelFamily,
+    spec: ModelSpec,
+    checkpoint: Checkpoint,
+    dtype: torch.dtype = torch.float32,
+    attention: str = "anchored",
+    weight_map: Mapping[str, WeightSource] | None = None,
+) -> nn.Module:
+    """A family's model with the checkpoint's weights as `dtype`, on the CPU. Peak memory: the weights once, and one
+    tensor of the checkpoint.
+
+    Args:
+        weight_map: the family's, where it is known already.
+
+    Raises:
+        VaExportError: a tensor is not there, cannot be read or is not finite.
+    """
+    with torch.device("meta"):
+        model = family.build_model(spec, attention)
+    load_parameters(model, weight_map or family.weight_map(spec), checkpoint, dtype)
+    return model
 
 
 def check_against_map(
