@@ -105,6 +105,7 @@ def _check_limits(limits: Limits, model: Model) -> None:
             raise VaExportError(
                 f"{smaller} ({getattr(limits, smaller)}) is larger than {larger} ({getattr(limits, larger)})",
                 where="limits",
+                fix=f"lower {smaller} or raise {larger}",
             )
     if (tokens := model.visual_tokens(limits.max_frames)) > limits.max_input_len:
         raise VaExportError(

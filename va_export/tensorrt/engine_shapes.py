@@ -100,7 +100,9 @@ class EngineShapes:
             VaExportError: an input is missing, unknown, or of another type or rank.
         """
         if missing := sorted(set(self.inputs) - set(inputs)):
-            raise VaExportError(f"the engine's inputs {', '.join(missing)} are not given", where="inputs")
+            raise VaExportError(
+                f"the engine's inputs {', '.join(missing)} are not given", where="inputs", fix="give every input"
+            )
         if unknown := sorted(set(inputs) - set(self.inputs)):
             raise VaExportError(
                 f"the engine has no input {', '.join(unknown)}", where="inputs", fix=f"it has {', '.join(self.inputs)}"
@@ -112,6 +114,7 @@ class EngineShapes:
                     f"the engine takes {spec.dtype} of rank {len(spec.shape)}, "
                     f"not {value.dtype} of shape {tuple(value.shape)}",
                     where=name,
+                    fix=f"give {name} as {spec.dtype} of rank {len(spec.shape)}",
                 )
 
 
