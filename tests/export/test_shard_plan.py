@@ -112,16 +112,15 @@ def test_the_option_is_auto_or_a_number() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "named"),
     [
-        (["--decoder-shards", "none"], "'none'"),
-        (["--decoder-shards", "3"], "2 layers cannot be cut into 3 shards"),
-        (["--decoder-shards", "2", "--components", "vision"], "--components leaves out"),
+        (["--decoder-shards", "none"], ["none"]),
+        (["--decoder-shards", "3"], [2, 3]),
+        (["--decoder-shards", "2", "--components", "vision"], [2, "--components"]),
     ],
 )
-def test_refusals(arguments: list[str], words: str, tmp_path: Path) -> None:
-    outcome = va_export(*TINY, "-o", tmp_path / "b", "--onnx-only", *arguments)
-    assert outcome.code == 2 and words in outcome.message and "where: --decoder-shards" in outcome.message
+def test_refusals(arguments: list[str], named: list[object], tmp_path: Path) -> None:
+    va_export(*TINY, "-o", tmp_path / "b", "--onnx-only", *arguments).refuses("--decoder-shards", *named)
     assert not list(tmp_path.iterdir())
 
 
