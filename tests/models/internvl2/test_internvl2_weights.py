@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from refusals import refused
 from safetensors.torch import load_file, save_file
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
@@ -285,7 +286,7 @@ def test_buffers_without_effect_are_left_out_and_told(family: ModelFamily, direc
     assert "inv_freq" in checkpoint.notes[0]
     weights[f"{LAYER}attention.bias"] = torch.ones(128)  # this one would have an effect
     save_file(weights, directory / "model.safetensors")
-    with pytest.raises(VaExportError, match=r"attention\.bias"):
+    with refused(directory, f"{LAYER}attention.bias"):
         check_checkpoint(family, expected, Checkpoint.open(directory))
 
 
@@ -323,5 +324,5 @@ def test_weights_that_are_not_finite_are_refused(family: ModelFamily, directory:
     weights["language_model.model.layers.0.attention.wqkv.weight"][3, 5] = float("nan")
     save_file(weights, directory / "model.safetensors")
     checkpoint = Checkpoint.open(directory)
-    with pytest.raises(VaExportError, match=r"wqkv.weight holds 1 NaN"):
+    with refused(directory / "model.safetensors", "language_model.model.layers.0.attention.wqkv.weight", 1):
         load_model(family, family.spec_from_checkpoint(checkpoint), checkpoint)
