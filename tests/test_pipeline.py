@@ -228,7 +228,8 @@ def test_vision_alone(tmp_path: Path) -> None:
         "onnx/vision.onnx.data",
     }
     with Bundle.open(tmp_path / "b") as bundle:
-        assert bundle.backend.vision(np.zeros((3, 3, 112, 112), np.float32)).shape == (48, 128)
+        frames = {"pixel_values": np.zeros((3, 3, 112, 112), np.float32)}
+        assert bundle.backend.run("vision", frames)["visual_tokens"].shape == (48, 128)
 
 
 def test_first_decoder_layers_in_bfloat16(tmp_path: Path) -> None:
@@ -278,6 +279,7 @@ SHAPES = {
     "embedding": ["input_ids:[1,9]", "is_visual:[1,9]", "visual_tokens:[16,128]"],
     "decoder": [
         "inputs_embeds:[1,5,128]",
+        "position_ids:[1,1,5]",
         "key_log_gain:[1,32]",
         "value_gain:[1,32]",
         "past_length:[1]",

@@ -106,3 +106,11 @@ def test_another_compression_than_numpys_is_refused(tmp_path: Path) -> None:
         archive.writestr("frames.npy", npy(np.zeros(3)))
     with pytest.raises(VaExportError):
         read_arrays(path)
+
+
+@pytest.mark.parametrize("header", [b"{'descr': '<f4', 'shape': (3", b"{'descr': '<f99L', 'shape': (3,)}", b"(((("])
+def test_a_header_that_is_no_python(tmp_path: Path, header: bytes) -> None:
+    content = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
+    archive_of(tmp_path / "a.npz", ("frames.npy", content))
+    with pytest.raises(VaExportError):
+        read_arrays(tmp_path / "a.npz")

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from va_export.checkpoint.files import DOWNLOAD_PATTERNS, Checkpoint
+from va_export.checkpoint.files import Checkpoint
+from va_export.checkpoint.hub import DOWNLOAD_PATTERNS
 from va_export.errors import VaExportError
 from va_export.models import family_for
 from va_export.models.parameters import load_model

@@ -23,6 +23,7 @@ from refusals import refused
 
 from va_export.bundle.manifest import read_manifest
 from va_export.graph import trace
+from va_export.models.component import Component
 
 REPOSITORY = Path(__file__).parents[2]
 # A shell gives background jobs SIGINT ignored, and so would this test hand it on.
@@ -139,15 +140,15 @@ class Traces:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.names: list[str] = []
         self.stop_at: str | None = None
-        original = trace.trace_component
+        original = trace.FakeModel.trace
 
-        def trace_component(name: str, *arguments: Any) -> Any:
-            if name == self.stop_at:
+        def counted(model: trace.FakeModel, component: Component) -> Any:
+            if component.name == self.stop_at:
                 raise KeyboardInterrupt
-            self.names.append(name)
-            return original(name, *arguments)
+            self.names.append(component.name)
+            return original(model, component)
 
-        monkeypatch.setattr(trace, "trace_component", trace_component)
+        monkeypatch.setattr(trace.FakeModel, "trace", counted)
 
 
 @pytest.fixture
@@ -197,14 +198,14 @@ def test_a_checkpoint_that_was_edited_since_is_named(checkpoint_copy: Path, tmp_
 def test_a_checkpoint_that_is_edited_meanwhile_is_found(
     checkpoint_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = trace.trace_component
+    original = trace.FakeModel.trace
 
     def edit_then_trace(*arguments: Any) -> Any:
         weights = checkpoint_copy / "model.safetensors"
         weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\0")
         return original(*arguments)
 
-    monkeypatch.setattr(trace, "trace_component", edit_then_trace)
+    monkeypatch.setattr(trace.FakeModel, "trace", edit_then_trace)
     outcome = va_export("--model", checkpoint_copy, "-o", tmp_path / "b", "--onnx-only", "--components", "embedding")
     outcome.refuses(checkpoint_copy / "model.safetensors")
     assert not (tmp_path / "b").exists()

@@ -78,14 +78,14 @@ def whole(sizes: Path, tmp_path_factory: pytest.TempPathFactory, can_build_engin
 
 def test_exports_builds_and_agrees_within_the_memory(whole: Path, can_build_engines: bool) -> None:
     manifest = read_manifest(whole).data
-    assert manifest["parity"]["passed"] is True and manifest["model"]["weights"] == "random"
+    assert manifest.parity["passed"] is True and manifest.model.weights == "random"
     parity = json.loads((whole / "parity.json").read_text())
     assert {(run["backend"], run["attention"]) for run in parity["runs"]} == {
         ("onnxruntime", "plugin"),
         ("onnxruntime", "native"),
     }
     if can_build_engines:
-        engine = whole / manifest["components"]["decoder"]["engines"]["tensorrt-rtx"]["file"]
+        engine = whole / manifest.components["decoder"].engines["tensorrt-rtx"].file
         assert len(find_plugin_records(engine, "AnchoredAttention", "1", DOMAIN)) == 4  # two layers in two profiles
 
 
@@ -96,7 +96,7 @@ def test_killed_at_ten_random_moments_it_ends_with_the_same_bytes(sizes: Path, w
     arguments = ["--model", sizes, *OPTIONS, "--onnx-only", "--no-parity", "-o", tmp_path / "killed"]
     codes = kill_and_repeat(arguments, [*moments, None])
     assert codes == [-signal.SIGKILL] * KILLS + [0]
-    killed, expected = (read_manifest(directory).data["files"] for directory in (tmp_path / "killed", whole))
+    killed, expected = (read_manifest(directory).data.files for directory in (tmp_path / "killed", whole))
     graphs = {name for name in expected if name.startswith("onnx/")}
     assert {"onnx/vision.onnx.data", "onnx/embedding.onnx.data", "onnx/decoder.onnx.data"} <= graphs
     assert {name: killed[name] for name in graphs} == {name: expected[name] for name in graphs}

@@ -80,6 +80,8 @@ def test_a_checkpoint_of_such_files_has_a_tokenizer_and_starts_without_bos(sourc
         ("merges.txt", "qq qq\n", "do not belong together"),
         ("merges.txt", None, "merges cannot be read"),
         ("vocab.json", "[]", "is a JSON list, not an object"),
+        ("vocab.json", '{"a": 0, "b": 2147483647}', "are not 0 to 1"),  # saving it would take gigabytes
+        ("vocab.json", '{"a": 0, "b": 1.5}', "Expected `int`"),
         ("tokenizer_config.json", '{"tokenizer_class": "GPT2Tokenizer"}', "GPT2Tokenizer over vocab.json is not known"),
         ("tokenizer_config.json", '{"added_tokens_decoder": {"9999": {"content": "<img>"}}}', "of id 9999 would get"),
     ],

@@ -16,6 +16,8 @@ from va_export.machine import environment, library_versions
 from va_export.proof import latency
 from va_export.proof.documents import Latency, LatencyRun
 from va_export.proof.latency import measure_latency, summarize
+from va_export.runtime.anchoring import Anchoring
+from va_export.runtime.processing import Prepared
 
 
 def test_order_statistics() -> None:
@@ -33,22 +35,33 @@ class FakeBundle:
 
     attention = "plugin"
     backend = SimpleNamespace(name="fake", device="cuda", device_memory_bytes=lambda: 1 << 30)
-    processing = SimpleNamespace(pixel_values=lambda frames: frames)
+    processing = SimpleNamespace(vision_inputs=lambda frames: {"pixel_values": frames})
 
     def __init__(self) -> None:
-        self.asked: list[dict[str, Any]] = []
+        self.asked: list[int] = []
 
-    def generate(self, **arguments: Any) -> SimpleNamespace:
-        self.asked.append(arguments)
+    def answer(
+        self, prepared: Prepared, new_tokens: int, anchoring: Anchoring, *, ignore_stop: bool
+    ) -> SimpleNamespace:
+        assert ignore_stop and set(prepared.vision_inputs) == {"pixel_values"}
+        self.asked.append(new_tokens)
         number = float(len(self.asked))
         timings = {"vision": number, "prefill": number, "decode": 10 * number, "total": 100.0}
-        if arguments["anchors"]:
+        if anchoring.enabled:
             timings["score"] = number
         gpu_timings = {"vision": number / 2, "decode": 5 * number}
         return SimpleNamespace(timings=timings, gpu_timings=gpu_timings)
 
 
-REFERENCE = {"frames": np.zeros(3), "input_ids": np.zeros((1, 4), np.int64)}
+REFERENCE = {
+    "frames": np.zeros(3),
+    "input_ids": np.zeros((1, 4), np.int64),
+    "is_visual": np.zeros((1, 4), bool),
+    "is_scored": np.zeros((1, 4), bool),
+    "position_ids": np.arange(4)[None, None],
+    "next_position": np.array(4),
+    "grid": np.array((), np.int64),
+}
 
 
 def measure(bundle: FakeBundle, **options: Any) -> LatencyRun:
@@ -69,7 +82,7 @@ def test_warm_up_is_not_counted_and_stages_are() -> None:
         "decode_per_token": 5 * 3.0 / 5,
     }
     assert result.peak_memory_bytes.device == 1 << 30
-    assert all(asked["ignore_stop"] and asked["max_new_tokens"] == 6 for asked in bundle.asked)
+    assert set(bundle.asked) == {6}
     assert result.peak_memory_bytes.host > 1 << 20
 
 

@@ -29,6 +29,7 @@ from va_export.proof.partition import (
 from va_export.proof.reference import read_reference
 from va_export.proof.tolerances import tolerance_for
 from va_export.runtime.bundle import Bundle
+from va_export.runtime.processing import Prepared
 from va_export.settings import ScoreSettings
 
 LOOSE = Tolerance(atol=1e9, rtol=0.0, cosine=-1.0)
@@ -142,13 +143,14 @@ def test_plain_tokens_are_not_computed_twice(
 ) -> None:
     """Where the forced tokens are what the logits choose; a single other one makes the bundle answer by itself."""
     with Bundle.open(tiny_bundle) as bundle:
-        generate, passes = bundle.generate, []
+        answer, passes = bundle.answer, []
 
-        def counted(**given: Any) -> Any:
-            passes.append((given["anchors"], given.get("forced_tokens") is not None))
-            return generate(**given)
+        def counted(prepared: Prepared, *given: Any, **options: Any) -> Any:
+            anchoring = options.get("anchoring") or given[1]
+            passes.append((anchoring.enabled, options.get("forced_tokens") is not None))
+            return answer(prepared, *given, **options)
 
-        monkeypatch.setattr(bundle, "generate", counted)
+        monkeypatch.setattr(bundle, "answer", counted)
         agreed = check_parity(bundle, reference)
         assert passes == [(True, True), (True, False), (False, True)]
         tokens = reference["plain_tokens"].copy()

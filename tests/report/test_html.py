@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from html_tree import Element, parse
 from refusals import refused
-from synthetic_bundle import GRID, HOSTILE, N_FRAMES, check, latency, manifest, parity, reference, write_bundle
+from synthetic_bundle import GRID, HOSTILE, N_FRAMES, SIDE, check, latency, manifest, parity, reference, write_bundle
 
 from va_export.bundle.document import FileEntry, ManifestDocument
 from va_export.errors import VaExportError
@@ -355,6 +355,24 @@ def test_a_damaged_file_is_named(tmp_path: Path, name: str, text: str) -> None:
 
 def test_tokens_that_do_not_fit_the_frames_are_an_error(tmp_path: Path) -> None:
     arrays = reference()
-    arrays["sharing_score"] = arrays["sharing_score"][:-1]
+    arrays |= {name: arrays[name][:-1] for name in ("sharing_score", "labels")}
     with refused("reference.npz", len(arrays["sharing_score"])):
         render(write_bundle(tmp_path, reference=arrays))
+
+
+def test_a_damaged_reference_is_refused(tmp_path: Path) -> None:
+    """Deflated data that do not inflate, and arrays of other shapes."""
+    directory = write_bundle(tmp_path / "bundle")
+    path = directory / "reference.npz"
+    np.savez_compressed(path, **{**reference(), "frames": np.zeros((N_FRAMES, SIDE, SIDE, 3), np.uint8)})
+    content = bytearray(path.read_bytes())
+    start = content.index(b"frames.npy") + 40
+    content[start : start + 8] = b"\xff" * 8
+    path.write_bytes(content)
+    with pytest.raises(VaExportError):
+        render_report(directory, manifest())
+    for name, array in (("frames", np.zeros((N_FRAMES, SIDE, SIDE, 4), np.uint8)), ("labels", np.array(["a"] * 48))):
+        np.savez(path, **{**reference(), name: array})
+        with pytest.raises(VaExportError) as caught:
+            render_report(directory, manifest())
+        assert caught.value.where == f"{path}: {name}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -186,6 +187,15 @@ def test_arguments_that_do_not_fit(
 ) -> None:
     with refused(where, *named):
         bundle.generate(**{**question, **change})
+
+
+@pytest.mark.parametrize("ids", [[[263]], [[-1]], [[1.5]], [[]]])
+def test_a_prepared_prompt_whose_ids_are_none(bundle: Bundle, ids: Any) -> None:
+    """As a tokenizer would give them that belongs to another model."""
+    prepared = dataclasses.replace(bundle.processing.prepare_ids(np.array([[1]]), {}, 1), input_ids=np.array(ids))
+    with pytest.raises(VaExportError) as caught:
+        bundle.answer(prepared, 1)
+    assert caught.value.where == "input_ids"
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -72,6 +73,28 @@ def test_an_entry_with_a_pickle_is_not_opened(cache: ScoreCache) -> None:
     (path,) = cache.directory.iterdir()
     with path.open("wb") as file:
         np.savez(file, sharing_score=np.array([{}] * 24), labels=SCORE.labels, iterations=np.int64(1))
+    assert cache.load("key", 24) is None
+
+
+@pytest.mark.parametrize("content", [b"", b"no array", b"\x93NUMPY\x01\x00\x05\x00((((("])
+def test_an_entry_whose_member_is_no_array(cache: ScoreCache, content: bytes) -> None:
+    """NumPy gives the bytes of such a member as they are."""
+    cache.store("key", SCORE)
+    (path,) = cache.directory.iterdir()
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, member in {**members, "sharing_score.npy": content}.items():
+            archive.writestr(name, member)
+    assert cache.load("key", 24) is None
+
+
+@pytest.mark.parametrize("iterations", [np.float64("inf"), np.array([1, 2]), np.array("x")])
+def test_an_entry_with_other_iterations(cache: ScoreCache, iterations: object) -> None:
+    cache.store("key", SCORE)
+    (path,) = cache.directory.iterdir()
+    with path.open("wb") as file:
+        np.savez(file, sharing_score=SCORE.sharing_score, labels=SCORE.labels, iterations=iterations)
     assert cache.load("key", 24) is None
 
 

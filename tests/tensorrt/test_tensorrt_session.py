@@ -12,6 +12,7 @@ import pytest
 from fake_engine import CAPACITY, FakeDevice, FakeEngine, TensorIOMode
 from refusals import refused
 
+from va_export.errors import VaExportError
 from va_export.runtime.backends import tensorrt_session
 from va_export.runtime.backends.tensorrt_session import GRAPHS_VARIABLE, TensorRTSession
 from va_export.tensorrt.api import TensorRT
@@ -80,8 +81,14 @@ def test_two_caches_do_not_mix(session: TensorRTSession) -> None:
     np.testing.assert_array_equal(session.run(_feed([[1]], [2]), one)["total"], [3])
 
 
-def test_a_row_of_a_cache_is_the_same_memory(session: TensorRTSession, device: FakeDevice) -> None:
+def test_a_row_of_a_cache_is_the_same_memory(
+    session: TensorRTSession, device: FakeDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cache = session.new_cache(2)
+    with pytest.raises(VaExportError) as caught:  # of so small a cache, and TensorRT wants aligned addresses
+        cache.row(1)
+    assert caught.value.where == "answer_batch" and caught.value.fix
+    monkeypatch.setattr(tensorrt_session, "_ALIGNMENT", 1)
     (whole,) = cache.buffers.values()
     (row,) = cache.row(1).buffers.values()
     # The fake's addresses are keys of a table, so that an address inside of an array is an entry of its own.

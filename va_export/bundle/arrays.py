@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import re
 import zipfile
-import zlib
 from pathlib import Path
 from typing import IO, Any
 
@@ -45,8 +44,9 @@ def read_arrays(path: Path, most_bytes: int | None = None) -> dict[str, npt.NDAr
                 with archive.open(member) as stream:
                     arrays[match[1]] = npy.read_array(stream, allow_pickle=False)
             return arrays
-    except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
-        # RuntimeError: an archive with a password
+    except MemoryError:
+        raise
+    except Exception as error:  # of zip, zlib, a password, and of the Python that an array's header is written in
         raise VaExportError(
             f"the reference cannot be read: {error}", where=path, fix="export the bundle again"
         ) from error

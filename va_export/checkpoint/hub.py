@@ -11,7 +11,7 @@ from va_export.checkpoint.weight_files import INDEX_FILE
 from va_export.errors import VaExportError
 
 # Everything a family may read; weights in other formats and remote code are left on the server.
-_PATTERNS = ("*.safetensors", "*.json", "tokenizer.model", "merges.txt", "LICENSE*")
+DOWNLOAD_PATTERNS = ("*.safetensors", "*.json", "tokenizer.model", "merges.txt", "LICENSE*")
 
 
 class HubUnreachable(VaExportError):
@@ -44,7 +44,9 @@ def download(hub_id: str, revision: str | None = None, *, weights: bool = True) 
     ignored = None if weights else ["*.safetensors"]
     try:
         directory = Path(
-            snapshot_download(hub_id, revision=revision, allow_patterns=list(_PATTERNS), ignore_patterns=ignored)
+            snapshot_download(
+                hub_id, revision=revision, allow_patterns=list(DOWNLOAD_PATTERNS), ignore_patterns=ignored
+            )
         )
     except (HfHubHTTPError, HFValidationError) as error:
         reason = str(error).strip().splitlines()[0]

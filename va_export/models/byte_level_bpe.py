@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from va_export.checkpoint.json_files import read_json
-from va_export.checkpoint.special_tokens import AddedToken, add_tokens
+from va_export.checkpoint.json_files import read_form
+from va_export.checkpoint.special_tokens import AddedToken, TokenId, add_tokens
 from va_export.errors import VaExportError
 
 if TYPE_CHECKING:
@@ -33,7 +33,13 @@ def build_tokenizer(directory: Path, pattern: str, added: Sequence[AddedToken]) 
     import tokenizers
     from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
 
-    vocabulary = read_json(directory / VOCABULARY_FILE, what="tokenizer's vocabulary")
+    vocabulary = read_form(directory / VOCABULARY_FILE, dict[str, TokenId], what="tokenizer's vocabulary")
+    if set(vocabulary.values()) != set(range(len(vocabulary))):  # added tokens would take the ids that are left free
+        raise VaExportError(
+            f"the ids of {len(vocabulary)} tokens are not 0 to {len(vocabulary) - 1}, each once",
+            where=directory / VOCABULARY_FILE,
+            fix="download the file again",
+        )
     try:
         tokenizer = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=_merges(directory / MERGES_FILE)))
     except VaExportError:

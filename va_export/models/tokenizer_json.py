@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from va_export.checkpoint.special_tokens import AddedToken, Note, add_tokens
-from va_export.errors import VaExportError
+from va_export.runtime.tokenizer import TOKENIZER_FILE, tokenizer_errors
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -28,14 +28,8 @@ def open_tokenizer(path: Path, added: Iterable[AddedToken], note: Note) -> Token
     """
     import tokenizers
 
-    try:
+    with tokenizer_errors(path):
         tokenizer = tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises bare Exception for anything wrong with the file
-        raise VaExportError(
-            f"the tokenizer cannot be read: {error}",
-            where=path,
-            fix="download it again, or bring `tokenizers` up to date",
-        ) from error
     if tokenizer.truncation is not None:
         note(f"{path.name} cuts texts after {tokenizer.truncation['max_length']} tokens: left out, prompts stay whole.")
         tokenizer.no_truncation()
@@ -51,8 +45,9 @@ def open_tokenizer(path: Path, added: Iterable[AddedToken], note: Note) -> Token
 
 def surrounding_tokens(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
     """The ids that the tokenizer itself puts before and after a text."""
-    bare = tokenizer.encode("a", add_special_tokens=False).ids
-    whole = tokenizer.encode("a", add_special_tokens=True).ids
+    with tokenizer_errors(TOKENIZER_FILE):
+        bare = tokenizer.encode("a", add_special_tokens=False).ids
+        whole = tokenizer.encode("a", add_special_tokens=True).ids
     for start in range(len(whole) - len(bare) + 1):
         if whole[start : start + len(bare)] == bare:
             return whole[:start], whole[start + len(bare) :]

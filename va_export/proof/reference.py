@@ -20,6 +20,7 @@ from va_export.bundle.arrays import read_arrays
 from va_export.errors import VaExportError
 from va_export.host_memory import available_memory
 from va_export.models.reference_memory import reference_memory
+from va_export.proof.reference_form import check_reference
 from va_export.runtime.processing import PROCESSING_NAME, Prepared, read_processing
 
 if TYPE_CHECKING:
@@ -150,9 +151,14 @@ def read_reference(source: Manifest | Path) -> dict[str, Array]:
             fix="export all components (without --components) to get one",
         )
     if isinstance(source, Path):
-        return read_arrays(path)
-    arrays = read_arrays(source.held.path(FILE_NAME), _most_bytes(source))
-    source.held.check(FILE_NAME)
+        arrays, vocab_size = read_arrays(path), None
+    else:
+        arrays, vocab_size = (
+            read_arrays(source.held.path(FILE_NAME), _most_bytes(source)),
+            source.data.model.text.vocab_size,
+        )
+        source.held.check(FILE_NAME)
+    check_reference(arrays, path, vocab_size)
     return arrays
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +11,12 @@ import numpy as np
 import numpy.typing as npt
 from markupsafe import Markup
 
-from va_export.errors import VaExportError
+from va_export.bundle.arrays import read_arrays
+from va_export.proof.reference_form import check_form
 from va_export.report import charts, pictures
 
 Array = npt.NDArray[Any]
+_SHOWN = ("frames", "sharing_score", "labels")
 
 
 @dataclass(frozen=True)
@@ -86,13 +87,9 @@ def read_gallery(path: Path, indices: Sequence[int]) -> Gallery | None:
 def _read_arrays(path: Path) -> dict[str, Array]:
     if not path.is_file():
         return {}
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in ("frames", "sharing_score", "labels") if name in archive}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise VaExportError(
-            f"the reference cannot be read: {error}", where=path, fix="export the bundle again"
-        ) from error
+    arrays = {name: array for name, array in read_arrays(path).items() if name in _SHOWN}
+    check_form(arrays, path)
+    return arrays
 
 
 def _clustered(

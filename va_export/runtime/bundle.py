@@ -240,7 +240,7 @@ class Bundle:
         if forced_tokens is not None:
             forced = arguments.one_row("forced_tokens", forced_tokens, self._vocab_size)
         n_new = max_new_tokens if forced is None else forced.shape[1]
-        self._check_length(prepared, n_new)
+        self._check_prompt(prepared, n_new)
         stops = () if ignore_stop else self.processing.stop_token_ids
         on_row = None if on_token is None else lambda _, token: on_token(token)
         clock = StageClock(self.backend)
@@ -285,7 +285,7 @@ class Bundle:
         if self._is_closed:
             raise VaExportError("the bundle is closed", where="answer_batch", fix="open it again")
         for prepared in prompts:
-            self._check_length(prepared, max_new_tokens)
+            self._check_prompt(prepared, max_new_tokens)
         stops = () if ignore_stop else self.processing.stop_token_ids
         clock = StageClock(self.backend)
         with self._unchanged(), clock("total"):
@@ -321,7 +321,8 @@ class Bundle:
 
         return step
 
-    def _check_length(self, prepared: Prepared, n_new: int) -> None:
+    def _check_prompt(self, prepared: Prepared, n_new: int) -> None:
+        arguments.one_row("input_ids", prepared.input_ids, self._vocab_size)
         length = prepared.length
         if length > self.limits.max_input_len:
             raise VaExportError(

@@ -21,6 +21,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from va_export.bundle.arrays import read_arrays
+from va_export.errors import VaExportError
+
 _FORMAT = 1  # part of every key: raise it when the score's definition or an entry's content changes
 _SUFFIX = ".score.npz"
 _PARTIAL = ".score.tmp"
@@ -56,10 +59,9 @@ class ScoreCache:
         """The score under a key, or None; marks it as used."""
         path = self._path(key)
         try:
-            with np.load(path, allow_pickle=False) as entry:
-                score, labels = entry["sharing_score"], entry["labels"]
-                iterations = int(entry["iterations"])
-        except Exception:  # absent, or damaged: zip, zlib, header and type errors, and a size beyond memory
+            entry = read_arrays(path, most_bytes=12 * n_tokens + 8)
+            score, labels, iterations = entry["sharing_score"], entry["labels"], int(entry["iterations"])
+        except (VaExportError, LookupError, TypeError, ValueError, OverflowError):  # absent, damaged, or other arrays
             return None
         is_whole = score.shape == labels.shape == (n_tokens,)
         if not is_whole or score.dtype != np.float32 or labels.dtype != np.int64 or not np.isfinite(score).all():

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,22 @@ from va_export.errors import VaExportError
 TOKENIZER_FILE = "tokenizer.json"
 _INCOMPLETE = "\ufffd"  # what a decoder gives for bytes that are not (yet) a character
 _MAX_PENDING = 4  # a character has at most four bytes, so at most four ids; what is longer is no character
+
+
+@contextlib.contextmanager
+def tokenizer_errors(where: str | Path) -> Iterator[None]:
+    """Around a call of the library: it raises bare Exceptions for what is wrong with a file, and some damage is only
+    found when a text is encoded, by a panic, which derives from BaseException."""
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise VaExportError(
+            f"the tokenizer cannot be read: {error}",
+            where=where,
+            fix="take the file from its source again, or bring `tokenizers` up to date",
+        ) from error
 
 
 class Tokenizer:
@@ -26,11 +43,13 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Ids of `text`; special tokens that it spells are recognised, none are added."""
-        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        with tokenizer_errors(TOKENIZER_FILE):
+            return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids`, special tokens left out."""
-        return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
+        with tokenizer_errors(TOKENIZER_FILE):
+            return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
 
     def token_id(self, token: str) -> int | None:
         """Id of a whole token, None if there is no such token."""
@@ -96,12 +115,8 @@ def load_tokenizer(directory: Path | str) -> Tokenizer | None:
             where=path,
             fix="pip install tokenizers, or pass token ids",
         ) from None
-    try:
+    with tokenizer_errors(path):
         tokenizer = tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises bare Exception for anything wrong with the file
-        raise VaExportError(
-            f"the tokenizer cannot be read: {error}", where=path, fix="export the bundle again"
-        ) from error
     # A file may say that texts are to be cut or padded; Transformers does so only where it is asked to.
     tokenizer.no_truncation()
     tokenizer.no_padding()

@@ -301,3 +301,16 @@ def test_spec_takes_its_token_ids_from_the_tokenizer_files(source: Path, tmp_pat
     assert spec.image_token_id == 100
     assert spec.eos_token_ids == (101, 257)
     assert family.spec_from_checkpoint(Checkpoint.open(directory), image_token_id=9).image_token_id == 9
+
+
+def test_a_template_without_its_token(tmp_path: Path) -> None:
+    """The library finds that when a text is encoded, and panics, which is no Exception."""
+    family = family_named("internvl2")
+    directory = family.write_tiny_checkpoint(tmp_path / "tiny")
+    path = directory / "tokenizer.json"
+    content = json.loads(path.read_text())
+    content["post_processor"]["special_tokens"] = {}
+    path.write_text(json.dumps(content))
+    with pytest.raises(VaExportError):
+        checkpoint = Checkpoint.open(directory)
+        family.processing(family.spec_from_checkpoint(checkpoint), checkpoint)

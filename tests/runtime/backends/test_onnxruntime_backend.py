@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from refusals import refused
 
 from va_export.bundle.manifest import Manifest, read_manifest, sha256
+from va_export.errors import VaExportError
 from va_export.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from va_export.runtime.bundle import Bundle
 
@@ -157,18 +159,20 @@ def test_the_cache_is_as_large_as_needed(backend: OnnxRuntimeBackend) -> None:
     assert [backend.cache_capacity(needed, 200) for needed in (1, 64, 65, 190, 200)] == [64, 64, 128, 192, 200]
 
 
-def test_a_graph_that_onnxruntime_cannot_open(copied_bundle: Path) -> None:
-    import onnx
+def _replace(bundle: Path, name: str, content: bytes) -> None:
+    """Another file in a bundle, and its manifest made to say so."""
+    (bundle / name).write_bytes(content)
+    path = bundle / "manifest.json"
+    data = json.loads(path.read_text())
+    data["files"][name] = {"bytes": len(content), "sha256": sha256(bundle / name)}
+    path.write_text(json.dumps(data))
 
-    path = copied_bundle / "onnx" / "vision.onnx"
-    model = onnx.load(path, load_external_data=False)
+
+def test_a_graph_that_onnxruntime_cannot_open(copied_bundle: Path) -> None:
+    model = onnx.load(copied_bundle / "onnx" / "vision.onnx", load_external_data=False)
     model.graph.node[0].op_type = "NoSuchOperator"
-    path.write_bytes(model.SerializeToString())
-    manifest_path = copied_bundle / "manifest.json"
-    data = json.loads(manifest_path.read_text())
-    data["files"]["onnx/vision.onnx"] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
-    manifest_path.write_text(json.dumps(data))
-    with Bundle.open(copied_bundle) as bundle, refused(path, "vision", "NoSuchOperator") as caught:
+    _replace(copied_bundle, "onnx/vision.onnx", model.SerializeToString())
+    with Bundle.open(copied_bundle) as bundle, refused("onnx/vision.onnx", "vision", "NoSuchOperator") as caught:
         vision(bundle.backend, np.zeros((1, 3, 112, 112), np.float32))
     assert caught.value.fix == "verify the bundle with va-check, or export it again"
 
@@ -196,3 +200,44 @@ def test_unknown_backends_and_forms_that_are_not_there(tiny_bundle: Path) -> Non
         Bundle.open(tiny_bundle, "tpu")
     with refused(tiny_bundle, "tensorrt", "vision"):
         Bundle.open(tiny_bundle, "tensorrt")
+
+
+def test_a_graph_that_opens_and_does_not_run(copied_bundle: Path) -> None:
+    with Bundle.open(copied_bundle) as bundle, pytest.raises(VaExportError) as caught:
+        bundle.backend.run("embedding", {"input_ids": np.zeros((1, 1, 1, 1), np.int64)})
+    assert caught.value.where is not None
+
+
+def test_a_damaged_graph_prints_nothing(copied_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """ONNX Runtime's own second try does, where its error message quotes bytes that are no UTF-8."""
+    path = copied_bundle / "onnx" / "embedding.onnx"
+    model = onnx.load(path, load_external_data=False)
+    content = model.SerializeToString().replace(model.graph.node[0].op_type.encode(), b"\xb1" * 4, 1)
+    _replace(copied_bundle, "onnx/embedding.onnx", content)
+    with Bundle.open(copied_bundle) as bundle, pytest.raises(VaExportError):
+        bundle.backend.run("embedding", {"input_ids": np.zeros((1, 1), np.int64)})
+    assert capsys.readouterr().out == ""
+
+
+def test_a_graph_that_gives_something_else(copied_bundle: Path) -> None:
+    """A runtime takes its outputs by the names and shapes that the manifest says."""
+    model = onnx.load(copied_bundle / "onnx" / "embedding.onnx", load_external_data=False)
+    (output,) = model.graph.output
+    inputs = {
+        "input_ids": np.zeros((1, 2), np.int64),
+        "is_visual": np.zeros((1, 2), bool),
+        "visual_tokens": np.zeros((1, 128), np.float32),
+    }
+    for kind, name in (("Identity", "other"), ("Squeeze", output.name)):
+        other = onnx.ModelProto()
+        other.CopyFrom(model)
+        producer = next(node for node in other.graph.node if output.name in node.output)
+        producer.output[list(producer.output).index(output.name)] = "before"
+        other.graph.node.append(onnx.helper.make_node(kind, ["before"], [name]))
+        other.graph.output[0].CopyFrom(
+            onnx.helper.make_tensor_value_info(name, output.type.tensor_type.elem_type, None)
+        )
+        _replace(copied_bundle, "onnx/embedding.onnx", other.SerializeToString())
+        with Bundle.open(copied_bundle) as bundle, pytest.raises(VaExportError) as caught:
+            bundle.backend.run("embedding", inputs)
+        assert output.name in caught.value.what

@@ -28,6 +28,7 @@ from va_export.models import byte_level_bpe
 from va_export.models.internvl2.prompt import END_OF_TURN, IMAGE_TOKEN, PROMPT_TOKENS
 from va_export.models.sentencepiece_bpe import build_tokenizer, read_model
 from va_export.models.tokenizer_json import open_tokenizer, surrounding_tokens
+from va_export.runtime.tokenizer import tokenizer_errors
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -110,7 +111,8 @@ class CheckpointTokenizer:
                 fix=f"{_FIX}: a text that spells this token would have an id that the model does not know",
             )
         for token in PROMPT_TOKENS:
-            ids = self.fast.encode(token, add_special_tokens=False).ids
+            with tokenizer_errors(self.file or TOKENIZER_FILE):
+                ids = self.fast.encode(token, add_special_tokens=False).ids
             if len(ids) != 1:
                 raise VaExportError(
                     f"{token}, of which prompts are made, is no token of this tokenizer: it is spelled in {len(ids)}",

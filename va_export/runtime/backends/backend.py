@@ -110,6 +110,38 @@ def component_file(manifest: Manifest, component: str, kind: str) -> str:
     return name
 
 
+def check_outputs(
+    manifest: Manifest, component: str, inputs: Mapping[str, Array], outputs: Mapping[str, Array]
+) -> None:
+    """Hold what a component gave against what the manifest says of it: a graph of another model runs too.
+
+    Raises:
+        VaExportError: an output that is missing, or of another type or shape.
+    """
+    entry = manifest.component(component)
+    sizes: dict[int | str, int] = {}
+    for tensor in entry.inputs:
+        if tensor.name in inputs:
+            sizes |= dict(zip(tensor.shape, inputs[tensor.name].shape, strict=False))
+    for tensor in entry.outputs:
+        if tensor.name.startswith("present"):  # written in place
+            continue
+        found = outputs.get(tensor.name)
+        shape = tuple(size if isinstance(size, int) else sizes.get(size, size) for size in tensor.shape)
+        if (
+            found is None
+            or (found.dtype.name, found.ndim) != (tensor.dtype, len(shape))
+            or any(isinstance(a, int) and a != b for a, b in zip(shape, found.shape, strict=True))
+        ):
+            given = "nothing" if found is None else f"{found.dtype} of shape {found.shape}"
+            raise VaExportError(
+                f"the graph of {component} gives {given} as {tensor.name}; the manifest says {tensor.dtype} of shape"
+                f" ({', '.join(map(str, shape))})",
+                where=manifest.directory,
+                fix="verify the bundle with va-check, or export it again",
+            )
+
+
 def has_score_graph(manifest: Manifest, backend: str) -> bool:
     """Whether the bundle holds the score as a graph for a backend."""
     entry = manifest.data.components.get("score")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ import numpy as np
 
 from va_export.bundle.decoder_shards import DecoderShard, is_decoder
 from va_export.errors import VaExportError
-from va_export.runtime.backends.backend import Array, Float32, HostBackend, Int64, component_file
+from va_export.runtime.backends.backend import Array, Float32, HostBackend, Int64, check_outputs, component_file
 from va_export.runtime.backends.decoder_parts import PartClock, assign_devices, decoder_parts
 from va_export.runtime.backends.external_data import held_graph
 from va_export.runtime.backends.session_memory import must_map_weights, session_options
@@ -79,7 +80,10 @@ class OnnxRuntimeBackend(HostBackend):
     def run(self, component: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
         session = self._session(component)
         names = [output.name for output in session.get_outputs()]
-        return dict(zip(names, session.run(names, dict(inputs)), strict=True))
+        with self._running(component):
+            outputs = dict(zip(names, session.run(names, dict(inputs)), strict=True))
+        check_outputs(self._manifest, component, inputs, outputs)
+        return outputs
 
     def cache_capacity(self, needed: int, limit: int) -> int:
         # The portable attention reads the whole cache, so a small one is faster; steps of 64 keep the shapes few.
@@ -137,12 +141,25 @@ class OnnxRuntimeBackend(HostBackend):
                 "past_length": past_length,
             }
             session = self._session(part.name)
-            with self._clock(part):
+            with self._running(part.name), self._clock(part):
                 hidden_states = _run_part(session, part, inputs, cache[part.name])
+            check_outputs(self._manifest, part.name, inputs, {part.output_name: hidden_states})
         return hidden_states
 
     def close(self) -> None:
         self._sessions.clear()
+
+    @contextmanager
+    def _running(self, component: str) -> Iterator[None]:
+        """Around a run: a graph that opens may still be none that runs."""
+        try:
+            yield
+        except Exception as error:  # ONNX Runtime raises its own bare Exception subclasses
+            raise VaExportError(
+                f"ONNX Runtime cannot run {component}: {str(error).strip()}",
+                where=self._manifest.directory,
+                fix="verify the bundle with va-check, or export it again",
+            ) from error
 
     def _session(self, component: str) -> ort.InferenceSession:
         if component not in self._sessions:
@@ -166,6 +183,7 @@ class OnnxRuntimeBackend(HostBackend):
                     options,
                     providers=self._providers_on(self._device_of.get(component, self._first_device)),
                     disabled_optimizers=["ConstantFolding"] if self._streams else None,
+                    enable_fallback=0,  # its retry prints to standard output
                 )
             except Exception as error:  # ONNX Runtime raises its own bare Exception subclasses
                 words = str(error).strip().replace(str(path), name)
