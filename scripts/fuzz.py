@@ -29,21 +29,12 @@ import tempfile  # noqa: E402
 from datetime import UTC, datetime  # noqa: E402
 
 from fork_case import check_no_threads  # noqa: E402
-from fuzz_kinds import KINDS  # noqa: E402
+from fuzz_kinds import IMPORTED, KINDS  # noqa: E402
 from fuzz_run import Fuzzer, FuzzLog, FuzzRow  # noqa: E402
 
 from va_export.documents import encode  # noqa: E402
 from va_export.evidence.device import current_commit  # noqa: E402
 
-# Imported once, here; a case then costs a fork.
-IMPORTED = (
-    *("test_document_forms", "va_export.runtime.bundle", "va_export.runtime.video", "va_export.proof.run"),
-    *("va_export.export.source", "va_export.export.plan", "va_export.export.shard_plan", "va_export.report.html"),
-    *("va_export.models.internvl2.tokenizer", "va_export.runtime.backends.onnxruntime", "va_export.progress"),
-    *("onnxruntime", "onnx", "av", "av.subtitles", "tokenizers", "safetensors", "scipy.linalg", "jinja2"),
-    *("PIL.PngImagePlugin", "PIL.JpegImagePlugin", "PIL.GifImagePlugin", "PIL.BmpImagePlugin", "PIL.PpmImagePlugin"),
-    *("array_api_compat.numpy", "encodings.utf_8_sig", "encodings.cp437"),
-)
 LIBRARIES = ("av", "msgspec", "numpy", "onnx", "onnxruntime", "safetensors", "tokenizers", "torch")
 
 

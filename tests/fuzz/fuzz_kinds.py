@@ -41,6 +41,15 @@ class Kind:
     resealed: bool = field(default=False, kw_only=True)
 
 
+# What the kinds need, for whoever forks: imported once, so that a case costs a fork.
+IMPORTED = (
+    *("test_document_forms", "va_export.runtime.bundle", "va_export.runtime.video", "va_export.proof.run"),
+    *("va_export.export.source", "va_export.export.plan", "va_export.export.shard_plan", "va_export.report.html"),
+    *("va_export.models.internvl2.tokenizer", "va_export.runtime.backends.onnxruntime", "va_export.progress"),
+    *("onnxruntime", "onnx", "av", "av.subtitles", "tokenizers", "safetensors", "scipy.linalg", "jinja2"),
+    *("PIL.PngImagePlugin", "PIL.JpegImagePlugin", "PIL.GifImagePlugin", "PIL.BmpImagePlugin", "PIL.PpmImagePlugin"),
+    *("array_api_compat.numpy", "encodings.utf_8_sig", "encodings.cp437"),
+)
 MAKERS: dict[str, Make] = {
     "checkpoint": inputs.write_checkpoint,
     "sharded checkpoint": inputs.write_sharded_checkpoint,

@@ -13,7 +13,7 @@ from fuzz_run import FuzzLog
 from va_export.documents import read
 
 REPOSITORY = Path(__file__).parents[2]
-CASES = 8
+CASES = 6
 
 
 def test_changed_files_are_taken_or_refused(tiny_bundle: Path, tmp_path: Path) -> None:
