@@ -7,20 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from documents_made import manifest_document
 
 from va_export.bundle.document import (
     ComponentEntry,
     EngineEntry,
     FileEntry,
-    ManifestDocument,
     ModelEntry,
     TextSizes,
     VisionSizes,
 )
-from va_export.bundle.manifest import MANIFEST_VERSION, Manifest
+from va_export.bundle.manifest import Manifest
 from va_export.bundle.tensors import TensorInfo
 from va_export.models.component import Component
-from va_export.settings import GainSettings, Limits, ScoreSettings
 
 TEXT = TextSizes(
     hidden_size=128,
@@ -102,23 +101,10 @@ def manifest_of(
         vision=VISION,
         image_token_id=None,
     )
-    document = ManifestDocument(
+    document = manifest_document(
         **{
-            "manifest_version": MANIFEST_VERSION,
-            "tool": {"name": "va-export", "version": "0"},
-            "created": "2026-01-01T00:00:00+00:00",
             "model": model,
-            "precision": "fp16",
-            "precision_loss": {},
-            "attention": "plugin",
-            "opset": 24,
-            "ops": {},
-            "libraries": {},
             "components": dict(components),
-            "decoder_shards": {},
-            "limits": Limits(),
-            "gains": GainSettings(alpha_k=9.5, alpha_v=2.5, alpha_q=4.0),
-            "score": ScoreSettings(),
             "plugin": None,
             "tokenizer": None,
             "files": {file: FileEntry(bytes=0, sha256="") for file in (*named, *engines, *files)},
