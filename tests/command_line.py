@@ -6,6 +6,9 @@ import io
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from pathlib import Path
+
+from refusals import holds
 
 from va_export.cli.console import Result, execute
 
@@ -19,6 +22,13 @@ class Outcome:
     code: int
     stdout: str
     stderr: str
+
+    def refuses(self, where: str | Path, *named: object) -> None:
+        """It ended in one message with where and fix, and printed no result; see `refusals.refused`."""
+        assert (self.code, self.stdout) == (2, ""), self.stderr
+        what, _, rest = self.message.removeprefix("error: ").partition("\n  where: ")
+        said, _, cure = rest.partition("\n  fix:   ")
+        holds(what, said, cure, where, *named)
 
     @property
     def message(self) -> str:

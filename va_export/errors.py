@@ -19,16 +19,14 @@ class VaExportError(Exception):
         fix: what the reader can do next, as an imperative sentence.
     """
 
-    def __init__(self, what: str, *, where: str | Path | None = None, fix: str | None = None) -> None:
+    def __init__(self, what: str, *, where: str | Path, fix: str | None = None) -> None:
         self.what = what
-        self.where = None if where is None else _own_name(str(where))
+        self.where = _own_name(str(where))
         self.fix = fix
         super().__init__(what)
 
     def __str__(self) -> str:
-        text = self.what
-        if self.where:
-            text += f"\n  where: {self.where}"
+        text = f"{self.what}\n  where: {self.where}"
         if self.fix:
             text += f"\n  fix:   {self.fix}"
         return text

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 from golden_scores import GOLDEN
+from refusals import refused
 
 from va_export.anchor import gains_from_score
-from va_export.errors import VaExportError
 
 SCORE = np.array([0.0, 0.5, 1.0], np.float32)
 
@@ -52,24 +52,24 @@ def test_a_gain_of_zero_is_minus_infinity() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "what"),
+    ("change", "named"),
     [
-        ({"alpha_k": -1.5}, "alpha_k = -1.5"),
-        ({"alpha_v": -1.01}, "alpha_v = -1.01"),
-        ({"alpha_v": float("nan")}, "alpha_v = nan"),
-        ({"alpha_k": float("inf")}, "alpha_k = inf"),
-        ({"sharing_score": np.array([0.0, np.nan, 1.0])}, "NaN"),
-        ({"sharing_score": SCORE[None]}, "shape"),
-        ({"visual": np.array([True, True, False, False])}, "2 visual positions"),
-        ({"visual": np.array([True, True, True])}, "visual mask has shape"),
-        ({"visual": np.array([0, 1, 1])}, "do not fit"),
-        ({"visual": np.array([0, 1, 4])}, "do not fit"),
-        ({"visual": np.array([-1, 0, 1])}, "do not fit"),
-        ({"visual": np.array([0.0, 1.0, 2.0])}, "float64"),
-        ({"visual": np.array([0, 1])}, "do not fit"),
+        ({"alpha_k": -1.5}, ["alpha_k", -1.5]),
+        ({"alpha_v": -1.01}, ["alpha_v", -1.01]),
+        ({"alpha_v": float("nan")}, ["alpha_v", "nan"]),
+        ({"alpha_k": float("inf")}, ["alpha_k", "inf"]),
+        ({"sharing_score": np.array([0.0, np.nan, 1.0])}, ["sharing_score", "NaN"]),
+        ({"sharing_score": SCORE[None]}, ["sharing_score", (1, 3)]),
+        ({"visual": np.array([True, True, False, False])}, ["mask", 2, 3]),
+        ({"visual": np.array([True, True, True])}, ["mask", (3,), 4]),
+        ({"visual": np.array([0, 1, 1])}, [3]),
+        ({"visual": np.array([0, 1, 4])}, [3, 4]),
+        ({"visual": np.array([-1, 0, 1])}, [3, 4]),
+        ({"visual": np.array([0.0, 1.0, 2.0])}, ["float64"]),
+        ({"visual": np.array([0, 1])}, [2, 3]),
     ],
 )
-def test_bad_gains_are_refused(change: dict[str, Any], what: str) -> None:
+def test_bad_gains_are_refused(change: dict[str, Any], named: list[object]) -> None:
     arguments: dict[str, Any] = {
         "sharing_score": SCORE,
         "visual": np.arange(3),
@@ -78,5 +78,5 @@ def test_bad_gains_are_refused(change: dict[str, Any], what: str) -> None:
         "alpha_v": 1.0,
         **change,
     }
-    with pytest.raises(VaExportError, match=what):
+    with refused("gains_from_score", *named):
         gains_from_score(**arguments)

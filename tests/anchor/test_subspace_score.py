@@ -15,6 +15,7 @@ from golden_scores import SSC_CASES, TINY, load_golden_score, planted_tokens
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from refusals import refused
 from sklearn.cluster import spectral_clustering
 from sklearn.metrics import adjusted_rand_score
 
@@ -265,39 +266,38 @@ GOOD = np.random.default_rng(7).standard_normal((10, 4))
 
 
 @pytest.mark.parametrize(
-    ("tokens", "options", "what"),
+    ("tokens", "options", "named"),
     [
-        (GOOD[0], {}, "shape"),
-        (GOOD[None], {}, "shape"),
-        (GOOD[:, :0], {}, "shape"),
-        (GOOD[:0], {}, "shape"),
-        (GOOD[:1], {"n_subspaces": 1}, "1 tokens"),
-        (GOOD, {"n_subspaces": 11}, "10 tokens cannot form 11 subspaces"),
-        (np.where(np.eye(10, 4) > 0, np.nan, GOOD), {}, "NaN"),
-        (np.where(np.eye(10, 4) > 0, np.inf, GOOD), {}, "NaN or infinity"),
-        (np.where(np.arange(10)[:, None] == 6, 0.0, GOOD), {}, "token 6 is zero or orthogonal"),
-        (np.eye(8), {}, "orthogonal to every other"),
-        (GOOD + 1j, {}, "complex"),
-        (GOOD > 0, {}, "bool"),
-        (GOOD.tolist(), {}, "list"),
-        (GOOD, {"n_subspaces": 0}, "n_subspaces = 0"),
-        (GOOD, {"n_subspaces": 2.5}, "n_subspaces = 2.5"),
-        (GOOD, {"pca_rank": -1}, "pca_rank = -1"),
-        (GOOD, {"pca_rank": 5}, "pca_rank = 5"),
-        (GOOD, {"rho": 0.0}, "rho = 0"),
-        (GOOD, {"rho": math.nan}, "rho = nan"),
-        (GOOD, {"alpha_e": -1.0}, "alpha_e = -1"),
-        (GOOD, {"alpha_z": math.inf}, "alpha_z = inf"),
-        (GOOD, {"eps": 0.0}, "eps = 0"),
-        (GOOD, {"eps": math.inf}, "eps = inf"),
-        (GOOD, {"max_iter": 0}, "max_iter = 0"),
-        (GOOD, {"dtype": "float16"}, "float16"),
+        (GOOD[0], {}, [(4,)]),
+        (GOOD[None], {}, [(1, 10, 4)]),
+        (GOOD[:, :0], {}, [(10, 0)]),
+        (GOOD[:0], {}, [(0, 4)]),
+        (GOOD[:1], {"n_subspaces": 1}, [1]),
+        (GOOD, {"n_subspaces": 11}, [10, 11]),
+        (np.where(np.eye(10, 4) > 0, np.nan, GOOD), {}, ["NaN"]),
+        (np.where(np.eye(10, 4) > 0, np.inf, GOOD), {}, ["infinity"]),
+        (np.where(np.arange(10)[:, None] == 6, 0.0, GOOD), {}, ["token 6"]),
+        (np.eye(8), {}, ["token 0"]),
+        (GOOD + 1j, {}, ["complex128"]),
+        (GOOD > 0, {}, ["bool"]),
+        (GOOD.tolist(), {}, ["list"]),
+        (GOOD, {"n_subspaces": 0}, ["n_subspaces", "0"]),
+        (GOOD, {"n_subspaces": 2.5}, ["n_subspaces", "2.5"]),
+        (GOOD, {"pca_rank": -1}, ["pca_rank", "-1"]),
+        (GOOD, {"pca_rank": 5}, ["pca_rank", "5"]),
+        (GOOD, {"rho": 0.0}, ["rho", "0"]),
+        (GOOD, {"rho": math.nan}, ["rho", "nan"]),
+        (GOOD, {"alpha_e": -1.0}, ["alpha_e", "-1"]),
+        (GOOD, {"alpha_z": math.inf}, ["alpha_z", "inf"]),
+        (GOOD, {"eps": 0.0}, ["eps", "0"]),
+        (GOOD, {"eps": math.inf}, ["eps", "inf"]),
+        (GOOD, {"max_iter": 0}, ["max_iter", "0"]),
+        (GOOD, {"dtype": "float16"}, ["float16"]),
     ],
 )
-def test_bad_input_is_refused_by_name(tokens: Any, options: dict[str, Any], what: str) -> None:
-    with pytest.raises(VaExportError, match=what) as refusal:
+def test_bad_input_is_refused_by_name(tokens: Any, options: dict[str, Any], named: list[object]) -> None:
+    with refused("subspace_score", *named):
         subspace_score(tokens, **{"n_subspaces": 3, **options})
-    assert refusal.value.fix
 
 
 @pytest.mark.gpu

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from documents_made import manifest_document
+from refusals import refused
 
 from va_export.bundle.held import HeldFiles
 from va_export.bundle.manifest import Manifest, read_manifest, verify_hashes
@@ -171,9 +172,8 @@ def test_a_key_that_stands_twice_is_refused(bundle: Path) -> None:
 @pytest.mark.parametrize("format_", ["zip", "tar", "gztar"])
 def test_archives_are_refused_by_name(bundle: Path, tmp_path: Path, format_: str) -> None:
     archive = Path(shutil.make_archive(str(tmp_path / "packed"), format_, bundle))
-    with pytest.raises(VaExportError, match="archive") as caught:
+    with refused(archive):
         read_manifest(archive)
-    assert caught.value.where == str(archive)
 
 
 def test_a_file_is_no_bundle(bundle: Path) -> None:

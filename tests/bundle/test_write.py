@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 from documents_made import manifest_document
+from refusals import refused
 
 from va_export.bundle import write
 from va_export.bundle.journal import Record
 from va_export.bundle.manifest import read_manifest
 from va_export.bundle.write import BundleWriter, bundle_writer
-from va_export.errors import VaExportError
 
 
 def make(output: Path, content: str = "new", *, overwrite: bool = False, passed: bool = True) -> Path:
@@ -55,7 +55,7 @@ def test_folders_that_were_there_stay(tmp_path: Path) -> None:
 
 def test_overwrites_a_bundle_when_asked(tmp_path: Path) -> None:
     make(tmp_path / "b", "old")
-    with pytest.raises(VaExportError, match="exists already"):
+    with refused(tmp_path / "b"):
         make(tmp_path / "b")
     assert (tmp_path / "b" / "file").read_text() == "old"
     make(tmp_path / "b", "new", overwrite=True)
@@ -78,7 +78,7 @@ def test_a_failed_bundle_goes_beside_the_good_one(tmp_path: Path) -> None:
 def test_somebody_elses_folder_is_not_taken_for_a_failed_bundle(tmp_path: Path) -> None:
     (tmp_path / "b.failed").mkdir()
     (tmp_path / "b.failed" / "notes").write_text("mine")
-    with pytest.raises(VaExportError, match="not a bundle"):
+    with refused(tmp_path / "b.failed"):
         make(tmp_path / "b")
     assert (tmp_path / "b.failed" / "notes").read_text() == "mine"
 
@@ -102,7 +102,7 @@ def test_what_a_killed_run_left_is_cleared_away(tmp_path: Path) -> None:
 def test_a_run_killed_between_its_two_renames_loses_nothing(tmp_path: Path) -> None:
     make(tmp_path / "b", "old")
     (tmp_path / "b").rename(tmp_path / ".b.replaced-99999")
-    with pytest.raises(VaExportError, match="exists already"):  # it does again
+    with refused(tmp_path / "b"):  # it does again
         make(tmp_path / "b")
     assert (tmp_path / "b" / "file").read_text() == "old" and names(tmp_path) == {"b"}
 
@@ -135,7 +135,7 @@ def test_the_old_bundle_comes_back_when_the_last_rename_fails(
 def test_the_second_of_two_runs_is_refused_and_the_first_completes(tmp_path: Path) -> None:
     with bundle_writer(tmp_path / "b", overwrite=False) as first:
         first.path("file").write_text("first")
-        with pytest.raises(VaExportError, match="another va-export is writing this bundle now"):
+        with refused(tmp_path / "b"):
             make(tmp_path / "b")
         make(tmp_path / "c")  # another name in the same folder is another matter
         first.seal(manifest_document())
@@ -153,12 +153,12 @@ def test_a_link_keeps_pointing_at_the_bundle(tmp_path: Path) -> None:
 
 def test_places_where_nothing_can_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("text")
-    for output, words in ((tmp_path / "file" / "b", "a file has its name"), (Path("/"), "root of the file system")):
-        with pytest.raises(VaExportError, match=words):
+    for output, where in ((tmp_path / "file" / "b", tmp_path / "file"), (Path("/"), "/")):
+        with refused(where):
             make(output)
     if os.getuid() != 0:  # root may write anywhere
         (tmp_path / "closed").mkdir(mode=0o500)
-        with pytest.raises(VaExportError, match="cannot be written"):
+        with refused(tmp_path / "closed"):
             make(tmp_path / "closed" / "b")
 
 
@@ -259,9 +259,8 @@ def test_an_unfinished_bundle_is_opened_by_nobody_else(tmp_path: Path) -> None:
     with bundle_writer(tmp_path / "b", overwrite=False) as writer:
         writer.begin({"input": 1})
         writer.path("file").write_text("done")
-        with pytest.raises(VaExportError) as caught:
+        with refused(writer.directory):
             read_manifest(writer.directory)
-        assert caught.value.where == str(writer.directory) and "continues" in str(caught.value.fix)
         assert set(writer.manifest(manifest_document()).data.files) == {"file"}  # the run itself needs no file for it
 
 
@@ -273,5 +272,5 @@ def test_a_lock_whose_file_was_removed_locks_nothing(tmp_path: Path, monkeypatch
         flock(lock, how)
 
     monkeypatch.setattr(write.fcntl, "flock", late)
-    with pytest.raises(VaExportError, match="another va-export"):
+    with refused(tmp_path / "b"):
         make(tmp_path / "b")

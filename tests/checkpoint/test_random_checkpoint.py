@@ -72,10 +72,10 @@ def test_only_a_configuration_is_needed_and_the_bundle_says_what_it_is(random_bu
     assert 'id="random-weights"' in (random_bundle / "report.html").read_text()
 
 
-@pytest.mark.parametrize(("arguments", "words"), [
-    ([*TINY, "--weights", "checkpoint"], ["internvl2-tiny has no checkpoint", "--weights"]),
-    ([*TINY, "--weights", "trained"], ["'trained'", "checkpoint, random"]),
+@pytest.mark.parametrize(("arguments", "named"), [
+    ([*TINY, "--weights", "checkpoint"], "internvl2-tiny"),
+    ([*TINY, "--weights", "trained"], "trained"),
 ])  # fmt: skip
-def test_refusals(arguments: list[str], words: list[str], tmp_path: Path) -> None:
-    outcome = va_export(*arguments, "-o", tmp_path / "b")
-    assert outcome.code == 2 and all(word in outcome.message for word in words) and not list(tmp_path.iterdir())
+def test_refusals(arguments: list[str], named: str, tmp_path: Path) -> None:
+    va_export(*arguments, "-o", tmp_path / "b").refuses("--weights", named)
+    assert not list(tmp_path.iterdir())

@@ -29,8 +29,7 @@ def test_dry_run_prints_the_plan_and_writes_nothing(tmp_path: Path, monkeypatch:
 
 
 def test_dry_run_finds_an_output_that_exists(tiny_bundle: Path) -> None:
-    outcome = va_export(*TINY, "-o", tiny_bundle, "--dry-run")
-    assert outcome.code == 2 and "exists already" in outcome.message and outcome.stdout == ""
+    va_export(*TINY, "-o", tiny_bundle, "--dry-run").refuses(tiny_bundle)
 
 
 def test_without_tensorrt_onnx_is_written_and_the_extra_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,8 +47,8 @@ def test_targets_without_tensorrt_are_refused(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr("va_export.export.build_engines.available_flavors", lambda: ())
     monkeypatch.setattr("va_export.tensorrt.api._is_installed", lambda _: False)
     monkeypatch.setattr("va_export.tensorrt.api._LOADED", {})
-    outcome = va_export(*TINY, "-o", tmp_path / "b", "--target", "sm89")
-    assert outcome.code == 2 and "tensorrt_rtx is not installed" in outcome.message and not list(tmp_path.iterdir())
+    va_export(*TINY, "-o", tmp_path / "b", "--target", "sm89").refuses("tensorrt_rtx")
+    assert not list(tmp_path.iterdir())
 
 
 def blocked(command: str, *modules: str) -> str:

@@ -69,17 +69,17 @@ def forget_a_tensor(directory: Path) -> None:
     (directory / INDEX).write_text(json.dumps(index))
 
 
-@pytest.mark.parametrize(("damage", "words"), [
-    (remove, ["1 of 4 shards are missing", shard(3)]),
-    (truncate_in_the_last_tensor, ["truncated", shard(4)]),
-    (exchange, ["the index puts tensor", "but it is in"]),
-    (forget_a_tensor, ["1 tensors are in the shards but not in the index"]),
+@pytest.mark.parametrize(("damage", "where", "named"), [
+    (remove, "", [1, 4, shard(3)]),
+    (truncate_in_the_last_tensor, shard(4), []),
+    (exchange, "", [shard(1), shard(2)]),
+    (forget_a_tensor, "", [1]),
 ])  # fmt: skip
 @pytest.mark.parametrize("dry", [False, True])
 def test_damage_is_named_before_anything_is_written(
-    sharded: Path, tmp_path: Path, damage: Callable[[Path], None], words: list[str], dry: bool
+    sharded: Path, tmp_path: Path, damage: Callable[[Path], None], where: str, named: list[object], dry: bool
 ) -> None:
     damage(sharded)
     outcome = va_export("--model", sharded, "-o", tmp_path / "place" / "b", *OPTIONS, *(["--dry-run"] if dry else []))
-    assert outcome.code == 2 and all(word in outcome.message for word in words), outcome.stderr
+    outcome.refuses(sharded / where, *named)
     assert "export embedding" not in outcome.stderr and not (tmp_path / "place").exists()

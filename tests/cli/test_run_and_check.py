@@ -36,39 +36,38 @@ def test_run_answers_about_a_real_clip(tiny_bundle: Path, clip: Path) -> None:
     assert again.stderr == ""
 
 
-@pytest.mark.parametrize(("arguments", "words"), [
-    (["--frames", "0"], "--frames must be at least 1"),
-    (["--frames", "17"], "17 frames are more than this bundle's max_frames (16)"),
-    (["--frames", "300"], "300 frames are more than this bundle's max_frames (16)"),
-    (["--max-new-tokens", "0"], "max_new_tokens must be at least 1"),
-    (["--max-new-tokens", "5000"], "do not fit the KV cache of 2048"),
-    (["--alpha-k", "-3"], "alpha_k"),
-    (["--no-anchors", "--alpha-k", "3"], "contradicts"),
-    (["--backend", "tpu"], "backend cannot be 'tpu'"),
-    (["--score", "gpu"], "score cannot be 'gpu'"),
-    (["--score", "graph", "--backend", "torch"], "no graph of the score for torch"),
-    (["--log-level", "loud"], "unknown log level"),
+@pytest.mark.parametrize(("arguments", "where", "named"), [
+    (["--frames", "0"], "--frames", [0]),
+    (["--frames", "17"], "frames", [17, 16]),
+    (["--frames", "300"], "frames", [300, 16]),
+    (["--max-new-tokens", "0"], "max_new_tokens", [0]),
+    (["--max-new-tokens", "5000"], "generate", [5000, 2048]),
+    (["--alpha-k", "-3"], "alpha_k", [-3.0]),
+    (["--no-anchors", "--alpha-k", "3"], "generate", ["anchors=False"]),
+    (["--backend", "tpu"], "backend", ["tpu"]),
+    (["--score", "gpu"], "score", ["gpu"]),
+    (["--score", "graph", "--backend", "torch"], "bundle", ["torch"]),
+    (["--log-level", "loud"], "--log-level", ["loud"]),
 ])  # fmt: skip
-def test_run_refuses(tiny_bundle: Path, clip: Path, arguments: list[str], words: str) -> None:
-    outcome = va_run(tiny_bundle, "--video", clip, "--prompt", "What?", *arguments)
-    assert outcome.code == 2 and words in outcome.message and outcome.stdout == ""
+def test_run_refuses(tiny_bundle: Path, clip: Path, arguments: list[str], where: str, named: list[object]) -> None:
+    va_run(tiny_bundle, "--video", clip, "--prompt", "What?", *arguments).refuses(where, *named)
 
 
 def test_run_refuses_what_is_no_video_and_no_bundle(tiny_bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "clip.mp4").write_text("no video")
-    for bundle, video, words in (
-        (tiny_bundle, tmp_path / "clip.mp4", "cannot be read"),
-        (tiny_bundle, tmp_path / "none.mp4", "no such video file"),
-        (tmp_path / "none", tmp_path / "clip.mp4", "no such bundle directory"),
-        (tmp_path, tmp_path / "clip.mp4", "holds no manifest.json"),
+    for bundle, video, where in (
+        (tiny_bundle, tmp_path / "clip.mp4", tmp_path / "clip.mp4"),
+        (tiny_bundle, tmp_path / "none.mp4", tmp_path / "none.mp4"),
+        (tmp_path / "none", tmp_path / "clip.mp4", tmp_path / "none"),
+        (tmp_path, tmp_path / "clip.mp4", tmp_path),
     ):
-        outcome = va_run(bundle, "--video", video, "--prompt", "What?")
-        assert outcome.code == 2 and words in outcome.message and "where:" in outcome.message
+        va_run(bundle, "--video", video, "--prompt", "What?").refuses(where)
 
 
 def test_run_without_tokenizer(golden_bundle: Callable[[str], Path], clip: Path) -> None:
     outcome = va_run(golden_bundle("fp32"), "--video", clip, "--prompt", "What?")
-    assert outcome.code == 2 and "no tokenizer" in outcome.message and "input_ids" in outcome.message
+    outcome.refuses(golden_bundle("fp32"))
+    assert "input_ids" in outcome.message
 
 
 def has_gpu() -> bool:
@@ -82,7 +81,7 @@ def has_gpu() -> bool:
 def test_tensorrt_without_a_gpu_is_one_message(tiny_bundle: Path, clip: Path, command: Callable[..., Any]) -> None:
     question = ("--video", clip, "--prompt", "What?") if command is va_run else ()
     outcome = command(tiny_bundle, "--backend", "tensorrt-rtx", *question)
-    assert outcome.code == 2 and "GPU" in outcome.message and "fix:" in outcome.message, outcome.stderr
+    outcome.refuses("TensorRT runtime", "NVIDIA")
 
 
 def test_check_passes_and_changes_nothing(tiny_bundle: Path, tmp_path: Path) -> None:
@@ -110,22 +109,20 @@ def test_check_fails_beyond_the_tolerance(tiny_bundle: Path) -> None:
     assert "FAILED" in outcome.stderr and "Traceback" not in outcome.stderr
 
 
-@pytest.mark.parametrize(("arguments", "words"), [
-    (["--atol", "-1"], "tolerance"),
-    (["--rtol", "inf"], "tolerance"),
-    (["--latency-iterations", "-1"], "--latency-iterations"),
-    (["--backend", "tpu"], "backend cannot be"),
+@pytest.mark.parametrize(("arguments", "where", "named"), [
+    (["--atol", "-1"], "--atol", [-1.0]),
+    (["--rtol", "inf"], "--rtol", ["inf"]),
+    (["--latency-iterations", "-1"], "--latency-iterations", [-1]),
+    (["--backend", "tpu"], "backend", ["tpu"]),
 ])  # fmt: skip
-def test_check_refuses(tiny_bundle: Path, arguments: list[str], words: str) -> None:
-    outcome = va_check(tiny_bundle, *arguments)
-    assert outcome.code == 2 and words in outcome.message and outcome.stdout == ""
+def test_check_refuses(tiny_bundle: Path, arguments: list[str], where: str, named: list[object]) -> None:
+    va_check(tiny_bundle, *arguments).refuses(where, *named)
 
 
 def test_check_does_not_write_into_the_bundle(copied_bundle: Path) -> None:
     before = snapshot(copied_bundle)
     for output in (copied_bundle, copied_bundle / "results"):
-        outcome = va_check(copied_bundle, "-o", output)
-        assert outcome.code == 2 and "may not be written into the bundle" in outcome.message
+        va_check(copied_bundle, "-o", output).refuses(output)
     assert snapshot(copied_bundle) == before
 
 
@@ -134,15 +131,13 @@ def test_check_finds_a_changed_byte(copied_bundle: Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(bytes(content))
-    outcome = va_check(copied_bundle, "--latency-iterations", 0)
-    assert outcome.code == 2 and "onnx/vision.onnx.data is not the file that was exported" in outcome.message
+    va_check(copied_bundle, "--latency-iterations", 0).refuses(copied_bundle, "onnx/vision.onnx.data")
 
 
 def test_check_needs_a_reference(tmp_path: Path) -> None:
     exported = va_export(*TINY, "-o", tmp_path / "b", "--components", "embedding", "--onnx-only")
     assert exported.code == 0
-    outcome = va_check(tmp_path / "b")
-    assert outcome.code == 2 and "no reference" in outcome.message and "--components" in outcome.message
+    va_check(tmp_path / "b").refuses(tmp_path / "b" / "reference.npz")
 
 
 def test_a_bundle_is_complete_wherever_it_is_copied(copied_bundle: Path, tmp_path: Path) -> None:

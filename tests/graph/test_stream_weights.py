@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from refusals import refused
 from safetensors.torch import save_file
 
 from va_export.checkpoint.files import Checkpoint
 from va_export.documents import decode, encode
-from va_export.errors import VaExportError
 from va_export.graph import stream_weights as module
 from va_export.graph.stream_weights import Mark, find_unusable, stream_weights
 from va_export.graph.weight_layout import WeightSlot, data_bytes
@@ -189,5 +189,5 @@ def test_what_marks_knew_of_losses_is_not_forgotten(checkpoint: Checkpoint, tmp_
 def test_a_checkpoint_that_gets_shorter_is_named(checkpoint: Checkpoint, tmp_path: Path) -> None:
     file = checkpoint.directory / "model.safetensors"
     os.truncate(file, file.stat().st_size - 4)
-    with pytest.raises(VaExportError, match=r"tensor \w+ cannot be read: the file ended"):
+    with refused(file):
         stream(tmp_path / "d", checkpoint)

@@ -28,7 +28,7 @@ from va_export.proof.partition import (
     normalized_cut,
 )
 from va_export.proof.reference import read_reference
-from va_export.proof.tolerances import tolerance_for
+from va_export.proof.tolerances import most_copies, tolerance_for
 from va_export.runtime.bundle import Bundle
 from va_export.runtime.processing import Prepared
 from va_export.settings import ScoreSettings
@@ -98,6 +98,7 @@ def test_tolerances_grow_with_roundoff_and_the_root_of_the_depth() -> None:
     assert half.atol == pytest.approx(half.rtol * math.sqrt(12.5))
     assert tolerance_for("fp16", 16, expected, None, None).rtol == pytest.approx(2 * half.rtol)
     assert tolerance_for("bf16", 4, expected, None, None).rtol == pytest.approx(8 * half.rtol)
+    assert tolerance_for("fp16", 4, expected, None, None, copies=4).rtol == pytest.approx(2 * half.rtol)
     given = tolerance_for("fp16", 4, expected, 0.0, 0.5)
     assert (given.atol, given.rtol, given.cosine) == (0.0, 0.5, half.cosine)
 
@@ -295,3 +296,11 @@ def test_a_reference_whose_frames_are_not_its_own(
     other = {**reference, "vision.pixel_values": np.concatenate([pixels, pixels])}
     with Bundle.open(tiny_bundle) as bundle, pytest.raises(VaExportError):
         check_parity(bundle, other)
+
+
+def test_copies_of_a_frame_are_counted() -> None:
+    frames = np.random.default_rng(0).integers(0, 256, (6, 4, 4, 3), dtype=np.uint8)
+    assert most_copies(frames) == 1
+    frames[[1, 4]] = frames[0]
+    assert most_copies(frames) == 3
+    assert most_copies(frames[:1]) == 1

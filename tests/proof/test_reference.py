@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from refusals import refused
 
 from va_export.checkpoint.files import Checkpoint
-from va_export.errors import VaExportError
 from va_export.export.recipe import Recipe
 from va_export.export.source import Source
 from va_export.models import family_named
@@ -91,7 +91,7 @@ def test_file_and_back(reference: dict[str, np.ndarray[Any, Any]], tmp_path: Pat
 @pytest.mark.parametrize("content", [b"", b"no archive", b"PK\x03\x04 truncated"])
 def test_a_broken_file_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / FILE_NAME).write_bytes(content)
-    with pytest.raises(VaExportError, match="cannot be read"):
+    with refused(tmp_path / FILE_NAME):
         read_reference(tmp_path)
 
 
@@ -100,16 +100,16 @@ def test_a_damaged_member_is_refused(tmp_path: Path) -> None:
     content = bytearray((tmp_path / FILE_NAME).read_bytes())
     content[len(content) // 3] ^= 0xFF
     (tmp_path / FILE_NAME).write_bytes(bytes(content))
-    with pytest.raises(VaExportError, match="cannot be read"):
+    with refused(tmp_path / FILE_NAME):
         read_reference(tmp_path)
 
 
 def test_pickles_are_not_opened(tmp_path: Path) -> None:
     np.savez(tmp_path / FILE_NAME, a=np.array([object()], dtype=object))
-    with pytest.raises(VaExportError, match="cannot be read"):
+    with refused(tmp_path / FILE_NAME):
         read_reference(tmp_path)
 
 
 def test_no_file(tmp_path: Path) -> None:
-    with pytest.raises(VaExportError, match="no reference"):
+    with refused(tmp_path / FILE_NAME):
         read_reference(tmp_path)

@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 import pytest
 from command_line import TINY, va_export
+from refusals import refused
 
 from va_export.errors import VaExportError
 from va_export.proof.tolerances import tolerance_for
@@ -145,8 +146,8 @@ def test_more_prompts_than_rows_are_refused(plain_bundle: Bundle, given: Callabl
 
 def test_one_prompt_beyond_the_limits_refuses_the_batch(plain_bundle: Bundle) -> None:
     long = plain_bundle.processing.prepare_ids(np.zeros((1, 513), np.int64), {}, max_frames=0)
-    with pytest.raises(VaExportError, match="513 tokens"):
+    with refused("generate", 513, 512):
         plain_bundle.answer_batch([prompts(plain_bundle)[1], long], 2)
     nearly = plain_bundle.processing.prepare_ids(np.zeros((1, 510), np.int64), {}, max_frames=0)
-    with pytest.raises(VaExportError, match="do not fit the KV cache"):
+    with refused("generate", 510, 3, 512):
         plain_bundle.answer_batch([prompts(plain_bundle)[1], nearly], 3)

@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 import pytest
 from msgspec import structs
+from refusals import refused
 
 from va_export.anchor import alpha_k_for_target_share, gains_from_score, subspace_score
 from va_export.bundle.manifest import sha256
@@ -149,42 +150,43 @@ def test_cached_steps_equal_one_long_prefill(bundle: Bundle, question: Arrays) -
     assert np.abs(at_once.logits[0] - steps.logits[3]).max() < 0.01 * scale  # float16
 
 
-@pytest.mark.parametrize(("change", "words"), [
-    ({"input_ids": None}, "needs input_ids"),
-    ({"input_ids": []}, r"shape \(0,\)"),
-    ({"input_ids": np.zeros((2, 9), int)}, r"shape \(2, 9\)"),
-    ({"input_ids": [[[1]]]}, r"shape \(1, 1, 1\)"),
-    ({"input_ids": [1.5, 2]}, "float64; token ids are whole numbers"),
-    ({"input_ids": ["a"]}, "token ids are whole numbers"),
-    ({"input_ids": [1, -1]}, r"outside of \[0, 263\)"),
-    ({"input_ids": [1, 263]}, r"outside of \[0, 263\)"),
-    ({"input_ids": [262] * 63 + [1]}, "63 image placeholders .* 64 visual tokens"),
-    ({"input_ids": [262] * 65}, "65 image placeholders .* 64 visual tokens"),
-    ({"input_ids": [1, 2, 3]}, "0 image placeholders .* 64 visual tokens"),
-    ({"input_ids": [262] * 64 + [1] * 961}, "1025 tokens"),
-    ({"max_new_tokens": 2000}, "do not fit the KV cache"),
-    ({"max_new_tokens": 0}, "at least 1"),
-    ({"forced_tokens": []}, r"shape \(0,\)"),
-    ({"forced_tokens": [263]}, "forced_tokens has ids outside"),
-    ({"pixel_values": None}, "64 image placeholders .* no frames"),
-    ({"pixel_values": np.zeros((4, 3, 224, 224))}, r"\(frames, 3, 112, 112\)"),
-    ({"pixel_values": np.zeros((3, 112, 112))}, r"\(frames, 3, 112, 112\)"),
-    ({"pixel_values": np.zeros((0, 3, 112, 112))}, r"\(frames, 3, 112, 112\)"),
-    ({"pixel_values": np.zeros((17, 3, 112, 112))}, "17 frames"),
-    ({"pixel_values": np.full((4, 3, 112, 112), np.nan)}, "NaN"),
-    ({"pixel_values": "frames"}, "not real numbers"),
-    ({"alpha_k": -2.0}, "alpha_k"),
-    ({"alpha_v": float("nan")}, "alpha_v"),
-    ({"key_log_gain": np.zeros(3)}, r"key_log_gain has shape \(3,\)"),
-    ({"value_gain": np.ones(3)}, r"value_gain has shape \(3,\)"),
-    ({"value_gain": "loud"}, "value_gain has values of type"),
-    ({"anchors": False, "alpha_k": 1.0}, "contradicts"),
-    ({"anchors": False, "value_gain": np.ones(3)}, "contradicts"),
+@pytest.mark.parametrize(("change", "where", "named"), [
+    ({"input_ids": None}, "input_ids", []),
+    ({"input_ids": []}, "input_ids", [(0,)]),
+    ({"input_ids": np.zeros((2, 9), int)}, "input_ids", [(2, 9)]),
+    ({"input_ids": [[[1]]]}, "input_ids", [(1, 1, 1)]),
+    ({"input_ids": [1.5, 2]}, "input_ids", ["float64"]),
+    ({"input_ids": ["a"]}, "input_ids", ["U1"]),
+    ({"input_ids": [1, -1]}, "input_ids", [263]),
+    ({"input_ids": [1, 263]}, "input_ids", [263]),
+    ({"input_ids": [262] * 63 + [1]}, "generate", [63, 262, 64]),
+    ({"input_ids": [262] * 65}, "generate", [65, 262, 64]),
+    ({"input_ids": [1, 2, 3]}, "generate", [0, 262, 64]),
+    ({"input_ids": [262] * 64 + [1] * 961}, "generate", [1025, 1024]),
+    ({"max_new_tokens": 2000}, "generate", [2000]),
+    ({"max_new_tokens": 0}, "max_new_tokens", [0]),
+    ({"forced_tokens": []}, "forced_tokens", [(0,)]),
+    ({"forced_tokens": [263]}, "forced_tokens", [263]),
+    ({"pixel_values": None}, "generate", [64, 262]),
+    ({"pixel_values": np.zeros((4, 3, 224, 224))}, "pixel_values", [(4, 3, 224, 224), 112]),
+    ({"pixel_values": np.zeros((3, 112, 112))}, "pixel_values", [(3, 112, 112)]),
+    ({"pixel_values": np.zeros((0, 3, 112, 112))}, "pixel_values", [(0, 3, 112, 112)]),
+    ({"pixel_values": np.zeros((17, 3, 112, 112))}, "frames", [17, 16]),
+    ({"pixel_values": np.full((4, 3, 112, 112), np.nan)}, "pixel_values", ["NaN"]),
+    ({"pixel_values": "frames"}, "pixel_values", ["U6"]),
+    ({"alpha_k": -2.0}, "alpha_k", [-2.0]),
+    ({"alpha_v": float("nan")}, "alpha_v", ["nan"]),
+    ({"key_log_gain": np.zeros(3)}, "key_log_gain", [(3,)]),
+    ({"value_gain": np.ones(3)}, "value_gain", [(3,)]),
+    ({"value_gain": "loud"}, "value_gain", ["U4"]),
+    ({"anchors": False, "alpha_k": 1.0}, "generate", ["anchors=False"]),
+    ({"anchors": False, "value_gain": np.ones(3)}, "generate", ["anchors=False"]),
 ])  # fmt: skip
-def test_arguments_that_do_not_fit(bundle: Bundle, question: Arrays, change: dict[str, Any], words: str) -> None:
-    with pytest.raises(VaExportError, match=words) as caught:
+def test_arguments_that_do_not_fit(
+    bundle: Bundle, question: Arrays, change: dict[str, Any], where: str, named: list[object]
+) -> None:
+    with refused(where, *named):
         bundle.generate(**{**question, **change})
-    assert caught.value.where
 
 
 @pytest.mark.parametrize("ids", [[[263]], [[-1]], [[1.5]], [[]]])
@@ -202,7 +204,7 @@ def test_a_prepared_prompt_whose_ids_are_none(bundle: Bundle, ids: Any) -> None:
 def test_gains_that_are_not_finite(bundle: Bundle, question: Arrays, name: str, value: float) -> None:
     gains = np.zeros(question["input_ids"].shape[1])
     gains[3] = value
-    with pytest.raises(VaExportError, match=f"{name} has NaN or infinite values"):
+    with refused(name, "NaN"):
         bundle.generate(**question, **{name: gains})
 
 
@@ -213,7 +215,7 @@ def test_visual_tokens_that_overflowed(bundle: Bundle, question: Arrays, monkeyp
         return {"visual_tokens": tokens}
 
     monkeypatch.setattr(bundle.backend, "run", overflowed)
-    with pytest.raises(VaExportError, match="1 NaN or infinite values of 8192 in fp16") as caught:
+    with refused("generate", "vision", 1, 8192, "fp16") as caught:
         bundle.generate(**question)
     assert caught.value.fix is not None and "bf16" in caught.value.fix
 
@@ -232,7 +234,7 @@ def test_unknown_placeholders_are_told_by_their_number(golden_bundle: Callable[[
         ids[ids == 999] = 998  # another id serves as well
         assert (bundle.generate(golden["pixel_values"], ids, max_new_tokens=1).visual_tokens) is not None
         ids[0, 20] = 5
-        with pytest.raises(VaExportError, match="no single id occurs 128 times") as caught:
+        with refused("generate", 128) as caught:
             bundle.generate(golden["pixel_values"], ids, max_new_tokens=1)
         assert caught.value.fix is not None and "--image-token-id" in caught.value.fix
 
@@ -255,7 +257,7 @@ def test_external_data_that_leaves_the_bundle_is_refused(copied_bundle: Path) ->
                 entry.value = "../../outside.data"
     rewrite(copied_bundle, "onnx/vision.onnx", model.SerializeToString())
     for backend in ("onnxruntime", "torch"):
-        with pytest.raises(VaExportError, match="outside of the bundle"):
+        with refused(Path("onnx/vision.onnx"), "../../outside.data"):
             Bundle.open(copied_bundle, backend).backend.run(
                 "vision", {"pixel_values": np.zeros((1, 3, 112, 112), np.float32)}
             )
@@ -269,7 +271,7 @@ def test_a_component_that_leaves_the_bundle_is_refused(copied_bundle: Path, key:
     data["components"]["decoder"][key] = "../evil.onnx"
     path.write_text(json.dumps(data))
     attention = "native" if key == "onnx_native" else "plugin"
-    with Bundle.open(copied_bundle, attention=attention) as bundle, pytest.raises(VaExportError, match="does not list"):
+    with Bundle.open(copied_bundle, attention=attention) as bundle, refused(path, "../evil.onnx"):
         bundle.generate(input_ids=[1, 2], max_new_tokens=1)
 
 
@@ -279,21 +281,21 @@ def test_a_changed_byte_is_found_when_asked_for(copied_bundle: Path) -> None:
     content[1000] ^= 1
     path.write_bytes(bytes(content))
     Bundle.open(copied_bundle).close()
-    with pytest.raises(VaExportError, match=r"decoder\.onnx\.data"):
+    with refused(copied_bundle, "onnx/decoder.onnx.data"):
         Bundle.open(copied_bundle, check_hashes=True)
     path.write_bytes(bytes(content[:-1]))
-    with pytest.raises(VaExportError, match="bytes; the manifest says"):
+    with refused(copied_bundle, len(content) - 1, len(content)):
         Bundle.open(copied_bundle)
 
 
-@pytest.mark.parametrize(("name", "content", "words"), [
-    ("processing.json", b"{", "not valid JSON"),
-    ("processing.json", b"{}", "missing required field"),
-    ("tokenizer.json", b"{}", "tokenizer cannot be read"),
+@pytest.mark.parametrize(("name", "content"), [
+    ("processing.json", b"{"),
+    ("processing.json", b"{}"),
+    ("tokenizer.json", b"{}"),
 ])  # fmt: skip
-def test_settings_that_are_broken(copied_bundle: Path, name: str, content: bytes, words: str) -> None:
+def test_settings_that_are_broken(copied_bundle: Path, name: str, content: bytes) -> None:
     rewrite(copied_bundle, name, content)
-    with pytest.raises(VaExportError, match=words):
+    with refused(copied_bundle / name):
         Bundle.open(copied_bundle)
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from refusals import refused
 
-from va_export.errors import VaExportError
 from va_export.evidence.bundle_checks import stage_rows, use_wheels
 from va_export.evidence.device import describe_cpu
 from va_export.evidence.document import begin_evidence, check_evidence, read_evidence
@@ -105,7 +105,7 @@ def test_wheels_are_joined_and_importable(tmp_path: Path, monkeypatch: pytest.Mo
     assert use_wheels(source, target) == ["some-1.0.whl"]
     assert importlib.import_module("a_module_of_a_wheel").VALUE == 7
     (source / "some-1.0.whl.11").unlink()
-    with pytest.raises(VaExportError, match="no whole wheel"):
+    with refused(source, "some-1.0.whl"):
         use_wheels(source, target)
-    with pytest.raises(VaExportError, match="no wheels here"):
+    with refused(target / "nothing"):
         use_wheels(target / "nothing", target)

@@ -110,7 +110,7 @@ class FakeDevice:
 
     def capture(self, queue: Callable[[], None]) -> FakeGraph:
         if self.refuses_capture:
-            raise VaExportError("operation not permitted when stream is capturing")
+            raise VaExportError("operation not permitted when stream is capturing", where="stream")
         self.captures += 1
         return FakeGraph(queue)
 

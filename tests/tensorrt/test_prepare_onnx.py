@@ -7,9 +7,9 @@ import onnx
 import onnxruntime
 import pytest
 from onnx import numpy_helper
+from refusals import refused
 from synthetic_decoder import DecoderShape, decoder_feed, numpy_decoder, save_decoder
 
-from va_export.errors import VaExportError
 from va_export.tensorrt.prepare_onnx import prepare_onnx
 
 
@@ -53,7 +53,7 @@ def test_the_capacity_becomes_a_number(tmp_path: Path) -> None:
     assert prepared.input_shapes["value_gain"] == ("batch", 40)
     assert prepared.input_shapes["inputs_embeds"] == ("batch", "sequence", 64)
     assert b"capacity" not in prepared.model_bytes
-    with pytest.raises(VaExportError, match="dynamic cache capacity"):
+    with refused(path, "key_log_gain"):
         _prepare(path, capacity=None)
 
 
@@ -90,7 +90,7 @@ def test_the_native_decoder_computes_the_same(tmp_path: Path, dtype: str, q_len:
 
 def test_an_op_without_plugin_is_refused(tmp_path: Path) -> None:
     path = save_decoder(DecoderShape(), tmp_path / "decoder.onnx")
-    with pytest.raises(VaExportError, match="no plugin serves AnchoredAttention") as error:
+    with refused(path, "AnchoredAttention") as error:
         _prepare(path, served=False)
     assert error.value.fix is not None and "--attention native" in error.value.fix
 
@@ -100,13 +100,13 @@ def test_an_op_with_neither_plugin_nor_body_is_refused(tmp_path: Path) -> None:
         <ir_version: 10, opset_import: ["" : 24, "ai.videoanchor" : 1]>
         g (float[4] x) => (float[4] y) { y = ai.videoanchor.Other (x) }""")
     onnx.save(model, tmp_path / "other.onnx")
-    with pytest.raises(VaExportError, match="Other has neither a plugin nor a function body"):
+    with refused(tmp_path / "other.onnx", "Other", fix=False):
         _prepare(tmp_path / "other.onnx", served=False)
 
 
 def test_files_that_are_no_models_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(VaExportError, match="does not exist"):
+    with refused(tmp_path / "none.onnx", fix=False):
         _prepare(tmp_path / "none.onnx")
     (tmp_path / "text.onnx").write_text("hello")
-    with pytest.raises(VaExportError, match="cannot be read as ONNX"):
+    with refused(tmp_path / "text.onnx", fix=False):
         _prepare(tmp_path / "text.onnx")

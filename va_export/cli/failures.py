@@ -61,7 +61,7 @@ def failure(error: BaseException, program: str) -> Failure:
             return Failure("the reader of the output has gone", "standard output", None, EXIT_BROKEN_PIPE, "")
         case MemoryError():
             fix = "export parts with --components, or use a larger machine"
-            return _told(VaExportError("the machine ran out of memory", fix=fix), EXIT_ERROR, notes)
+            return _told(VaExportError("the machine ran out of memory", where="memory", fix=fix), EXIT_ERROR, notes)
         case OSError():
             return _told(_of_the_machine(error), EXIT_ERROR, notes)
         case _:
@@ -76,7 +76,7 @@ def _usage(error: TyperException, program: str) -> VaExportError:
     """A command line that does not parse."""
     parameter = getattr(error, "param", None)
     name = getattr(error, "option_name", None) or (max(parameter.opts, key=len) if parameter is not None else None)
-    return VaExportError(error.format_message(), where=name, fix=f"{program} --help lists what it takes")
+    return VaExportError(error.format_message(), where=name or program, fix=f"{program} --help lists what it takes")
 
 
 def _of_the_machine(error: OSError) -> VaExportError:

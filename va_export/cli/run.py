@@ -46,6 +46,7 @@ def run_command(
     set_up_logging(log_level)
     from va_export.runtime import arguments, values
     from va_export.runtime.anchoring import Anchoring
+    from va_export.runtime.arguments import frame_count
     from va_export.runtime.backends.decoder_parts import parse_devices
     from va_export.runtime.bundle import Bundle
     from va_export.runtime.video import check_sampling, is_by_rate, read_frames
@@ -60,6 +61,7 @@ def run_command(
         rule = sampling or opened.processing.frame_sampling
         usual = opened.limits.max_frames if is_by_rate(rule) else opened.default_frames
         arguments.frame_count(frames or usual, opened.limits.max_frames)
+        frame_count(frames or usual, opened.limits.max_frames)
         clip = read_frames(video, frames or usual, rule, allow_truncated=allow_truncated)
         for note in clip.reading.notes:
             print(f"note: {note}", file=sys.stderr)

@@ -17,7 +17,7 @@ from va_export.bundle.manifest import sha256
 from va_export.errors import VaExportError
 from va_export.native import plugin_contract, plugin_library
 from va_export.runtime.backends.external_data import external_files
-from va_export.tensorrt.api import Flavor, TensorRT, available_flavors, load_tensorrt
+from va_export.tensorrt.api import Flavor, available_flavors, load_tensorrt
 from va_export.tensorrt.build_process import build_in_process
 from va_export.tensorrt.cache_key import cache_key, graph_sha256
 from va_export.tensorrt.engine_cache import EngineCache, Obtained, build_only
@@ -66,7 +66,7 @@ def plan_engines(options: ExportOptions, model: Model, display: StageDisplay) ->
     """
     flavors, reason = _flavors(options, display)
     for flavor in flavors:
-        check_targets(_load(flavor), options.targets or DEFAULT_TARGETS[flavor])
+        check_targets(load_tensorrt(flavor), options.targets or DEFAULT_TARGETS[flavor])
     if flavors:
         _check_limits(options.recipe.limits, model)
     if options.attention != "plugin" or DECODER not in options.components:
@@ -88,7 +88,7 @@ def _flavors(options: ExportOptions, display: StageDisplay) -> tuple[tuple[Flavo
     installed = available_flavors()
     if not installed:
         if options.targets:
-            _load("tensorrt-rtx")  # engines were asked for: says what to install
+            load_tensorrt("tensorrt-rtx")  # engines were asked for: says what to install
         display.note(
             "No TensorRT is installed, so only ONNX is written. For engines: pip install 'va-export[rtx]'"
             " (TensorRT-RTX), or NVIDIA's tensorrt from its own index."
@@ -98,13 +98,6 @@ def _flavors(options: ExportOptions, display: StageDisplay) -> tuple[tuple[Flavo
     return ("tensorrt-rtx" if "tensorrt-rtx" in installed else installed[0],), ""
 
 
-def _load(flavor: Flavor) -> TensorRT:
-    try:
-        return load_tensorrt(flavor)
-    except VaExportError as error:
-        raise VaExportError(error.what, where=error.where or f"--tensorrt {flavor}", fix=error.fix) from error
-
-
 def _check_limits(limits: Limits, model: Model) -> None:
     """The checks between limits that only profiles need; the others are made where `Limits` is built."""
     for smaller, larger in (("opt_input_len", "max_input_len"), ("opt_frames", "max_frames")):
@@ -112,6 +105,7 @@ def _check_limits(limits: Limits, model: Model) -> None:
             raise VaExportError(
                 f"{smaller} ({getattr(limits, smaller)}) is larger than {larger} ({getattr(limits, larger)})",
                 where="limits",
+                fix=f"lower {smaller} or raise {larger}",
             )
     if (tokens := model.visual_tokens(limits.max_frames)) > limits.max_input_len:
         raise VaExportError(

@@ -51,4 +51,6 @@ def family_named(name: str) -> ModelFamily:
     for family in FAMILIES:
         if family.name == name:
             return family
-    raise VaExportError(f"unknown model family {name!r}", fix=f"use one of: {', '.join(f.name for f in FAMILIES)}")
+    raise VaExportError(
+        f"unknown model family {name!r}", where="family", fix=f"use one of: {', '.join(f.name for f in FAMILIES)}"
+    )

@@ -116,7 +116,7 @@ def _check_widths(node: ir.Node) -> None:
     if key.shape is not None and value.shape is not None and key.shape[3] != value.shape[3]:
         raise VaExportError(
             f"TensorRT's attention wants keys as wide as values, not {key.shape[3]} and {value.shape[3]}",
-            where=node.name,
+            where=node.name or node.op_type,
             fix="build with --attention plugin",
         )
 
@@ -124,5 +124,5 @@ def _check_widths(node: ir.Node) -> None:
 def _input(node: ir.Node, index: int) -> ir.Value:
     value = node.inputs[index]
     if value is None:
-        raise VaExportError(f"AnchoredAttention lacks its input {index}", where=node.name)
+        raise VaExportError(f"AnchoredAttention lacks its input {index}", where=node.name or node.op_type)
     return value

@@ -19,7 +19,7 @@ from va_export.errors import VaExportError
 from va_export.proof.documents import Check, Greedy, NotRun, OwnScore, Parity, ParityRun, Tolerance
 from va_export.proof.partition import SAME, WORSE, ReferencePartition, label_agreement
 from va_export.proof.reference import SIDES, prepared_of
-from va_export.proof.tolerances import SCORE_ATOL, SCORE_COSINE, SCORE_GRAPH_ATOL, tolerance_for
+from va_export.proof.tolerances import SCORE_ATOL, SCORE_COSINE, SCORE_GRAPH_ATOL, most_copies, tolerance_for
 from va_export.runtime.anchoring import Anchoring
 from va_export.runtime.backends.backend import Backend, has_score_graph
 from va_export.runtime.bundle import Bundle
@@ -108,10 +108,11 @@ def check_parity(
         tolerance = Tolerance(bound if atol is None else atol, rtol or 0.0, SCORE_COSINE)
         checks.append(_judge_score(stage, scored, reference, partition, tolerance))
     greedy: list[Greedy] = []
+    copies = most_copies(reference["frames"])
     for anchored, side in SIDES:
         expected = reference[f"{side}_logits"]
         actual = _teacher_forced(bundle, reference, anchored, side)
-        tolerance = tolerance_for(precision, layers, expected, atol, rtol)
+        tolerance = tolerance_for(precision, layers, expected, atol, rtol, copies)
         checks.append(compare("prefill_logits", anchored, actual[:1], expected[:1], tolerance, top1=True))
         if len(expected) > 1:
             checks.append(compare("decode_logits", anchored, actual[1:], expected[1:], tolerance, top1=True))

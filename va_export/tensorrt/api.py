@@ -117,7 +117,9 @@ def load_tensorrt(flavor: Flavor) -> TensorRT:
         VaExportError: it is not installed, not usable, or `flavor` is unknown.
     """
     if flavor not in _MODULE_NAMES:
-        raise VaExportError(f"unknown engine flavour {flavor!r}", fix=f"use one of: {', '.join(FLAVORS)}")
+        raise VaExportError(
+            f"unknown engine flavour {flavor!r}", where="flavor", fix=f"use one of: {', '.join(FLAVORS)}"
+        )
     with _LOCK:
         if flavor not in _LOADED:
             _LOADED[flavor] = _load(flavor)
@@ -132,15 +134,21 @@ def _is_installed(flavor: Flavor) -> bool:
 
 def _load(flavor: Flavor) -> TensorRT:
     if not _is_installed(flavor):
-        raise VaExportError(f"the Python module {_MODULE_NAMES[flavor]} is not installed", fix=_INSTALL[flavor])
+        raise VaExportError(
+            f"the Python module {_MODULE_NAMES[flavor]} is not installed",
+            where=_MODULE_NAMES[flavor],
+            fix=_INSTALL[flavor],
+        )
     try:
         module = importlib.import_module(_MODULE_NAMES[flavor])
     except (ImportError, OSError) as error:
         raise VaExportError(
-            f"{_MODULE_NAMES[flavor]} is installed but cannot be imported: {error}", fix=_INSTALL[flavor]
+            f"{_MODULE_NAMES[flavor]} is installed but cannot be imported: {error}",
+            where=_MODULE_NAMES[flavor],
+            fix=_INSTALL[flavor],
         ) from error
     if not hasattr(module, "Builder"):
-        raise VaExportError(f"{_MODULE_NAMES[flavor]} has no builder", where=module.__file__, fix=_INSTALL[flavor])
+        raise VaExportError(f"{_MODULE_NAMES[flavor]} has no builder", where=str(module.__file__), fix=_INSTALL[flavor])
     if flavor == "tensorrt-rtx":
         _answer_to_bare_name()
     return TensorRT(flavor, module, str(module.__version__))
@@ -187,7 +195,9 @@ def _loaded_rtx_library() -> Path:
         if match := pattern.search(line):
             return Path(match.group(1))
     raise VaExportError(
-        "tensorrt_rtx was imported, but its core library is not in the process", fix=_INSTALL["tensorrt-rtx"]
+        "tensorrt_rtx was imported, but its core library is not in the process",
+        where="tensorrt_rtx",
+        fix=_INSTALL["tensorrt-rtx"],
     )
 
 
@@ -203,6 +213,7 @@ def select_polygraphy_backend(flavor: Flavor) -> None:
         if uses_rtx != (wanted == "1"):
             raise VaExportError(
                 f"Polygraphy was imported before and is set to {'TensorRT-RTX' if uses_rtx else 'TensorRT'}",
+                where="polygraphy",
                 fix="call select_polygraphy_backend before anything imports polygraphy",
             )
     os.environ["POLYGRAPHY_USE_TENSORRT_RTX"] = wanted

@@ -73,7 +73,7 @@ def _create_builder(api: TensorRT, log: BuildLog) -> Builder:
     try:
         builder: Builder = api.module.Builder(log.logger)
     except TypeError as error:  # full TensorRT's constructor returns null where there is no GPU
-        raise VaExportError(f"{api.label} cannot start a builder here: {log.cause()}") from error
+        raise VaExportError(f"{api.label} cannot start a builder here: {log.cause()}", where=api.flavor) from error
     return builder
 
 

@@ -100,9 +100,13 @@ class EngineShapes:
             VaExportError: an input is missing, unknown, or of another type or rank.
         """
         if missing := sorted(set(self.inputs) - set(inputs)):
-            raise VaExportError(f"the engine's inputs {', '.join(missing)} are not given", where="inputs")
+            raise VaExportError(
+                f"the engine's inputs {', '.join(missing)} are not given", where="inputs", fix="give every input"
+            )
         if unknown := sorted(set(inputs) - set(self.inputs)):
-            raise VaExportError(f"the engine has no input {', '.join(unknown)}", fix=f"it has {', '.join(self.inputs)}")
+            raise VaExportError(
+                f"the engine has no input {', '.join(unknown)}", where="inputs", fix=f"it has {', '.join(self.inputs)}"
+            )
         for name, spec in self.inputs.items():
             value = inputs[name]
             if value.dtype != spec.dtype or len(value.shape) != len(spec.shape):
@@ -110,6 +114,7 @@ class EngineShapes:
                     f"the engine takes {spec.dtype} of rank {len(spec.shape)}, "
                     f"not {value.dtype} of shape {tuple(value.shape)}",
                     where=name,
+                    fix=f"give {name} as {spec.dtype} of rank {len(spec.shape)}",
                 )
 
 
@@ -132,5 +137,5 @@ def _numpy_dtype(name: str) -> np.dtype[Any]:
         bfloat16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
         return bfloat16
     if name not in _DTYPES:
-        raise VaExportError(f"tensors of type {name} cannot be handed to an engine from NumPy")
+        raise VaExportError(f"tensors of type {name} cannot be handed to an engine from NumPy", where=name)
     return np.dtype(_DTYPES[name])

@@ -67,7 +67,9 @@ def prepare_onnx(
             function.
     """
     if attention not in ATTENTIONS:
-        raise VaExportError(f"unknown attention {attention!r}", fix=f"use one of: {', '.join(ATTENTIONS)}")
+        raise VaExportError(
+            f"unknown attention {attention!r}", where="--attention", fix=f"use one of: {', '.join(ATTENTIONS)}"
+        )
     try:
         model = ir.load(onnx_path)
     except FileNotFoundError as error:
@@ -130,7 +132,7 @@ def _hand_over_to_plugins(
 
 def _shape(value: ir.Value) -> tuple[int | str, ...]:
     if value.shape is None:
-        raise VaExportError(f"{value.name} has no shape", fix="export the model again")
+        raise VaExportError(f"{value.name} has no shape", where=str(value.name), fix="export the model again")
     return tuple(
         d if isinstance(d, int) else (d.value if isinstance(d.value, str) else f"{value.name}[{axis}]")
         for axis, d in enumerate(value.shape)

@@ -26,7 +26,9 @@ class ShapeRange(Form, frozen=True):
     def __post_init__(self) -> None:
         ordered = all(low <= mid <= high for low, mid, high in zip(self.min, self.opt, self.max, strict=True))
         if not ordered or any(size < 0 for size in self.min):
-            raise VaExportError(f"the shapes {self.min}, {self.opt}, {self.max} are not in ascending order")
+            raise VaExportError(
+                f"the shapes {self.min}, {self.opt}, {self.max} are not in ascending order", where="min, opt, max"
+            )
 
 
 class Profile(Form, frozen=True):
@@ -64,6 +66,7 @@ def _shape_range(name: str, shape: Sequence[int | str], sizes: Mapping[str, Dime
     if missing := [d for d in shape if isinstance(d, str) and d not in sizes]:
         raise VaExportError(
             f"input {name} has the dynamic dimension {missing[0]!r}, for which no range is known",
+            where=name,
             fix=f"known dimensions: {', '.join(sizes)}",
         )
 

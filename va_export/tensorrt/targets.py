@@ -28,17 +28,17 @@ def parse_targets(text: str) -> tuple[str, ...]:
     """
     words = [word.strip().lower() for word in text.split(",") if word.strip()]
     if not words:
-        raise VaExportError("no target is given", where=text, fix="name GPUs as sm80,sm86,sm89,sm120")
+        raise VaExportError("no target is given", where="--target", fix="name GPUs as sm80,sm86,sm89,sm120")
     if wrong := [word for word in words if word != CURRENT_GPU and not re.fullmatch(r"sm\d{2,3}", word)]:
         raise VaExportError(
             f"{', '.join(wrong)} is no target",
-            where=text,
+            where="--target",
             fix=f"write sm and digits, as sm89, or {CURRENT_GPU}",
         )
     if CURRENT_GPU in words and len(set(words)) > 1:
         raise VaExportError(
             f"{CURRENT_GPU} cannot stand beside other targets",
-            where=text,
+            where="--target",
             fix="name GPUs, or the present one",
         )
     return tuple(sorted(set(words), key=lambda word: int(word[2:]) if word != CURRENT_GPU else 0))
@@ -61,7 +61,7 @@ def check_targets(api: TensorRT, targets: tuple[str, ...]) -> None:
     """
     supported = supported_targets(api)
     if not targets:
-        raise VaExportError("no target is given", where=api.label, fix=f"use {', '.join(supported)}")
+        raise VaExportError("no target is given", where="--target", fix=f"use {', '.join(supported)}")
     if unknown := [target for target in targets if target not in supported]:
         fix = (
             "leave --target out: full TensorRT builds for the GPU in this machine"
@@ -79,4 +79,4 @@ def set_targets(api: TensorRT, config: BuilderConfig, targets: tuple[str, ...]) 
     for index, target in enumerate(targets):
         name = target.upper()  # SM89, CURRENT
         if not config.set_compute_capability(getattr(api.module.ComputeCapability, name), index):
-            raise VaExportError(f"{api.label} refused the target {target}")
+            raise VaExportError(f"{api.label} refused the target {target}", where="--target")

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from refusals import refused
 from safetensors.torch import load_file, save_file
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
@@ -184,27 +185,32 @@ def put(name: str, value: torch.Tensor) -> Callable[[Weights], None]:
 
 
 @pytest.mark.parametrize(
-    ("damage", "reason"),
+    ("damage", "named"),
     [
-        (drop("mlp1.3.bias"), "1 tensors are missing from the checkpoint: mlp1.3.bias"),
-        (drop("language_model.model.layers.1.attention.wo.weight"), "layers.1.attention.wo.weight"),
-        (put("extra.lora_A", torch.ones(1)), "have no place in the model: extra.lora_A"),
-        (put("language_model.output.weight", torch.ones(262, 128)), "is [262, 128], expected [263, 128]"),
-        (put("mlp1.0.bias", torch.ones(256, dtype=torch.int8)), "mlp1.0.bias is torch.int8"),
-        (put("mlp1.0.bias", torch.ones(256, dtype=torch.float64)), "mlp1.0.bias is torch.float64"),
+        (drop("mlp1.3.bias"), [1, "mlp1.3.bias"]),
+        (
+            drop("language_model.model.layers.1.attention.wo.weight"),
+            [1, "language_model.model.layers.1.attention.wo.weight"],
+        ),
+        (put("extra.lora_A", torch.ones(1)), [1, "extra.lora_A"]),
+        (
+            put("language_model.output.weight", torch.ones(262, 128)),
+            ["language_model.output.weight", [262, 128], [263, 128]],
+        ),
+        (put("mlp1.0.bias", torch.ones(256, dtype=torch.int8)), ["mlp1.0.bias", "int8"]),
+        (put("mlp1.0.bias", torch.ones(256, dtype=torch.float64)), ["mlp1.0.bias", "float64"]),
     ],
 )
 def test_wrong_weights_are_named(
-    damage: Callable[[Weights], None], reason: str, family: ModelFamily, directory: Path
+    damage: Callable[[Weights], None], named: list[object], family: ModelFamily, directory: Path
 ) -> None:
     weights = load_file(directory / "model.safetensors")
     damage(weights)
     save_file(weights, directory / "model.safetensors")
     checkpoint = Checkpoint.open(directory)
     spec = family.spec_from_checkpoint(checkpoint)
-    with pytest.raises(VaExportError) as caught:
+    with refused(directory, *named):
         check_checkpoint(family, spec, checkpoint)
-    assert reason in str(caught.value)
 
 
 LAYER = "language_model.model.layers.0."
@@ -285,7 +291,7 @@ def test_buffers_without_effect_are_left_out_and_told(family: ModelFamily, direc
     assert "inv_freq" in checkpoint.notes[0]
     weights[f"{LAYER}attention.bias"] = torch.ones(128)  # this one would have an effect
     save_file(weights, directory / "model.safetensors")
-    with pytest.raises(VaExportError, match=r"attention\.bias"):
+    with refused(directory, f"{LAYER}attention.bias"):
         check_checkpoint(family, expected, Checkpoint.open(directory))
 
 
@@ -296,26 +302,25 @@ def test_sound_weights_pass(family: ModelFamily, directory: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("section", "key", "value", "reason"),
+    ("section", "key", "value", "named"),
     [
-        ("llm_config", "num_hidden_layers", 3, "7 tensors are missing"),
-        ("llm_config", "num_hidden_layers", 1, "7 tensors of the checkpoint have no place"),
-        ("llm_config", "num_key_value_heads", 4, "wqkv.weight is [256, 128], expected [384, 128]"),
-        ("llm_config", "intermediate_size", 512, "expected [512, 128]"),
-        ("vision_config", "qk_normalization", True, "4 tensors are missing"),
-        ("vision_config", "num_hidden_layers", 1, "have no place"),
+        ("llm_config", "num_hidden_layers", 3, [7, "language_model.model.layers.2.attention.wo.weight"]),
+        ("llm_config", "num_hidden_layers", 1, [7, "language_model.model.layers.1.attention.wo.weight"]),
+        ("llm_config", "num_key_value_heads", 4, [2, [256, 128], [384, 128]]),
+        ("llm_config", "intermediate_size", 512, [[512, 128]]),
+        ("vision_config", "qk_normalization", True, [4]),
+        ("vision_config", "num_hidden_layers", 1, ["vision_model.encoder.layers.1.attn.proj.bias"]),
     ],
 )
 def test_a_config_that_contradicts_the_weights_is_refused(
-    section: str, key: str, value: Any, reason: str, family: ModelFamily, directory: Path
+    section: str, key: str, value: Any, named: list[object], family: ModelFamily, directory: Path
 ) -> None:
     config = json.loads((directory / "config.json").read_text())
     config[section][key] = value
     (directory / "config.json").write_text(json.dumps(config))
     checkpoint = Checkpoint.open(directory)
-    with pytest.raises(VaExportError) as caught:
+    with refused(directory, *named):
         check_checkpoint(family, family_for(config).spec_from_checkpoint(checkpoint), checkpoint)
-    assert reason in str(caught.value)
 
 
 def test_weights_that_are_not_finite_are_refused(family: ModelFamily, directory: Path) -> None:
@@ -323,5 +328,5 @@ def test_weights_that_are_not_finite_are_refused(family: ModelFamily, directory:
     weights["language_model.model.layers.0.attention.wqkv.weight"][3, 5] = float("nan")
     save_file(weights, directory / "model.safetensors")
     checkpoint = Checkpoint.open(directory)
-    with pytest.raises(VaExportError, match=r"wqkv.weight holds 1 NaN"):
+    with refused(directory / "model.safetensors", "language_model.model.layers.0.attention.wqkv.weight", 1):
         load_model(family, family.spec_from_checkpoint(checkpoint), checkpoint)

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from refusals import refused
 
-from va_export.errors import VaExportError
 from va_export.proof.compare import check_parity
 from va_export.proof.reference import read_reference
 from va_export.runtime.bundle import Bundle
@@ -94,7 +94,7 @@ def test_a_stop_id_ends_the_loop(bundle: Bundle, loop: Loop, question: dict[str,
 
 def test_logits_that_are_not_finite_are_an_error(bundle: Bundle, loop: Loop, question: dict[str, Any]) -> None:
     loop.change = lambda step, token: -1 if step == 1 else token
-    with pytest.raises(VaExportError, match="logits are not finite"):
+    with refused("decoder"):
         bundle.generate(**question, max_new_tokens=6)
 
 

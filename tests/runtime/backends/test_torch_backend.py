@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from refusals import refused
 
 from va_export.checkpoint.files import Checkpoint
-from va_export.errors import VaExportError
 from va_export.models import family_named
 from va_export.models.parameters import load_model
 from va_export.runtime.backends.pytorch import TorchBackend
@@ -54,6 +54,6 @@ def test_a_longer_text_prompt_without_frames(tiny_bundle: Path) -> None:
 @pytest.mark.parametrize("module", ["torch", "transformers"])
 def test_without_pytorch_the_extra_is_named(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, module: str) -> None:
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(VaExportError, match="needs PyTorch and transformers") as caught:
+    with refused("backend torch", module) as caught:
         Bundle.open(tiny_bundle, "torch")
     assert caught.value.fix is not None and "va-export[export]" in caught.value.fix

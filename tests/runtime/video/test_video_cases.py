@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from refusals import refused
 
-from va_export.errors import VaExportError
 from va_export.runtime.video import read_frames
 
 PLACES = [parent / "shared" / "cases" for parent in Path(__file__).parents[4:]]
@@ -30,9 +30,8 @@ def test_rotation() -> None:
 
 def test_truncated_mp4() -> None:
     path = case("truncated_mp4", "trunc_fast.mp4")
-    with pytest.raises(VaExportError, match="promises 60 frames") as caught:
+    with refused(path, "60 frames"):
         read_frames(path, 8)
-    assert caught.value.where == str(path)
     reading = read_frames(path, 8, allow_truncated=True).reading
     assert reading.truncated and reading.promised == "60 frames" and reading.decoded == 13
 

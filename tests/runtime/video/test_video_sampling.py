@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from refusals import refused
 
-from va_export.errors import VaExportError
 from va_export.runtime.video import SAMPLERS, check_sampling, is_by_rate, sample_frames
 
 # A clip of 10 s: a still for 6 s, then 8 frames of half a second.
@@ -72,17 +72,17 @@ def test_indices_exist_and_do_not_descend(rule: str, count: int) -> None:
     "rule", ["", "middle", "fps", "fps=", "fps=0", "fps=-1", "fps=nan", "fps=inf", "fps=two", "FPS=2"]
 )
 def test_unknown_rules_are_refused_by_name(rule: str) -> None:
-    with pytest.raises(VaExportError, match="unknown sampling") as caught:
+    with refused("--sampling", repr(rule)) as caught:
         check_sampling(rule, "--sampling")
-    assert caught.value.where == "--sampling" and "uniform-time" in str(caught.value.fix)
+    assert "uniform-time" in str(caught.value.fix)
 
 
 def test_too_few_and_none_are_refused() -> None:
     for rule in SAMPLERS:
-        with pytest.raises(VaExportError, match="3 frames, 4 are asked for"):
+        with refused("video", 3, 4):
             sample_frames(rule, 3, 4)
     for rule in (*SAMPLERS, "fps=2"):
-        with pytest.raises(VaExportError, match="0 frames asked for"):
+        with refused("frames", 0):
             sample_frames(rule, 3, 0)
-        with pytest.raises(VaExportError, match="the video has 0 frames"):
+        with refused("video", 0, 1):
             sample_frames(rule, 0, 1)

@@ -107,7 +107,7 @@ class CheckpointTokenizer:
         if last >= vocab_size:
             raise VaExportError(
                 f"the tokenizer's token {text!r} has the id {last}; the model's vocabulary ends at {vocab_size - 1}",
-                where=self.file,
+                where=self.file or "tokenizer.json",
                 fix=f"{_FIX}: a text that spells this token would have an id that the model does not know",
             )
         for token in PROMPT_TOKENS:
@@ -116,7 +116,7 @@ class CheckpointTokenizer:
             if len(ids) != 1:
                 raise VaExportError(
                     f"{token}, of which prompts are made, is no token of this tokenizer: it is spelled in {len(ids)}",
-                    where=self.file,
+                    where=self.file or "tokenizer.json",
                     fix=_FIX,
                 )
         if image_token_id not in (None, self.image_token_id):
@@ -152,7 +152,7 @@ class CheckpointTokenizer:
             if stated is None and (after or len(before) > 1):
                 raise VaExportError(
                     f"the tokenizer puts the ids {before} before a text and {after} behind it, not one token before it",
-                    where=self.file,
+                    where=self.file or "tokenizer.json",
                     fix="correct its post_processor, or say add_bos_token in tokenizer_config.json",
                 )
             default = bool(before)
