@@ -14,6 +14,7 @@ from msgspec.structs import asdict
 from va_export.anchor import subspace_score
 from va_export.anchor.sharing import sharing_score
 from va_export.documents import decode, encode, read
+from va_export.errors import VaExportError
 from va_export.proof.compare import check_parity, compare, parity_document
 from va_export.proof.documents import OwnScore, Parity, ParityRun, Tolerance
 from va_export.proof.partition import (
@@ -286,6 +287,15 @@ def test_the_cut_of_two_halves_counts_what_crosses() -> None:
     assert normalized_cut(expression, np.array([0, 0, 1, 1])) == pytest.approx(2 * (1 - 6 / 7))
     assert normalized_cut(expression, np.array([0, 1, 0, 1])) == pytest.approx(2.0)
     assert normalized_cut(expression, np.array([5, 5, 5, 5])) == pytest.approx(0.0)
+
+
+def test_a_reference_whose_frames_are_not_its_own(
+    tiny_bundle: Path, reference: dict[str, np.ndarray[Any, Any]]
+) -> None:
+    pixels = reference["vision.pixel_values"]
+    other = {**reference, "vision.pixel_values": np.concatenate([pixels, pixels])}
+    with Bundle.open(tiny_bundle) as bundle, pytest.raises(VaExportError):
+        check_parity(bundle, other)
 
 
 def test_copies_of_a_frame_are_counted() -> None:

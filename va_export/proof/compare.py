@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import structs
 
+from va_export.errors import VaExportError
 from va_export.proof.documents import Check, Greedy, NotRun, OwnScore, Parity, ParityRun, Tolerance
 from va_export.proof.partition import SAME, WORSE, ReferencePartition, label_agreement
 from va_export.proof.reference import SIDES, prepared_of
@@ -86,6 +87,12 @@ def check_parity(
 
     visual = bundle.backend.run("vision", prepared.vision_inputs)["visual_tokens"]
     expected = reference["visual_tokens"]
+    if visual.shape != expected.shape:
+        raise VaExportError(
+            f"the reference's frames give visual tokens {visual.shape}, and it holds {expected.shape}",
+            where=bundle.manifest.directory / "reference.npz",
+            fix="copy or export the bundle again",
+        )
     checks.append(
         compare("visual_tokens", None, visual, expected, tolerance_for(precision, vision_layers, expected, atol, rtol))
     )
