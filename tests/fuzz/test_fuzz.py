@@ -57,7 +57,7 @@ print(end.kind, end.what, sep="|")
     ("body", "kind", "what"),
     [
         ("pass", "accepted", ""),
-        ("raise VaExportError('no')", "refused", ""),
+        ("raise VaExportError('no', where='x')", "refused", ""),
         ("{}['x']", "find", "KeyError in nothing of the package"),
         ("os.kill(os.getpid(), signal.SIGSEGV)", "find", "SIGSEGV in nothing of the package"),
         ("os._exit(5)", "find", "exit code 5 in nothing of the package"),
