@@ -207,6 +207,8 @@ ILLEGAL = [
     ("frame_template", "{image}{image}"),
     ("image_size", 0),
     ("image_size", 28.5),
+    ("image_size", 2**53 + 1),
+    ("tokens_per_frame", 1 << 30),
     ("image_size", True),
     ("frames", 0),
     ("tokens_per_frame", -1),

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 Frames = npt.NDArray[np.uint8] | Sequence[npt.NDArray[np.uint8]]
 _FIELD = re.compile(r"\{(\w+)\}")
 _PIXELS = "pixel_values"
+_LARGEST = 1 << 14  # of sizes and counts: far above any model's, and far below what fills a machine's memory by itself
 
 
 class FixedFrames(Form, frozen=True, tag_field="kind", tag="fixed_frames"):
@@ -63,6 +64,9 @@ class FixedFrames(Form, frozen=True, tag_field="kind", tag="fixed_frames"):
         _check_fields("frame_template", self.frame_template, ("number", "image"))
         if min(self.image_size, self.tokens_per_frame, self.frames, *self.std) <= 0:
             raise ValueError("image_size, tokens_per_frame, frames and std must be positive")
+        for name in ("image_size", "tokens_per_frame", "frames"):
+            if getattr(self, name) > _LARGEST:
+                raise ValueError(f"{name} is {getattr(self, name)}, more than {_LARGEST}")
         if not self.image_token:
             raise ValueError("image_token is empty")
         for name in ("image_token_id", "bos_token_id", "stop_token_ids"):
