@@ -54,13 +54,11 @@ int main(int argument_count, char**) {
   // Thin and Gram form, with and without PCA of either Gram matrix, one and several tiles of tokens and features. Where
   // there are several, a small rho makes C zero: the eigensolver would loop for minutes over what the others show. Its
   // residual leaves no result, so one launch iterates twice and ends there, and one with an eps above it clusters.
-  const Case cases[] = {{5, 1, 2, 0, 300.0f, 2e-4f, VA_SCORE_SOLVED},
-                        {18, 12, 2, 10, 300.0f, 2e-4f, VA_SCORE_SOLVED},
-                        {17, 66, 1, 1, 300.0f, 2e-4f, VA_SCORE_SOLVED},
-                        {131, 65, 3, 0, 1e-3f, 2e-4f, VA_SCORE_NO_RESULT},
-                        {131, 65, 3, 0, 1e-3f, 10.0f, VA_SCORE_SOLVED},
-                        {66, 40, 3, 0, 1e-3f, 2e-4f, VA_SCORE_NO_RESULT},
-                        {66, 40, 3, 0, 1e-3f, 10.0f, VA_SCORE_SOLVED}};
+  const Case cases[] = {
+      {5, 1, 2, 0, 300.0f, 2e-4f, VA_SCORE_SOLVED},   {18, 12, 2, 10, 300.0f, 2e-4f, VA_SCORE_SOLVED},
+      {17, 66, 1, 1, 300.0f, 2e-4f, VA_SCORE_SOLVED}, {131, 65, 3, 0, 1e-3f, 2e-4f, VA_SCORE_NO_RESULT},
+      {131, 65, 3, 0, 1e-3f, 10.0f, VA_SCORE_SOLVED}, {66, 40, 3, 0, 1e-3f, 2e-4f, VA_SCORE_NO_RESULT},
+      {66, 40, 3, 0, 1e-3f, 10.0f, VA_SCORE_SOLVED}};
   int launches = 0;
   for (const Case& c : cases) {
     if (!run(c, missing)) return 1;
