@@ -107,6 +107,7 @@ def command(as_json: bool = False) -> Result:
         Path(os.environ["CLEANED"]).touch()
     return Result()
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # both are inherited ignored below nohup, which the command keeps
 run(command)
 """
 
