@@ -1,7 +1,7 @@
 """The reference: the checkpoint in PyTorch, float32, through Hugging Face's own classes, stage by stage on real frames.
 
 Where the model does not fit into memory in float32, its weights are streamed from the checkpoint, module by module, and
-the numbers are the same (`report.streamed_reference`); which way is taken is decided here from the memory that is free.
+the numbers are the same (`proof.streamed_reference`); which way is taken is decided here from the memory that is free.
 
 It is written into the bundle (`reference.npz`), so that parity can be repeated where neither PyTorch nor the
 checkpoint is.
