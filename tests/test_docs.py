@@ -125,6 +125,26 @@ def test_contributing_names_what_is_in_the_code() -> None:
             assert set(re.findall(r"[A-Za-z_]\w{2,}", span)) <= words, span
 
 
+def test_sources_name_files_and_modules_that_exist() -> None:
+    """In comments and docstrings too: a source's path from the root, and `room.module` in backquotes."""
+    made_up = re.compile(r"/x\.|[A-Z]{2}")  # placeholders
+    named, missing = 0, list[str]()
+    for text in sources().values():
+        paths = re.findall(
+            r"(?<![\w/.-])(?:va_export|plugins|engines|scripts|tests)/[\w./-]+\.(?:py|sh|cuh?|h|cpp|md)\b", text
+        )
+        names = re.findall(r"`(?:va_export\.)?([a-z_]\w*)\.([a-z_]\w*)[\w.]*`", text)
+        members = [(room, name) for room, name in names if (REPOSITORY / "va_export" / room).is_dir()]
+        named += len(paths) + len(members)
+        missing += [path for path in paths if not made_up.search(path) and not (REPOSITORY / path).exists()]
+        for room, name in members:
+            inside = REPOSITORY / "va_export" / room / name
+            if not inside.is_dir() and not inside.with_suffix(".py").exists():
+                missing += [] if hasattr(importlib.import_module(f"va_export.{room}"), name) else [f"{room}.{name}"]
+    assert named > 100
+    assert missing == []
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_options_are_frozen_and_explained(command: str) -> None:
     found = options(command)

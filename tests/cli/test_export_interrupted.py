@@ -114,7 +114,7 @@ def hashes(directory: Path) -> dict[str, str]:
 
 def test_killed_at_random_moments_it_ends_with_the_same_bytes(tmp_path: Path) -> None:
     """One bundle in one run; another whose run is killed five times, each time somewhere else on its way. Ten times at
-    a real model's width: tests/test_real_width.py."""
+    a real model's width: tests/export/test_real_width.py."""
     (tmp_path / "whole").mkdir()
     (tmp_path / "killed").mkdir()
     assert repeat_export(tmp_path / "whole" / "b", [None]) == [0]

@@ -74,7 +74,7 @@ def test_the_backends_agree(sharded_bundle: Path) -> None:
     assert expected is not None and "prefill/decoder_1" in results["onnxruntime", "plugin"].timings
     for result in results.values():
         assert result.logits is not None
-        # As tests/runtime/test_torch_backend.py holds the whole decoder to.
+        # As tests/runtime/backends/test_torch_backend.py holds the whole decoder to.
         assert np.abs(result.logits - expected).max() < 0.02 * np.abs(expected).max()
 
 
