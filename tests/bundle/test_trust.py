@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from command_line import va_check, va_run
+from resealing import reseal
 from synthetic_manifest import component_entry, engine_entry, manifest_of
 
 import va_export.bundle.trust as trust
@@ -215,9 +216,7 @@ def strange_bundle(copied_bundle: Path, needs_engines: None) -> Path:
     """A bundle of a stranger: its library is not ours, and its manifest says that all is well."""
     library = copied_bundle / LIBRARY
     library.write_bytes(library.read_bytes() + b"!")
-    data = json.loads((copied_bundle / "manifest.json").read_text())
-    data["files"][LIBRARY] = {"bytes": library.stat().st_size, "sha256": digest(library.read_bytes())}
-    (copied_bundle / "manifest.json").write_text(json.dumps(data))
+    reseal(copied_bundle, LIBRARY)
     return copied_bundle
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from resealing import reseal
 
 from va_export.checkpoint.files import Checkpoint
 from va_export.checkpoint.hub import DOWNLOAD_PATTERNS
@@ -130,9 +131,7 @@ def test_no_code_is_downloaded() -> None:
 
 def test_a_bundle_on_pytorch_runs_nothing_of_its_folder(copied_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plant(copied_bundle)
-    manifest = json.loads((copied_bundle / "manifest.json").read_text())
-    manifest["files"]["config.json"]["bytes"] = (copied_bundle / "config.json").stat().st_size
-    (copied_bundle / "manifest.json").write_text(json.dumps(manifest))
+    reseal(copied_bundle, "config.json")
     monkeypatch.chdir(copied_bundle)
     with Bundle.open(copied_bundle, "torch") as bundle:
         assert len(bundle.generate(input_ids=[[1, 2, 3]], max_new_tokens=1).tokens) == 1

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -60,15 +58,6 @@ MAKERS: dict[str, Make] = {
     "score cache": inputs.write_score_cache,
     "clips": inputs.write_clips,
 }
-
-
-def reseal(folder: Path, changed: str) -> None:
-    """Put the size and the hash of a changed file into the manifest."""
-    path = folder / "manifest.json"
-    manifest = json.loads(path.read_bytes())
-    content = (folder / changed).read_bytes()
-    manifest["files"][changed] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    path.write_text(json.dumps(manifest))
 
 
 def _bundle(folder: Path) -> Any:

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import valid_inputs
 from fork_case import Bounds, End, prepare, run_case
-from fuzz_kinds import MAKERS, Kind, reseal
+from fuzz_kinds import MAKERS, Kind
+from resealing import reseal
 
 from va_export.documents import Form
 

@@ -15,9 +15,9 @@ import onnx
 import pytest
 from msgspec import structs
 from refusals import refused
+from resealing import rewrite
 
 from va_export.anchor import alpha_k_for_target_share, gains_from_score, subspace_score
-from va_export.bundle.manifest import sha256
 from va_export.errors import VaExportError
 from va_export.runtime.bundle import Bundle
 from va_export.settings import ScoreSettings
@@ -237,15 +237,6 @@ def test_unknown_placeholders_are_told_by_their_number(golden_bundle: Callable[[
         with refused("generate", 128) as caught:
             bundle.generate(golden["pixel_values"], ids, max_new_tokens=1)
         assert caught.value.fix is not None and "--image-token-id" in caught.value.fix
-
-
-def rewrite(bundle: Path, name: str, content: bytes) -> None:
-    """Replace a file and tell the manifest, as somebody who means harm would."""
-    (bundle / name).write_bytes(content)
-    path = bundle / "manifest.json"
-    data = json.loads(path.read_text())
-    data["files"][name] = {"bytes": len(content), "sha256": sha256(bundle / name)}
-    path.write_text(json.dumps(data))
 
 
 def test_external_data_that_leaves_the_bundle_is_refused(copied_bundle: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,8 +10,9 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from resealing import reseal
 
-from va_export.bundle.manifest import read_manifest, sha256
+from va_export.bundle.manifest import read_manifest
 from va_export.errors import VaExportError
 from va_export.progress import StageDisplay
 from va_export.proof.run import check_bundle
@@ -26,11 +26,10 @@ IDS = np.arange(1, 13)
 def other_bundle(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny model with all its weights halved: files of the same names and sizes."""
     directory = Path(shutil.copytree(tiny_bundle, tmp_path_factory.mktemp("other") / "bundle"))
-    manifest = json.loads((directory / "manifest.json").read_text())
-    for path in directory.glob("onnx/*.data"):
+    weights = list(directory.glob("onnx/*.data"))
+    for path in weights:
         (np.fromfile(path, np.float16) / 2).tofile(path)
-        manifest["files"][f"onnx/{path.name}"]["sha256"] = sha256(path)
-    (directory / "manifest.json").write_text(json.dumps(manifest))
+    reseal(directory, *(f"onnx/{path.name}" for path in weights))
     return directory
 
 
@@ -170,18 +169,13 @@ def test_external_data_that_the_manifest_does_not_list_are_refused(copied_bundle
             if entry.key == "location":
                 entry.value = "more.data"
     onnx.save(model, path)
-    data = json.loads((copied_bundle / "manifest.json").read_text())
-    del data["files"]["onnx/embedding.onnx.data"]
-    data["files"]["onnx/embedding.onnx"] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
-    (copied_bundle / "manifest.json").write_text(json.dumps(data))
+    reseal(copied_bundle, "onnx/embedding.onnx", without="onnx/embedding.onnx.data")
     with Bundle.open(copied_bundle) as bundle, pytest.raises(VaExportError) as caught:
         answer(bundle)
     assert caught.value.where == str(copied_bundle / "manifest.json")
 
 
 def test_a_tokenizer_that_the_manifest_does_not_list_is_not_read(copied_bundle: Path) -> None:
-    data = json.loads((copied_bundle / "manifest.json").read_text())
-    del data["files"]["tokenizer.json"]
-    (copied_bundle / "manifest.json").write_text(json.dumps(data))
+    reseal(copied_bundle, without="tokenizer.json")
     with Bundle.open(copied_bundle) as bundle:
         assert bundle.tokenizer is None

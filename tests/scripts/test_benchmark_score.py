@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from script_files import load_script
 
 from va_export.evidence.document import begin_evidence, check_evidence, failures
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "benchmark_score.py"
 CEILINGS = {"matmul_bf16_tflops": None, "copy_tb_per_s": None}
 DEVICE = {"name": "Some CPU", "driver": None, "cuda": None, "torch": None}
 
 
 @pytest.fixture(scope="module")
 def script() -> Any:
-    spec = importlib.util.spec_from_file_location("benchmark_score", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("benchmark_score")
 
 
 @pytest.mark.filterwarnings("ignore:subspace_score stopped", "ignore:Graph is not fully connected")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 from dataclasses import replace
@@ -11,24 +10,15 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from script_files import load_script
 
 from va_export.evidence.processes import Watched
 from va_export.models import published_config
 
-SCRIPTS = Path(__file__).parents[2] / "scripts"
-
-
-def load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
 
 @pytest.fixture
 def full_size(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    return load("full_size_export")
+    return load_script("full_size_export")
 
 
 def run_full_size(
@@ -122,7 +112,7 @@ def test_engines_have_no_targets_of_an_export(
 def test_the_comparison_needs_both_and_a_third(
     ours: tuple[int, float], peer: tuple[int, float], passed: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    script = load("benchmark_export")
+    script = load_script("benchmark_export")
     results = iter([Watched(0, 1, 1), *(Watched(code, 2.0, int(rss)) for code, rss in (ours, peer))])
     monkeypatch.setattr(script, "watch", lambda _: next(results))
     row = script.compare(tmp_path / "place", "owner/model", 2) if (tmp_path / "place").mkdir() is None else {}
@@ -130,7 +120,7 @@ def test_the_comparison_needs_both_and_a_third(
 
 
 def test_the_comparison_is_at_the_published_width() -> None:
-    config = load("benchmark_export").cut_config("OpenGVLab/InternVL2-8B", 4)
+    config = load_script("benchmark_export").cut_config("OpenGVLab/InternVL2-8B", 4)
     full = published_config("OpenGVLab/InternVL2-8B")
     assert full is not None and config["llm_config"] == {**full["llm_config"], "num_hidden_layers": 4}
     assert config["vision_config"]["num_hidden_layers"] == 2

@@ -8,10 +8,10 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 from refusals import refused
+from script_files import load_script
 
 from va_export.evidence.bundle_checks import stage_rows, use_wheels
 from va_export.evidence.device import describe_cpu
@@ -20,14 +20,6 @@ from va_export.proof.documents import LatencyRun, PeakMemory
 from va_export.proof.latency import summarize
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "gpu_engines.py"
-
-
-def load_script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("gpu_engines", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -83,7 +75,7 @@ def test_skipped_and_failed_tests_are_not_passed(tmp_path: Path) -> None:
         '<testcase classname="a" name="bad"><failure message="0.3 > 0.1&#10;more"/></testcase>'
         '<testcase classname="a" name="left"><skipped message="no GPU"/></testcase></testsuite></testsuites>'
     )
-    rows = load_script().rows_from_junit(report)
+    rows = load_script("gpu_engines").rows_from_junit(report)
     assert [(row["name"], row["passed"], row.get("message")) for row in rows] == [
         ("a::good", True, None),
         ("a::bad", False, "0.3 > 0.1"),

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from refusals import refused
+from script_files import load_script
 
 from va_export.tensorrt import types as tensorrt_types
 from va_export.tensorrt.api import (
@@ -89,23 +90,7 @@ def test_a_copy_of_the_plugin_library_is_not_loaded_again(rtx: TensorRT, plugin_
     assert error.value.fix is not None and str(plugin_library) in error.value.fix
 
 
-PROTOCOLS = {
-    "Tensor": "ITensor",
-    "Layer": "ILayer",
-    "Network": "INetworkDefinition",
-    "OptimizationProfile": "IOptimizationProfile",
-    "BuilderConfig": "IBuilderConfig",
-    "Builder": "Builder",
-    "ParserError": "ParserError",
-    "OnnxParser": "OnnxParser",
-    "PluginRegistry": "IPluginRegistry",
-    "Runtime": "Runtime",
-    "Engine": "ICudaEngine",
-    "Context": "IExecutionContext",
-}
-
-
-@pytest.mark.parametrize(("protocol", "class_name"), PROTOCOLS.items())
+@pytest.mark.parametrize(("protocol", "class_name"), load_script("check_tensorrt_api").PROTOCOLS.items())
 def test_the_api_has_what_the_protocols_promise(rtx: TensorRT, protocol: str, class_name: str) -> None:
     declared = getattr(tensorrt_types, protocol)
     members = [name for name in vars(declared) if not name.startswith("_")]

@@ -11,8 +11,9 @@ import numpy as np
 import onnx
 import pytest
 from refusals import refused
+from resealing import rewrite
 
-from va_export.bundle.manifest import Manifest, read_manifest, sha256
+from va_export.bundle.manifest import Manifest, read_manifest
 from va_export.errors import VaExportError
 from va_export.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from va_export.runtime.bundle import Bundle
@@ -159,19 +160,10 @@ def test_the_cache_is_as_large_as_needed(backend: OnnxRuntimeBackend) -> None:
     assert [backend.cache_capacity(needed, 200) for needed in (1, 64, 65, 190, 200)] == [64, 64, 128, 192, 200]
 
 
-def _replace(bundle: Path, name: str, content: bytes) -> None:
-    """Another file in a bundle, and its manifest made to say so."""
-    (bundle / name).write_bytes(content)
-    path = bundle / "manifest.json"
-    data = json.loads(path.read_text())
-    data["files"][name] = {"bytes": len(content), "sha256": sha256(bundle / name)}
-    path.write_text(json.dumps(data))
-
-
 def test_a_graph_that_onnxruntime_cannot_open(copied_bundle: Path) -> None:
     model = onnx.load(copied_bundle / "onnx" / "vision.onnx", load_external_data=False)
     model.graph.node[0].op_type = "NoSuchOperator"
-    _replace(copied_bundle, "onnx/vision.onnx", model.SerializeToString())
+    rewrite(copied_bundle, "onnx/vision.onnx", model.SerializeToString())
     with Bundle.open(copied_bundle) as bundle, refused("onnx/vision.onnx", "vision", "NoSuchOperator") as caught:
         vision(bundle.backend, np.zeros((1, 3, 112, 112), np.float32))
     assert caught.value.fix == "verify the bundle with va-check, or export it again"
@@ -213,7 +205,7 @@ def test_a_damaged_graph_prints_nothing(copied_bundle: Path, capsys: pytest.Capt
     path = copied_bundle / "onnx" / "embedding.onnx"
     model = onnx.load(path, load_external_data=False)
     content = model.SerializeToString().replace(model.graph.node[0].op_type.encode(), b"\xb1" * 4, 1)
-    _replace(copied_bundle, "onnx/embedding.onnx", content)
+    rewrite(copied_bundle, "onnx/embedding.onnx", content)
     with Bundle.open(copied_bundle) as bundle, pytest.raises(VaExportError):
         bundle.backend.run("embedding", {"input_ids": np.zeros((1, 1), np.int64)})
     assert capsys.readouterr().out == ""
@@ -237,7 +229,7 @@ def test_a_graph_that_gives_something_else(copied_bundle: Path) -> None:
         other.graph.output[0].CopyFrom(
             onnx.helper.make_tensor_value_info(name, output.type.tensor_type.elem_type, None)
         )
-        _replace(copied_bundle, "onnx/embedding.onnx", other.SerializeToString())
+        rewrite(copied_bundle, "onnx/embedding.onnx", other.SerializeToString())
         with Bundle.open(copied_bundle) as bundle, pytest.raises(VaExportError) as caught:
             bundle.backend.run("embedding", inputs)
         assert output.name in caught.value.what
