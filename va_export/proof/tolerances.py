@@ -14,9 +14,8 @@ Array = npt.NDArray[Any]
 
 # Unit roundoff: half the distance from 1 to the next number (IEEE 754; bfloat16 keeps 8 bits).
 _ROUNDOFF = {"fp32": 2.0**-24, "fp16": 2.0**-11, "bf16": 2.0**-8}
-# Roundings on the way through one transformer layer: two norms, seven matrix products and their sums, rotary,
-# softmax, gating, two
-# residual sums, each of an input and an output: about 24.
+# Roundings on the way through one transformer layer: two norms, seven matrix products and their sums, rotary, softmax,
+# gating, two residual sums, each of an input and an output: about 24.
 _ROUNDINGS_PER_LAYER = 24
 # The largest of 10⁶ Gaussian errors is 5 σ; twice that leaves room for accumulation order and a wider tail.
 _SPREAD = 10.0
