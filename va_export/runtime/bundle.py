@@ -257,7 +257,9 @@ class Bundle:
                     steps = Steps([follow(first, loop, n_new, stops, on_row)])
                 else:
                     step = self._timed_step(session, clock)
-                    steps = greedy(logits, step, n_new, stops=stops, forced=forced, on_token=on_row)
+                    steps = greedy(
+                        logits, step, n_new, stops=stops, forced=forced, on_token=on_row, keep_logits=return_logits
+                    )
         return encoded.generation(steps, 0, clock, with_logits=return_logits)
 
     def answer_batch(
@@ -295,7 +297,8 @@ class Bundle:
                 rows = [session.prefill(row, one.prepared, one.visual, one.gains) for row, one in enumerate(encoded)]
             with clock("decode"):
                 step = self._timed_step(session, clock)
-                steps = greedy(np.concatenate(rows), step, max_new_tokens, stops=stops)
+                logits = np.concatenate(rows)
+                steps = greedy(logits, step, max_new_tokens, stops=stops, keep_logits=return_logits)
         return [one.generation(steps, row, clock, with_logits=return_logits) for row, one in enumerate(encoded)]
 
     @property

@@ -87,7 +87,7 @@ class Steps:
 
     Attributes:
         tokens: by row; the last of a row is a stop id if one came up.
-        logits: (B, vocab) of every step that came to the host, the prompts' last positions first.
+        logits: (B, vocab) of every step, the prompts' last positions first, if they were to be kept.
     """
 
     tokens: list[list[int]]
@@ -102,6 +102,7 @@ def greedy(
     stops: Sequence[int] = (),
     forced: Int64 | None = None,
     on_token: Callable[[int, int], None] | None = None,
+    keep_logits: bool = True,
 ) -> Steps:
     """Choose the likeliest token of every row and feed it, until each row has `n_new` or met a stop.
 
@@ -112,6 +113,7 @@ def greedy(
         step: feeds (B,) tokens and gives (B, vocab) logits: a session's, a reference model's.
         forced: (B, T ≥ n_new) tokens to feed instead of the likeliest, for comparisons; stops then do not stop.
         on_token: called with (row, token) as each is chosen.
+        keep_logits: False for long answers: at 92 553 words a thousand tokens of eight rows are 3 GB.
 
     Raises:
         VaExportError: logits that are not finite, where tokens are chosen from them.
@@ -120,7 +122,8 @@ def greedy(
     done = Steps([[] for _ in range(batch)])
     running = [True] * batch
     for number in range(n_new):
-        done.logits.append(logits)
+        if keep_logits:
+            done.logits.append(logits)
         if forced is None:
             _check_finite(logits[running])  # rows that have ended may do as they like
             chosen = logits.argmax(axis=-1).astype(np.int64)
