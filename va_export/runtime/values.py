@@ -40,7 +40,7 @@ def number(name: str, value: Any, *, least: float, below: float) -> float:
         raise _wrong(name, value, "a number")
     if not least <= value < below:
         raise VaExportError(
-            f"{name} must lie in [{least:g}, {below:g}), not {_shown(value)}", where=name, fix=f"choose {name} in that range"
+            f"{name} must lie in [{least:g}, {below:g}), not {_shown(value)}", where=name, fix=f"choose another {name}"
         )
     return float(value)
 
