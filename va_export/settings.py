@@ -111,7 +111,11 @@ class GainSettings(Form, frozen=True):
 
 
 class Limits(Form, frozen=True):
-    """The sizes that engines are built for, and the sizes that they are tuned for."""
+    """The sizes that engines are built for, and the sizes that they are tuned for.
+
+    max_pixels is of a frame as the model sees it, for models whose frames keep their own sizes; None is the model's
+    own.
+    """
 
     max_batch_size: int = 1
     max_input_len: int = 4096
@@ -119,10 +123,11 @@ class Limits(Form, frozen=True):
     max_frames: int = 16
     opt_input_len: int = 2304
     opt_frames: int = 8
+    max_pixels: int | None = None
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            if getattr(self, field.name) < 1:
+            if (value := getattr(self, field.name)) is not None and value < 1:
                 option = f"--{field.name.replace('_', '-')}"
                 raise VaExportError(
                     f"{field.name} must be at least 1, not {getattr(self, field.name)}",

@@ -96,7 +96,11 @@ class Toy:
     architectures = ("ToyForVideo",)
 
     def spec_from_config(
-        self, config: Mapping[str, Any], num_decoder_layers: int | None = None, image_token_id: int | None = None
+        self,
+        config: Mapping[str, Any],
+        num_decoder_layers: int | None = None,
+        image_token_id: int | None = None,
+        max_pixels: int | None = None,
     ) -> ModelSpec:
         text = replace(TEXT, num_layers=num_decoder_layers or config["layers"])
         names = {
@@ -122,8 +126,8 @@ class Toy:
             eos_token_ids=(2,),
         )
 
-    def spec_from_checkpoint(self, checkpoint: Any, layers: int | None = None, token: int | None = None) -> ModelSpec:
-        return self.spec_from_config(checkpoint.config, layers, token)
+    def spec_from_checkpoint(self, checkpoint: Any, *choices: int | None) -> ModelSpec:
+        return self.spec_from_config(checkpoint.config, *choices)
 
     def published_config(self, hub_id: str) -> dict[str, Any] | None:
         return None

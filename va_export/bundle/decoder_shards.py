@@ -54,8 +54,3 @@ class DecoderShard:
     def output_name(self) -> str:
         """What it gives: (B, vocab) or (B, S, D), both float32."""
         return "logits" if self.is_last else "next_hidden_states"
-
-
-def is_decoder(component: str) -> bool:
-    """Whether a component of a bundle is the decoder or a shard of it."""
-    return component == DECODER or component.startswith(f"{DECODER}_")

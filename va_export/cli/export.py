@@ -60,6 +60,9 @@ def export_command(
     max_input_len: Annotated[int | None, Option(help="Longest prompt, visual tokens included.")] = None,
     max_kv_cache_capacity: Annotated[int | None, Option(help="Slots of the KV cache: prompt and answer.")] = None,
     max_frames: Annotated[int | None, Option(help="Most frames of a video.")] = None,
+    max_pixels: Annotated[
+        int | None, Option(help="Most pixels of a frame as the model sees it, where frames keep their own sizes.")
+    ] = None,
     alpha_k: Annotated[float | None, Option(help="Default gain on keys.")] = None,
     alpha_v: Annotated[float | None, Option(help="Default gain on values.")] = None,
     subspaces: Annotated[
@@ -126,6 +129,7 @@ def export_command(
             "max_input_len": max_input_len,
             "max_kv_cache_capacity": max_kv_cache_capacity,
             "max_frames": max_frames,
+            "max_pixels": max_pixels,
         },
     )
     chosen = _precision(precision, fp16, fp32)

@@ -101,8 +101,8 @@ def write_component(
     written: WrittenComponents,
     stage: Stage,
 ) -> None:
-    """Write one component, or what an earlier run left to do of it, and note it in `written`. A decoder has two forms
-    over the same weights: the graph itself, and the one without the custom op.
+    """Write one component, or what an earlier run left to do of it, and note it in `written`. Where there is a custom
+    op there are two forms over the same weights: the graph itself, and the one without the op.
 
     Args:
         graph: gives the traced graph, passes run; not called if its files are there.
@@ -111,7 +111,7 @@ def write_component(
     from va_export.graph.weight_layout import data_bytes
 
     name, shard = component.name, component.shard
-    files = {"onnx": _file(name), **({"onnx_native": _file(f"{name}_native")} if shard else {})}
+    files = {"onnx": _file(name), **({"onnx_native": _file(f"{name}_native")} if component.has_native_form else {})}
     layers = None if shard is None or shard.is_whole else (shard.first_layer, shard.stop_layer)
     key = list(layers) if layers else None  # tells apart graphs of one name
     data = f"{files['onnx']}.data"

@@ -1,4 +1,4 @@
-"""The decoder without the custom op: the same weights, attention in standard ops."""
+"""A component without the custom op: the same weights, attention in standard ops."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import onnx_ir as ir
 from va_export.passes.lower_anchored_attention import lower_anchored_attention
 
 
-def write_native_form(decoder: Path, path: Path) -> None:
-    """Write `path`, a second graph over `decoder`'s external data, which must lie in the same folder."""
-    model = ir.load(decoder)
+def write_native_form(component: Path, path: Path) -> None:
+    """Write `path`, a second graph over `component`'s external data, which must lie in the same folder."""
+    model = ir.load(component)
     lower_anchored_attention(model)
     ir.save(model, path)  # tensors that are external already stay where they are

@@ -262,7 +262,8 @@ def _source_blocks(source: WeightSource, reader: WeightReader) -> Iterator[torch
     height = max(1, BLOCK_ELEMENTS // width)
     for start, stop in _row_spans(source):
         for row in range(start, stop, height):
-            yield reader.rows(source.checkpoint_name, row, min(row + height, stop))
+            rows = reader.rows(source.checkpoint_name, row, min(row + height, stop))
+            yield rows.flatten(1) if source.is_joined else rows
 
 
 def _row_spans(source: WeightSource) -> list[tuple[int, int]]:

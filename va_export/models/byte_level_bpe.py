@@ -11,13 +11,35 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from va_export.checkpoint.json_files import read_form
-from va_export.checkpoint.special_tokens import AddedToken, TokenId, add_tokens
+from va_export.checkpoint.special_tokens import TOKENIZER_FILE, AddedToken, SpecialTokens, TokenId, add_tokens
 from va_export.errors import VaExportError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 VOCABULARY_FILE, MERGES_FILE = "vocab.json", "merges.txt"
+# How Qwen2 cuts text before merging bytes: English contractions, words with what leads them, single digits, punctuation
+# with its line breaks, white space (`pre_tokenizer` of Qwen/Qwen2-0.5B-Instruct's tokenizer.json).
+_QWEN2_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+def from_qwen2_files(vocabulary: Path, special: SpecialTokens) -> Tokenizer:
+    """Qwen2's tokenizer, of which Qwen2.5's has further added tokens.
+
+    Raises:
+        VaExportError: the files are of another class, or as `build_tokenizer`.
+    """
+    name = special.tokenizer_class or "Qwen2Tokenizer"
+    if not name.startswith("Qwen2Tokenizer"):
+        raise VaExportError(
+            f"the tokenizer class {name} over {VOCABULARY_FILE} is not known",
+            where=vocabulary.parent,
+            fix=f"provide a {TOKENIZER_FILE} beside it",
+        )
+    return build_tokenizer(vocabulary.parent, _QWEN2_PATTERN, special.added)
 
 
 def build_tokenizer(directory: Path, pattern: str, added: Sequence[AddedToken]) -> Tokenizer:

@@ -6,7 +6,7 @@ only loop over them. The parts that any family shares, the token embedding and t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,6 +15,7 @@ from va_export.bundle.tensors import DataType, DimensionRange, Profiles, TensorI
 from va_export.settings import Limits
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
     from va_export.models.family import ModelSpec
@@ -42,6 +43,10 @@ class Component:
             own names. None where the graph is not traced.
         ranges: the limits → the shapes that engines are built for.
         shard: the decoder's layers in it.
+        has_custom_op: whether its graph holds an operator of ours, which a plugin may serve. If it is
+            AnchoredAttention, the graph has a second form in standard operators.
+        reference: (Hugging Face model, inputs in order) → the output, as the proof's reference computes it; None where
+            `build`'s module is Hugging Face's own forward.
     """
 
     name: str
@@ -51,11 +56,13 @@ class Component:
     build: Callable[[Any], nn.Module] | None
     ranges: Callable[[Limits], Profiles]
     shard: DecoderShard | None = None
+    has_custom_op: bool = False
+    reference: Callable[[Any, Sequence[torch.Tensor]], torch.Tensor] | None = None
 
     @property
-    def has_custom_op(self) -> bool:
-        """Whether its graph holds an operator of ours, which a plugin may serve."""
-        return self.shard is not None or self.role == SCORE
+    def has_native_form(self) -> bool:
+        """Whether there is a second graph over its weights, without the custom op."""
+        return self.has_custom_op and self.build is not None
 
 
 def embedding_component(spec: ModelSpec, visual_tokens: Callable[[int], int]) -> Component:
@@ -132,6 +139,7 @@ def decoder_component(spec: ModelSpec, precision: str, shard: DecoderShard, posi
         build,
         ranges,
         shard,
+        has_custom_op=True,
     )
 
 
@@ -149,6 +157,7 @@ def score_component(spec: ModelSpec, visual_tokens: Callable[[int], int]) -> Com
         (TensorInfo("sharing_score", "float32", ("visual_count",)), TensorInfo("labels", "int64", ("visual_count",))),
         None,
         ranges,
+        has_custom_op=True,
     )
 
 

@@ -6,8 +6,9 @@ its own checkpoint layout through `weight_map`, so nothing else in the package k
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -72,10 +73,10 @@ class ModelSpec:
         checkpoint_layers: decoder layers in the checkpoint; `text.num_layers` of them are used, from the first.
         text_architecture: the checkpoint's own name for its decoder.
         prompt_template: the checkpoint's name for its chat template.
-        image_token_id: id of the placeholder that one visual token replaces; None when the checkpoint does not tell,
-        and
-            whoever makes the prompt must know.
+        image_token_id: id of the placeholder that one visual token of a video replaces; None when the checkpoint does
+            not tell, and whoever makes the prompt must know.
         eos_token_ids: ids that end an answer.
+        names: what the checkpoint's names begin with, by part of the model, where a family has several layouts.
     """
 
     family: str
@@ -87,6 +88,7 @@ class ModelSpec:
     prompt_template: str
     image_token_id: int | None
     eos_token_ids: tuple[int, ...]
+    names: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,8 @@ class WeightSource:
     Attributes:
         component: the role (`models.component.Role`) of the component that computes with it.
         layer: the decoder layer that it belongs to; None outside of the layers.
+        is_joined: the parameter is a matrix: all axes after the first are one, as a convolution whose stride is its
+            kernel's size is a linear layer.
     """
 
     checkpoint_name: str
@@ -123,16 +127,19 @@ class WeightSource:
     blocks: RowBlocks | None = None
     component: Role = "vision"
     layer: int | None = None
+    is_joined: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of the parameter."""
-        return self.checkpoint_shape if self.blocks is None else (self.blocks.rows, *self.checkpoint_shape[1:])
+        columns = self.checkpoint_shape[1:]
+        rows = self.checkpoint_shape[:1] if self.blocks is None else (self.blocks.rows,)
+        return (*rows, math.prod(columns)) if self.is_joined else (*rows, *columns)
 
     def view(self, tensor: torch.Tensor) -> torch.Tensor:
         """The parameter, from the checkpoint's tensor of shape `checkpoint_shape`."""
         if self.blocks is None:
-            return tensor
+            return tensor.flatten(1) if self.is_joined else tensor
         blocks = self.blocks
         packed = tensor.reshape(blocks.groups, blocks.blocks_per_group, blocks.block_rows, *tensor.shape[1:])
         return packed[:, blocks.start : blocks.stop].reshape(self.shape)
@@ -149,8 +156,12 @@ class ModelFamily(Protocol):
         config: Mapping[str, Any],
         num_decoder_layers: int | None = None,
         image_token_id: int | None = None,
+        max_pixels: int | None = None,
     ) -> ModelSpec:
         """The model that `config` describes, with its first `num_decoder_layers` decoder layers (None: all).
+
+        Args:
+            max_pixels: of a frame as the model sees it, where frames keep their own sizes; None: the family's own.
 
         Raises:
             VaExportError: `config` contradicts itself or asks for something unsupported.
@@ -161,7 +172,11 @@ class ModelFamily(Protocol):
         is not known. For planning and for random weights without a network."""
 
     def spec_from_checkpoint(
-        self, checkpoint: Checkpoint, num_decoder_layers: int | None = None, image_token_id: int | None = None
+        self,
+        checkpoint: Checkpoint,
+        num_decoder_layers: int | None = None,
+        image_token_id: int | None = None,
+        max_pixels: int | None = None,
     ) -> ModelSpec:
         """`spec_from_config`, with token ids looked up in the checkpoint's tokenizer files, if it has any."""
 

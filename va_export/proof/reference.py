@@ -9,6 +9,7 @@ checkpoint is.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,7 @@ from va_export.errors import VaExportError
 from va_export.host_memory import available_memory
 from va_export.models.reference_memory import reference_memory
 from va_export.proof.reference_form import check_reference
-from va_export.runtime.processing import PROCESSING_NAME, Prepared, read_processing
+from va_export.runtime.processing import Prepared
 
 if TYPE_CHECKING:
     from va_export.bundle.manifest import Manifest
@@ -165,8 +166,13 @@ def read_reference(source: Manifest | Path) -> dict[str, Array]:
 def _most_bytes(manifest: Manifest) -> int:
     """Bytes that the arrays of a reference can have at a bundle's limits, eight for every number."""
     limits, text = manifest.data.limits, manifest.data.model.text
-    processing = read_processing(manifest.held.path(PROCESSING_NAME))
-    pixels = 2 * limits.max_frames * 3 * processing.image_size**2
-    tokens = limits.max_frames * processing.tokens_per_frame * (text.hidden_size + 2)
-    positions = limits.max_kv_cache_capacity * (8 + 2 * (text.vocab_size + 1))
-    return 8 * (pixels + tokens + positions)
+    vision = manifest.component("vision")
+    sizes = {name: sizes.max for ranges in vision.ranges.values() for name, sizes in ranges.items()}
+    inputs = sum(
+        math.prod(size if isinstance(size, int) else sizes.get(size, 1) for size in tensor.shape)
+        for tensor in vision.inputs
+    )
+    # The frames have as many values as the pixels that are made of them; a visual token takes at least one of those.
+    tokens = limits.max_kv_cache_capacity * (text.hidden_size + 2)
+    positions = limits.max_kv_cache_capacity * (10 + 2 * (text.vocab_size + 1))
+    return 8 * (2 * inputs + tokens + positions)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ import numpy.typing as npt
 
 from va_export.errors import VaExportError
 from va_export.runtime.processing import Prepared
+from va_export.runtime.processing.media import Frames
 from va_export.runtime.tokenizer import load_tokenizer
 from va_export.runtime.video import is_by_rate, read_frames, sample_clip
 
@@ -46,17 +46,17 @@ def make_sample(options: ExportOptions, source: Source, tokenizer_directory: Pat
             score's settings need.
     """
     clip = options.video if options.video is not None else sample_clip()
-    processing, spec = source.processing, source.spec
+    processing = source.processing
     rule = options.sampling or processing.frame_sampling
     most = options.recipe.limits.max_frames if is_by_rate(rule) else options.recipe.frames
     video = read_frames(clip, most, rule, allow_truncated=options.allow_truncated)
     n_frames = len(video.indices)
-    _check_score_settings(options.recipe, source.visual_tokens(n_frames), spec.text.hidden_size)
     tokenizer = load_tokenizer(tokenizer_directory)
     if tokenizer is not None:
         prepared = processing.prepare(video.pixels, options.question, tokenizer)
     else:
-        prepared = _without_tokenizer(source, processing.vision_inputs(video.pixels), options.recipe.limits.max_frames)
+        prepared = _without_tokenizer(source, video.pixels, options.recipe.limits.max_frames)
+    _check_score_settings(options.recipe, int(prepared.is_scored.sum()), source.spec.text.hidden_size)
     limits, length = options.recipe.limits, prepared.length
     if length > limits.max_input_len or length + options.new_tokens > limits.max_kv_cache_capacity:
         raise VaExportError(
@@ -93,13 +93,14 @@ def _check_score_settings(recipe: Recipe, n_tokens: int, hidden_size: int) -> No
         )
 
 
-def _without_tokenizer(source: Source, vision_inputs: Mapping[str, npt.NDArray[Any]], max_frames: int) -> Prepared:
+def _without_tokenizer(source: Source, frames: Frames, max_frames: int) -> Prepared:
     """Ids drawn from a fixed seed stand for the text, and say nothing, as the question would have. A checkpoint that
     does not tell its placeholder gets the last id, as tokenizers append it."""
     spec = source.spec
     token = spec.text.vocab_size - 1 if spec.image_token_id is None else spec.image_token_id
     text = np.random.default_rng(0).integers(0, spec.text.vocab_size - 1, _IDS_BEFORE + _IDS_AFTER)
     text[text >= token] += 1  # any id but the placeholder
-    count = source.processing.visual_tokens(len(next(iter(vision_inputs.values()))))
-    ids = np.concatenate([text[:_IDS_BEFORE], np.full(count, token), text[_IDS_BEFORE:]])[None].astype(np.int64)
-    return source.processing.prepare_ids(ids, vision_inputs, max_frames)
+    given = source.processing.given(frames)
+    visual = np.full(source.processing.count(given), token)
+    ids = np.concatenate([text[:_IDS_BEFORE], visual, text[_IDS_BEFORE:]])[None].astype(np.int64)
+    return source.processing.prepare_ids(ids, given, max_frames)

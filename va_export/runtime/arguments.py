@@ -77,14 +77,7 @@ def pixels(given: npt.ArrayLike, image_size: int, max_frames: int) -> Float32:
         VaExportError: another shape, more than `max_frames`, whole numbers or other values that no normalised frame
             has, or values that are not finite.
     """
-    array = _array("pixel_values", given)
-    if array.dtype.kind in "ui":
-        raise VaExportError(
-            f"pixel_values has values of type {array.dtype}, as frames have before they are normalised",
-            where="pixel_values",
-            fix="give what bundle.processing.pixel_values(frames) makes of them",
-        )
-    array = _floats("pixel_values", array)
+    array = _normalised(given)
     if array.ndim != 4 or array.shape[1:] != (3, image_size, image_size) or not len(array):
         raise VaExportError(
             f"pixel_values has shape {array.shape}; this bundle takes (frames, 3, {image_size}, {image_size})",
@@ -92,6 +85,79 @@ def pixels(given: npt.ArrayLike, image_size: int, max_frames: int) -> Float32:
             fix="give what bundle.processing.pixel_values(frames) makes of frames",
         )
     frame_count(len(array), max_frames)
+    return _pixel_range(array)
+
+
+def patches(given: npt.ArrayLike, count: int, width: int) -> Float32:
+    """Normalised patches (count, width).
+
+    Raises:
+        VaExportError: another shape, or values that no normalised patch has.
+    """
+    array = _normalised(given)
+    if array.shape != (count, width):
+        raise VaExportError(
+            f"pixel_values has shape {array.shape}; grid_thw asks for ({count}, {width})",
+            where="pixel_values",
+            fix="give what bundle.processing.given(frames) makes of frames",
+        )
+    return _pixel_range(array)
+
+
+def grids(given: npt.ArrayLike, merge: int) -> Int64:
+    """Grids (n, 3): steps of time, rows and columns of patches.
+
+    Raises:
+        VaExportError: another shape, no whole numbers, or sides that patches cannot be merged in.
+    """
+    array = _array("grid_thw", given)
+    if array.ndim == 1:
+        array = array[None]
+    if array.ndim != 2 or array.shape[1] != 3 or not len(array) or array.dtype.kind not in "ui":
+        raise VaExportError(
+            f"grid_thw is {array.dtype} of shape {array.shape}; expected are whole numbers of shape (n, 3)",
+            where="grid_thw",
+            fix="give steps of time, rows and columns of patches for each video and image",
+        )
+    if array.min() < 1 or array.max() >= 1 << 20 or (array[:, 1:] % merge).any():
+        raise VaExportError(
+            f"grid_thw has {array.tolist()}; rows and columns must be multiples of {merge}, and all at least 1",
+            where="grid_thw",
+            fix="give what bundle.processing.given(frames) makes of frames",
+        )
+    return array.astype(np.int64)
+
+
+def seconds(given: npt.ArrayLike) -> Float32:
+    """Seconds between the grids of each video, (n,).
+
+    Raises:
+        VaExportError: no numbers, or not above 0 and below a day.
+    """
+    array = _floats("seconds_per_grid", _array("seconds_per_grid", given)).reshape(-1)
+    if not array.size or not (np.isfinite(array).all() and array.min() > 0 and array.max() < 86400):
+        raise VaExportError(
+            f"seconds_per_grid is {array.tolist()}; expected are numbers above 0",
+            where="seconds_per_grid",
+            fix="give one for each video",
+        )
+    return array
+
+
+def _normalised(given: npt.ArrayLike) -> Float32:
+    """Pixels as floats; whole numbers are no normalised pixels."""
+    array = _array("pixel_values", given)
+    if array.dtype.kind in "ui":
+        raise VaExportError(
+            f"pixel_values has values of type {array.dtype}, as frames have before they are normalised",
+            where="pixel_values",
+            fix="give what bundle.processing makes of frames",
+        )
+    return _floats("pixel_values", array)
+
+
+def _pixel_range(array: Float32) -> Float32:
+    """Pixels as they are, if they can be normalised ones."""
     if not np.isfinite(array).all():
         raise VaExportError(
             "pixel_values has NaN or infinite values", where="pixel_values", fix="look where they come from"
@@ -100,7 +166,7 @@ def pixels(given: npt.ArrayLike, image_size: int, max_frames: int) -> Float32:
         raise VaExportError(
             f"pixel_values has values up to {largest:g}; those of normalised frames are below {_LARGEST_PIXEL:g}",
             where="pixel_values",
-            fix="give what bundle.processing.pixel_values(frames) makes of frames",
+            fix="give what bundle.processing makes of frames",
         )
     return array
 
@@ -195,10 +261,16 @@ def check_ranges(component: ComponentEntry, inputs: Mapping[str, npt.NDArray[Any
                 low = high = dimension
             else:
                 ranges = [sizes[dimension] for sizes in component.ranges.values() if dimension in sizes]
+                if not ranges:
+                    raise VaExportError(
+                        f"the manifest gives no range for {dimension}, a dimension of {tensor.name}",
+                        where="manifest.json: components",
+                        fix="copy or export the bundle again",
+                    )
                 low, high = min(r.min for r in ranges), max(r.max for r in ranges)
             if not low <= size <= high:
                 raise VaExportError(
                     f"{tensor.name} has {size} in {dimension}; this bundle takes {low} to {high}",
                     where="generate",
-                    fix="use fewer frames, or export with larger limits (--max-frames)",
+                    fix="use fewer or smaller frames, or export with larger limits (--max-frames, --max-pixels)",
                 )

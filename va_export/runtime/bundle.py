@@ -19,8 +19,7 @@ from va_export.runtime.backends.backend import Backend, Float32, Int64, has_scor
 from va_export.runtime.backends.decoder_parts import position_axes
 from va_export.runtime.backends.table import ATTENTIONS, BACKENDS, open_backend
 from va_export.runtime.generation import Encoded, Generation
-from va_export.runtime.processing import PROCESSING_NAME, Prepared, read_processing
-from va_export.runtime.processing.fixed_frames import Frames
+from va_export.runtime.processing import PROCESSING_NAME, Media, Prepared, read_processing
 from va_export.runtime.score_cache import ScoreCache
 from va_export.runtime.scoring import SCORERS, Scorer, score_visual_tokens
 from va_export.runtime.session import Session, Steps, follow, greedy, likeliest
@@ -142,24 +141,34 @@ class Bundle:
     ) -> None:
         self.close()
 
-    def prompt(self, question: str, n_frames: int) -> Int64:
-        """Ids (1, S) of a question about `n_frames` frames; 0 frames: of a question without a video.
+    def prompt(self, question: str, frames: Media | int) -> Int64:
+        """Ids (1, S) of a question.
+
+        Args:
+            frames: what it is about, or the number of frames; 0: a question without a video. Where frames keep their
+                sizes, a number does not tell how many tokens they become: one placeholder stands for all of them, which
+                `generate` takes.
 
         Raises:
             VaExportError: the bundle has no tokenizer, a question that is no text, or more frames than it takes.
         """
         question = values.text("question", question)
-        n_frames = values.whole_number("n_frames", n_frames, least=0)
-        arguments.frame_count(n_frames, self.limits.max_frames)
-        return self.processing.input_ids(question, n_frames, self._tokenizer())
+        if isinstance(frames, int | np.integer) or not hasattr(frames, "__len__"):
+            frames = values.whole_number("frames", frames, least=0)
+            arguments.frame_count(frames, self.limits.max_frames)
+        return self.processing.input_ids(question, frames, self._tokenizer())
 
-    def prepare(self, frames: Frames, question: str) -> Prepared:
-        """A question about frames that were read ([H, W, 3] uint8 each, RGB), as the components take it.
+    def prepare(self, media: Media, question: str) -> Prepared:
+        """A question about what was read, as the components take it.
+
+        Args:
+            media: frames of one video ([H, W, 3] uint8 each, RGB); or `Video`s and `Image`s of
+                `va_export.runtime.processing`, in the order in which they come in the prompt.
 
         Raises:
             VaExportError: the bundle has no tokenizer, or frames of another kind.
         """
-        return self.processing.prepare(frames, values.text("question", question), self._tokenizer())
+        return self.processing.prepare(media, values.text("question", question), self._tokenizer())
 
     def _tokenizer(self) -> Tokenizer:
         if self.tokenizer is None:
@@ -184,13 +193,16 @@ class Bundle:
         forced_tokens: npt.ArrayLike | None = None,
         ignore_stop: bool = False,
         on_token: Callable[[int], None] | None = None,
+        grid_thw: npt.ArrayLike | None = None,
+        seconds_per_grid: npt.ArrayLike | None = None,
     ) -> Generation:
         """Answer greedily: the short way to `answer`, from arrays.
 
         Args:
-            pixel_values: (frames, 3, S, S) float32, normalised; None for a text-only prompt.
+            pixel_values: float32, normalised: (frames, 3, S, S), or patches (P, width) where frames keep their sizes;
+                None for a text-only prompt.
             input_ids: (S,) or (1, S); the image placeholders take the visual tokens in order, and a single one stands
-                for all of them.
+                for all of a video's or an image's.
             max_new_tokens: tokens to generate at the most; fewer when a stop id comes up.
             anchors: False leaves VideoAnchor out.
             alpha_k, alpha_v: gains; None: those of the manifest.
@@ -199,6 +211,9 @@ class Bundle:
             forced_tokens: (T,) feed these instead of the greedy choice, for comparisons; stop ids then do not stop.
             ignore_stop: generate `max_new_tokens` whatever comes up.
             on_token: called with each token as it is chosen.
+            grid_thw: with patches, (n, 3): steps of time, rows and columns of patches of each video and image, in the
+                order of the prompt.
+            seconds_per_grid: with patches, seconds between the steps of each video; None: the bundle's own.
 
         Raises:
             VaExportError: values of a wrong type, shapes that do not fit each other, or a prompt beyond the bundle's
@@ -206,7 +221,8 @@ class Bundle:
         """
         anchors, ignore_stop = values.flag("anchors", anchors), values.flag("ignore_stop", ignore_stop)
         ids = arguments.prompt_ids(input_ids, self._vocab_size)
-        given = {} if pixel_values is None else {"pixel_values": pixel_values}
+        arrays = {"pixel_values": pixel_values, "grid_thw": grid_thw, "seconds_per_grid": seconds_per_grid}
+        given = {name: array for name, array in arrays.items() if array is not None}
         return self.answer(
             self.processing.prepare_ids(ids, given, self.limits.max_frames),
             max_new_tokens,

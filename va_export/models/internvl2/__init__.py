@@ -34,8 +34,9 @@ class InternVL2:
         config: Mapping[str, Any],
         num_decoder_layers: int | None = None,
         image_token_id: int | None = None,
+        max_pixels: int | None = None,
     ) -> ModelSpec:
-        return _config.spec_from_config(config, num_decoder_layers, image_token_id)
+        return _config.spec_from_config(config, num_decoder_layers, image_token_id, max_pixels)
 
     def published_config(self, hub_id: str) -> dict[str, Any] | None:
         from va_export.models.internvl2 import published
@@ -43,17 +44,23 @@ class InternVL2:
         return published.published_config(hub_id)
 
     def spec_from_checkpoint(
-        self, checkpoint: Checkpoint, num_decoder_layers: int | None = None, image_token_id: int | None = None
+        self,
+        checkpoint: Checkpoint,
+        num_decoder_layers: int | None = None,
+        image_token_id: int | None = None,
+        max_pixels: int | None = None,
     ) -> ModelSpec:
-        from va_export.models.internvl2.tokenizer import read_tokenizer
+        from va_export.models.checkpoint_tokenizer import read_tokenizer
+        from va_export.models.internvl2.tokenizer import LAYOUT
 
-        tokens = read_tokenizer(checkpoint.directory)
+        tokens = read_tokenizer(checkpoint.directory, LAYOUT)
         for text in tokens.notes:
             checkpoint.note(text)
         spec = _config.spec_from_config(
             checkpoint.config,
             num_decoder_layers,
             tokens.image_token_id if image_token_id is None else image_token_id,
+            max_pixels,
             tokens.stop_ids,
             tokens.end_of_turn_id,
         )
@@ -81,19 +88,21 @@ class InternVL2:
         return key_map.weight_map(spec)
 
     def processing(self, spec: ModelSpec, checkpoint: Checkpoint) -> Processing:
+        from va_export.models.checkpoint_tokenizer import read_tokenizer
         from va_export.models.internvl2 import prompt
         from va_export.models.internvl2.text_backbones import TEXT_BACKBONES
-        from va_export.models.internvl2.tokenizer import read_tokenizer
+        from va_export.models.internvl2.tokenizer import LAYOUT
 
         default = TEXT_BACKBONES[spec.text_architecture].adds_bos
         config_bos = spec.hf_config["text_config"]["bos_token_id"]
-        tokens = read_tokenizer(checkpoint.directory)
+        tokens = read_tokenizer(checkpoint.directory, LAYOUT)
         return prompt.processing(spec, tokens.first_id(default, config_bos, checkpoint.note))
 
     def write_tokenizer(self, checkpoint: Checkpoint, directory: Path) -> Path | None:
-        from va_export.models.internvl2 import tokenizer
+        from va_export.models.checkpoint_tokenizer import write_tokenizer
+        from va_export.models.internvl2.tokenizer import LAYOUT
 
-        return tokenizer.write_tokenizer(checkpoint.directory, directory)
+        return write_tokenizer(checkpoint.directory, LAYOUT, directory)
 
     def write_tiny_checkpoint(self, directory: Path, seed: int = 0) -> Path:
         from va_export.models.internvl2 import tiny

@@ -28,6 +28,7 @@ def spec_from_config(
     config: Mapping[str, Any],
     num_decoder_layers: int | None = None,
     image_token_id: int | None = None,
+    max_pixels: int | None = None,
     stop_ids: tuple[int, ...] = (),
     end_of_turn_id: int | None = None,
 ) -> ModelSpec:
@@ -38,6 +39,12 @@ def spec_from_config(
             vocabulary is theirs.
         stop_ids: ids that end an answer besides the configuration's own and the end of a turn.
     """
+    if max_pixels is not None:
+        raise VaExportError(
+            "every frame of this model becomes the same square: there is no limit to set on its pixels",
+            where="--max-pixels",
+            fix="leave --max-pixels out",
+        )
     named = as_form(dict(config), DecoderName, what="model's configuration", where=CONFIG)
     architecture, backbone = _backbone(named.llm_config.architectures)
     file = as_form(dict(config), ConfigFile, what="model's configuration", where=CONFIG)

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from va_export.models.checkpoint_tokenizer import PromptTokens
 from va_export.models.family import ModelSpec
 from va_export.models.internvl2.tiles import tiles
-from va_export.runtime.processing import Processing
+from va_export.runtime.processing.fixed_frames import FixedFrames
 
 IMAGE_TOKEN = "<IMG_CONTEXT>"
 END_OF_TURN = "<|im_end|>"
-PROMPT_TOKENS = ("<|im_start|>", END_OF_TURN, "<img>", "</img>", IMAGE_TOKEN)
+PROMPT_TOKENS = PromptTokens(IMAGE_TOKEN, END_OF_TURN, ("<|im_start|>", "<img>", "</img>"))
 
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -28,10 +29,10 @@ _CHATML = (
 _CHAT_TEMPLATES: Mapping[str, str] = {"internlm2-chat": _CHATML, "Hermes-2": _CHATML}
 
 
-def processing(spec: ModelSpec, bos_token_id: int | None) -> Processing:
+def processing(spec: ModelSpec, bos_token_id: int | None) -> FixedFrames:
     """How frames and a question become inputs of the model that `spec` describes; every prompt starts with
     `bos_token_id`, if there is one."""
-    return Processing(
+    return FixedFrames(
         image_size=tiles(spec).image_size,
         mean=_IMAGENET_MEAN,
         std=_IMAGENET_STD,

@@ -8,12 +8,14 @@ InternLM2 (the 2B, 8B and 26B models) is Llama with its query, key and value pro
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
+from va_export.models import decoder_weights
+from va_export.models.decoder_weights import TEXT, placed
 from va_export.models.family import RowBlocks, TextShape, WeightSource
 
 _CHECKPOINT = "language_model."
-_HF_TEXT = "model.language_model."
+_HEAD = f"{_CHECKPOINT}lm_head.weight"
 
 
 @dataclass(frozen=True)
@@ -56,28 +58,15 @@ def internlm2_weights(text: TextShape, bias: bool) -> dict[str, WeightSource]:
     """
     hidden, vocab = text.hidden_size, text.vocab_size
     weights = {
-        f"{_HF_TEXT}embed_tokens.weight": WeightSource(f"{_CHECKPOINT}model.tok_embeddings.weight", (vocab, hidden)),
-        f"{_HF_TEXT}norm.weight": WeightSource(f"{_CHECKPOINT}model.norm.weight", (hidden,)),
+        f"{TEXT}embed_tokens.weight": WeightSource(f"{_CHECKPOINT}model.tok_embeddings.weight", (vocab, hidden)),
+        f"{TEXT}norm.weight": WeightSource(f"{_CHECKPOINT}model.norm.weight", (hidden,)),
         "lm_head.weight": WeightSource(f"{_CHECKPOINT}output.weight", (vocab, hidden)),
     }
-    return _with_layers(weights, [_internlm2_layer(text, layer, bias) for layer in range(text.num_layers)])
-
-
-def _with_layers(weights: dict[str, WeightSource], layers: list[dict[str, WeightSource]]) -> dict[str, WeightSource]:
-    """The weights outside of the layers and those of each layer, told which component and layer they belong to."""
-    outside = {
-        name: replace(source, component="embedding" if name == f"{_HF_TEXT}embed_tokens.weight" else "decoder")
-        for name, source in weights.items()
-    }
-    return outside | {
-        name: replace(source, component="decoder", layer=index)
-        for index, layer in enumerate(layers)
-        for name, source in layer.items()
-    }
+    return placed(weights, [_internlm2_layer(text, layer, bias) for layer in range(text.num_layers)])
 
 
 def _internlm2_layer(text: TextShape, layer: int, bias: bool) -> dict[str, WeightSource]:
-    source, target = f"{_CHECKPOINT}model.layers.{layer}.", f"{_HF_TEXT}layers.{layer}."
+    source, target = f"{_CHECKPOINT}model.layers.{layer}.", f"{TEXT}layers.{layer}."
     hidden, width = text.hidden_size, text.intermediate_size
     queries = text.num_heads // text.num_kv_heads  # query heads of one key/value head
     query_rows = text.num_heads * text.head_dim
@@ -111,38 +100,12 @@ def _internlm2_layer(text: TextShape, layer: int, bias: bool) -> dict[str, Weigh
 
 def llama_weights(text: TextShape, bias: bool) -> dict[str, WeightSource]:
     """Llama → Llama: the names differ in their prefix only."""
-    return _same_names(text, biases=("q", "k", "v", "o") if bias else ())
+    return decoder_weights.llama_weights(text, f"{_CHECKPOINT}model.", _HEAD, ("q", "k", "v", "o") if bias else ())
 
 
 def qwen2_weights(text: TextShape, bias: bool) -> dict[str, WeightSource]:
     """Qwen2 → Qwen2, which always has biases on queries, keys and values and never on the output."""
-    return _same_names(text, biases=("q", "k", "v"))
-
-
-def _same_names(text: TextShape, biases: tuple[str, ...]) -> dict[str, WeightSource]:
-    hidden, vocab, width = text.hidden_size, text.vocab_size, text.intermediate_size
-    rows = {"q": text.num_heads * text.head_dim, "k": text.num_kv_heads * text.head_dim}
-    rows["v"] = rows["k"]
-    layer: dict[str, tuple[int, ...]] = {
-        **{f"self_attn.{part}_proj.weight": (count, hidden) for part, count in rows.items()},
-        **{f"self_attn.{part}_proj.bias": (rows.get(part, hidden),) for part in biases},
-        "self_attn.o_proj.weight": (hidden, rows["q"]),
-        "mlp.gate_proj.weight": (width, hidden),
-        "mlp.up_proj.weight": (width, hidden),
-        "mlp.down_proj.weight": (hidden, width),
-        "input_layernorm.weight": (hidden,),
-        "post_attention_layernorm.weight": (hidden,),
-    }
-
-    def sources(shapes: Mapping[str, tuple[int, ...]], prefix: str = "") -> dict[str, WeightSource]:
-        return {
-            f"{_HF_TEXT}{prefix}{name}": WeightSource(f"{_CHECKPOINT}model.{prefix}{name}", shape)
-            for name, shape in shapes.items()
-        }
-
-    outside = sources({"embed_tokens.weight": (vocab, hidden), "norm.weight": (hidden,)})
-    outside["lm_head.weight"] = WeightSource(f"{_CHECKPOINT}lm_head.weight", (vocab, hidden))
-    return _with_layers(outside, [sources(layer, f"layers.{index}.") for index in range(text.num_layers)])
+    return decoder_weights.llama_weights(text, f"{_CHECKPOINT}model.", _HEAD, ("q", "k", "v"))
 
 
 # Ids of <IMG_CONTEXT>, and of the tokens that end an answer (</s> or <|endoftext|>, and <|im_end|>), in the published

@@ -7,7 +7,6 @@ special tokens, so any text can be asked and any output decoded.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,10 +20,9 @@ from va_export.models.family import WeightSource
 from va_export.models.internvl2.config import spec_from_config
 from va_export.models.internvl2.key_map import weight_map
 from va_export.models.internvl2.prompt import END_OF_TURN, IMAGE_TOKEN
+from va_export.models.tiny_files import BYTES, uniform, write_byte_tokenizer, write_json
 
 SPECIAL_TOKENS = ("<s>", "</s>", "<|im_start|>", END_OF_TURN, "<img>", "</img>", IMAGE_TOKEN)
-_BYTES = 256
-
 _CONFIG: dict[str, Any] = {
     "architectures": ["InternVLChatModel"],
     "model_type": "internvl_chat",
@@ -38,8 +36,8 @@ _CONFIG: dict[str, Any] = {
         "architectures": ["InternLM2ForCausalLM"],
         "model_type": "internlm2",
         "bias": False,
-        "bos_token_id": _BYTES,
-        "eos_token_id": _BYTES + 1,
+        "bos_token_id": BYTES,
+        "eos_token_id": BYTES + 1,
         "hidden_act": "silu",
         "hidden_size": 128,
         "intermediate_size": 256,
@@ -51,7 +49,7 @@ _CONFIG: dict[str, Any] = {
         "rope_scaling": {"factor": 2.0, "type": "dynamic"},
         "rope_theta": 1000000,
         "tie_word_embeddings": False,
-        "vocab_size": _BYTES + len(SPECIAL_TOKENS),
+        "vocab_size": BYTES + len(SPECIAL_TOKENS),
     },
     "vision_config": {
         "architectures": ["InternVisionModel"],
@@ -89,13 +87,13 @@ def write_tiny_checkpoint(
         "llm_config": {**_CONFIG["llm_config"], **(llm_config or {})},
         "vision_config": {**_CONFIG["vision_config"], **(vision_config or {})},
     }
-    spec = spec_from_config(config, image_token_id=_BYTES + SPECIAL_TOKENS.index(IMAGE_TOKEN))
+    spec = spec_from_config(config, image_token_id=BYTES + SPECIAL_TOKENS.index(IMAGE_TOKEN))
     sources = {source.checkpoint_name: source for source in weight_map(spec).values()}
     generator = np.random.Generator(np.random.PCG64(seed))
     weights = {name: _random_weight(sources[name], generator) for name in sorted(sources)}
     save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
-    _write_json(directory / "config.json", config)
-    _write_tokenizer(directory)
+    write_json(directory / "config.json", config)
+    write_byte_tokenizer(directory, SPECIAL_TOKENS, bos_token="<s>", eos_token="</s>")
     return directory
 
 
@@ -120,33 +118,4 @@ def _random_weight(source: WeightSource, generator: np.random.Generator) -> npt.
         spread *= 1.6  # logits of a few units, so that attention picks keys out
     elif name.endswith(("output.weight", "lm_head.weight")):
         spread *= 2.0  # probabilities far from uniform, no ties between greedy tokens
-    bound = spread * math.sqrt(3.0)
-    return (centre + generator.uniform(-bound, bound, shape)).astype(np.float32)
-
-
-def _write_tokenizer(directory: Path) -> None:
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
-
-    vocabulary = {character: byte for byte, character in enumerate(_byte_characters())}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
-    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", _BYTES)])
-    tokenizer.save(str(directory / "tokenizer.json"))
-    tokens = {str(_BYTES + i): {"content": token, "special": True} for i, token in enumerate(SPECIAL_TOKENS)}
-    _write_json(
-        directory / "tokenizer_config.json",
-        {"added_tokens_decoder": tokens, "bos_token": "<s>", "eos_token": "</s>"},
-    )
-
-
-def _byte_characters() -> list[str]:
-    """GPT-2's printable stand-ins for bytes, in order: the byte if printable, else the next from U+0100."""
-    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    stand_ins = iter(range(_BYTES, 2 * _BYTES))
-    return [chr(byte if byte in printable else next(stand_ins)) for byte in range(_BYTES)]
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    return uniform(generator, shape, centre, spread)

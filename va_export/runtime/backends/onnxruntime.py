@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from va_export.bundle.decoder_shards import DecoderShard, is_decoder
+from va_export.bundle.decoder_shards import DecoderShard
 from va_export.errors import VaExportError
 from va_export.runtime.backends.backend import Array, Float32, HostBackend, Int64, check_outputs, component_file
 from va_export.runtime.backends.decoder_parts import PartClock, assign_devices, decoder_parts
@@ -51,7 +51,7 @@ class OnnxRuntimeBackend(HostBackend):
         self._manifest = manifest
         self._parts = decoder_parts(manifest)
         self._clock = PartClock(self._parts)
-        self._decoder_kind = "onnx_native" if attention == "native" else "onnx"
+        self._is_native = attention == "native"
         self._sessions: dict[str, ort.InferenceSession] = {}
         self._precision: str = manifest.data.precision
         self._providers = _providers()
@@ -173,7 +173,8 @@ class OnnxRuntimeBackend(HostBackend):
     def _open(self, component: str) -> ort.InferenceSession:
         import onnxruntime as ort
 
-        kind = self._decoder_kind if is_decoder(component) else "onnx"
+        has_both = component in self._device_of or self._manifest.component(component).onnx_native is not None
+        kind = "onnx_native" if self._is_native and has_both else "onnx"
         name = component_file(self._manifest, component, kind)
         options = session_options(self._streams)
         with held_graph(self._manifest, name, stay_open=True) as path:

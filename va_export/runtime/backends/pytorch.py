@@ -113,8 +113,8 @@ def _load_model(manifest: Manifest) -> tuple[Any, tuple[Component, ...]]:
     where, fix = manifest.path("config.json"), "copy or export the bundle again"
     config = parse(manifest.held.read("config.json"), what="the model's configuration", where=where, fix=fix)
     family = family_for(config)
-    model_data = manifest.data.model
-    spec = family.spec_from_config(config, model_data.text.num_layers, model_data.image_token_id)
+    model_data, max_pixels = manifest.data.model, manifest.data.limits.max_pixels
+    spec = family.spec_from_config(config, model_data.text.num_layers, model_data.image_token_id, max_pixels)
     dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[manifest.data.precision]
     with torch.device("meta"):
         model: Any = family.build_model(spec)

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from va_export.bundle.decoder_shards import is_decoder
 from va_export.native import load_library
 from va_export.native.greedy_step import bind as bind_greedy_step
 from va_export.runtime.backends.backend import Array, Float32, Int64, component_file, has_score_graph
@@ -55,7 +54,7 @@ class TensorRTBackend:
             name: TensorRTSession(
                 path,
                 cast(Flavor, flavor),
-                library if is_decoder(name) or name == "score" else None,
+                library if self._has_custom_op(name) else None,
                 self._device_of[name],
             )
             for name, path in files.items()
@@ -64,6 +63,10 @@ class TensorRTBackend:
         self._cache: dict[str, KvCache] | None = None
         self._cache_batch = 0
         self._loop: DecodeLoop | None = None
+
+    def _has_custom_op(self, component: str) -> bool:
+        entry = self._manifest.component(component)
+        return entry.onnx_native is not None or entry.role in ("decoder", "score")
 
     @property
     def part_milliseconds(self) -> Mapping[str, float]:

@@ -8,15 +8,18 @@ of this folder.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from va_export.documents import read
 from va_export.runtime.processing.fixed_frames import FixedFrames
+from va_export.runtime.processing.media import Image, Media, Video
+from va_export.runtime.processing.patch_grid import PatchGrid
 from va_export.runtime.processing.prepared import Prepared
 
-__all__ = ["PROCESSING_NAME", "Prepared", "Processing", "read_processing"]
+__all__ = ["PROCESSING_NAME", "Image", "Media", "Prepared", "Processing", "Video", "read_processing"]
 
 PROCESSING_NAME = "processing.json"
-Processing = FixedFrames  # a union, once there is a second kind
+Processing = FixedFrames | PatchGrid
 
 
 def read_processing(path: Path) -> Processing:
@@ -25,4 +28,6 @@ def read_processing(path: Path) -> Processing:
     Raises:
         VaExportError: no such file, or not of a known kind and its form; with the place in the file.
     """
-    return read(path, Processing, what="the processing", fix="copy or export the bundle again")
+    form: Any = Processing  # a union of forms is one for msgspec, and no type for mypy
+    processing: Processing = read(path, form, what="the processing", fix="copy or export the bundle again")
+    return processing

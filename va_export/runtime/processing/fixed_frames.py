@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
@@ -14,14 +13,14 @@ import numpy.typing as npt
 from va_export.documents import Form
 from va_export.errors import VaExportError
 from va_export.runtime import arguments
+from va_export.runtime.processing.media import Frames, Media, Video, as_media, normalise, pictures, resize
 from va_export.runtime.processing.prepared import Prepared, count_up
+from va_export.runtime.processing.templates import check_fields, fill
 from va_export.runtime.video import SAMPLERS
 
 if TYPE_CHECKING:
     from va_export.runtime.tokenizer import Tokenizer
 
-Frames = npt.NDArray[np.uint8] | Sequence[npt.NDArray[np.uint8]]
-_FIELD = re.compile(r"\{(\w+)\}")
 _PIXELS = "pixel_values"
 _LARGEST = 1 << 14  # of sizes and counts: far above any model's, and far below what fills a machine's memory by itself
 
@@ -60,8 +59,8 @@ class FixedFrames(Form, frozen=True, tag_field="kind", tag="fixed_frames"):
     def __post_init__(self) -> None:
         if self.frame_sampling not in SAMPLERS:
             raise ValueError(f"frame_sampling is {self.frame_sampling!r}, expected one of {', '.join(SAMPLERS)}")
-        _check_fields("chat_template", self.chat_template, ("frames", "question"))
-        _check_fields("frame_template", self.frame_template, ("number", "image"))
+        check_fields("chat_template", self.chat_template, ("frames", "question"))
+        check_fields("frame_template", self.frame_template, ("number", "image"))
         if min(self.image_size, self.tokens_per_frame, self.frames, *self.std) <= 0:
             raise ValueError("image_size, tokens_per_frame, frames and std must be positive")
         for name in ("image_size", "tokens_per_frame", "frames"):
@@ -78,9 +77,24 @@ class FixedFrames(Form, frozen=True, tag_field="kind", tag="fixed_frames"):
         """The same with another default number of frames."""
         return msgspec.structs.replace(self, frames=frames)
 
-    def vision_inputs(self, frames: Frames) -> dict[str, npt.NDArray[Any]]:
-        """What the vision component takes, from frames [H, W, 3] uint8, RGB."""
-        return {_PIXELS: self.pixel_values(frames)}
+    def given(self, media: Media) -> dict[str, npt.NDArray[Any]]:
+        """What `prepare_ids` takes beside the ids.
+
+        Raises:
+            VaExportError: anything but frames of one video.
+        """
+        match as_media(media):
+            case [Video(frames)]:
+                return {_PIXELS: self.pixel_values(frames)}
+        raise VaExportError(
+            "this model takes the frames of one video, no images and no further videos",
+            where="frames",
+            fix="ask about one video at a time",
+        )
+
+    def vision_inputs(self, media: Media) -> dict[str, npt.NDArray[Any]]:
+        """What the vision component takes."""
+        return self.given(media)
 
     def pixel_values(self, frames: Frames) -> npt.NDArray[np.float32]:
         """Frames [F, H, W, 3] (or as many [H, W, 3] of any sizes), RGB uint8 → normalised pixels
@@ -89,9 +103,7 @@ class FixedFrames(Form, frozen=True, tag_field="kind", tag="fixed_frames"):
         Raises:
             VaExportError: another shape or type.
         """
-        resized = self.resized(frames).astype(np.float32)
-        mean, std = np.asarray(self.mean, dtype=np.float32), np.asarray(self.std, dtype=np.float32)
-        normalised = (resized / np.float32(255.0) - mean) / std  # [F, S, S, 3]
+        normalised = normalise(self.resized(frames), self.mean, self.std)  # [F, S, S, 3]
         return np.ascontiguousarray(normalised.transpose(0, 3, 1, 2))
 
     def resized(self, frames: Frames) -> npt.NDArray[np.uint8]:
@@ -100,46 +112,39 @@ class FixedFrames(Form, frozen=True, tag_field="kind", tag="fixed_frames"):
         Raises:
             VaExportError: another shape or type.
         """
-        from PIL import Image
+        return resize(pictures(frames), self.image_size, self.image_size, self.resample)
 
-        filter_ = Image.Resampling.BICUBIC if self.resample == "bicubic" else Image.Resampling.BILINEAR
-        size = (self.image_size, self.image_size)
-        pictures = [np.asarray(frame) for frame in frames]
-        for picture in pictures:
-            if picture.ndim != 3 or picture.shape[-1] != 3 or picture.dtype != np.uint8 or picture.size == 0:
-                raise VaExportError(
-                    f"a frame is {list(picture.shape)} {picture.dtype}, expected [height, width, 3] uint8",
-                    where="frames",
-                    fix="give frames as read_frames reads them: RGB, 0 to 255",
-                )
-        if not pictures:
-            raise VaExportError("there are no frames", where="frames", fix="give at least one")
-        return np.stack([np.asarray(Image.fromarray(picture).resize(size, filter_)) for picture in pictures])
-
-    def prepare(self, frames: Frames, question: str, tokenizer: Tokenizer) -> Prepared:
+    def prepare(self, media: Media, question: str, tokenizer: Tokenizer) -> Prepared:
         """A question about frames that were read.
 
         Raises:
             VaExportError: frames of another shape or type, or a question that spells the image token.
         """
-        pixels = self.pixel_values(frames)
-        return self._prepared({_PIXELS: pixels}, self.input_ids(question, len(pixels), tokenizer), len(pixels))
+        pixels = self.given(media)[_PIXELS]
+        return self._prepared({_PIXELS: pixels}, self._ids(question, len(pixels), tokenizer), len(pixels))
 
     def prepare_ids(
-        self, input_ids: npt.NDArray[np.int64], vision_inputs: Mapping[str, npt.ArrayLike], max_frames: int
+        self, input_ids: npt.NDArray[np.int64], given: Mapping[str, npt.ArrayLike], max_frames: int
     ) -> Prepared:
         """A prompt that is given as ids: one placeholder for each visual token, or one that stands for all of them.
 
         Args:
             input_ids: (1, S).
-            vision_inputs: `pixel_values`, or nothing for a prompt without frames.
+            given: `pixel_values`, or nothing for a prompt without frames.
 
         Raises:
-            VaExportError: pixels of another shape, or placeholders that do not match them.
+            VaExportError: pixels of another shape, placeholders that do not match them, or what only frames of
+                different sizes have.
         """
-        if not vision_inputs:
+        if others := given.keys() - {_PIXELS}:
+            raise VaExportError(
+                f"all frames of this model have one size and one number of tokens: there is no {min(others)} to give",
+                where=min(others),
+                fix="leave it out",
+            )
+        if not given:
             return self._prepared({}, input_ids, 0)
-        pixels = arguments.pixels(vision_inputs[_PIXELS], self.image_size, max_frames)
+        pixels = arguments.pixels(given[_PIXELS], self.image_size, max_frames)
         expected = len(pixels) * self.tokens_per_frame
         if self.image_token_id is not None and expected > 1 and (input_ids == self.image_token_id).sum() == 1:
             place = int(np.flatnonzero(input_ids[0] == self.image_token_id)[0])
@@ -147,29 +152,37 @@ class FixedFrames(Form, frozen=True, tag_field="kind", tag="fixed_frames"):
             input_ids = np.concatenate([input_ids[0, :place], whole, input_ids[0, place + 1 :]])[None]
         return self._prepared({_PIXELS: pixels}, input_ids, len(pixels))
 
-    def visual_tokens(self, n_frames: int) -> int:
-        """Visual tokens of so many frames."""
-        return n_frames * self.tokens_per_frame
+    def count(self, given: Mapping[str, npt.NDArray[Any]]) -> int:
+        """Visual tokens of what `given` made."""
+        return len(given[_PIXELS]) * self.tokens_per_frame
 
     def prompt_text(self, question: str, n_frames: int) -> str:
         """The prompt for a question about `n_frames` frames, placeholders written out."""
         image = self.image_token * self.tokens_per_frame
         frames = "".join(
-            _fill(self.frame_template, number=str(number), image=image) for number in range(1, n_frames + 1)
+            fill(self.frame_template, number=str(number), image=image) for number in range(1, n_frames + 1)
         )
-        return _fill(self.chat_template, frames=frames, question=question)
+        return fill(self.chat_template, frames=frames, question=question)
 
-    def input_ids(self, question: str, n_frames: int, tokenizer: Tokenizer) -> npt.NDArray[np.int64]:
-        """Ids [1, S] of `prompt_text`.
+    def input_ids(self, question: str, media: Media | int, tokenizer: Tokenizer) -> npt.NDArray[np.int64]:
+        """Ids [1, S] of a question, placeholders in place.
+
+        Args:
+            media: the frames, or their number.
 
         Raises:
             VaExportError: the number of placeholders came out wrong (a question that spells the image token).
         """
+        if isinstance(media, int):
+            return self._ids(question, media, tokenizer)
+        return self._ids(question, len(self.given(media)[_PIXELS]), tokenizer)
+
+    def _ids(self, question: str, n_frames: int, tokenizer: Tokenizer) -> npt.NDArray[np.int64]:
         ids = tokenizer.encode(self.prompt_text(question, n_frames))
         if self.bos_token_id is not None:
             ids = [self.bos_token_id, *ids]
         array = np.asarray([ids], dtype=np.int64)
-        found, expected = int((array == self.image_token_id).sum()), self.visual_tokens(n_frames)
+        found, expected = int((array == self.image_token_id).sum()), n_frames * self.tokens_per_frame
         if found != expected:
             raise VaExportError(
                 f"the prompt has {found} tokens {self.image_token}, {n_frames} frames need {expected}",
@@ -195,7 +208,7 @@ class FixedFrames(Form, frozen=True, tag_field="kind", tag="fixed_frames"):
 
     def _placeholders(self, ids: npt.NDArray[np.int64], n_frames: int) -> npt.NDArray[np.bool_]:
         """Which positions take visual tokens, (1, S)."""
-        token, count = self.image_token_id, self.visual_tokens(n_frames)
+        token, count = self.image_token_id, n_frames * self.tokens_per_frame
         if token is None and not n_frames:
             return np.zeros(ids.shape, dtype=np.bool_)
         if token is None:
@@ -220,14 +233,3 @@ class FixedFrames(Form, frozen=True, tag_field="kind", tag="fixed_frames"):
                 else "give pixel_values, or leave the placeholders out",
             )
         return is_visual
-
-
-def _fill(template: str, **values: str) -> str:
-    """Fill the fields of a template in one pass, so that a value may itself contain braces."""
-    return _FIELD.sub(lambda match: values[match[1]], template)
-
-
-def _check_fields(name: str, template: str, expected: tuple[str, ...]) -> None:
-    found = tuple(_FIELD.findall(template))
-    if sorted(found) != sorted(expected):
-        raise ValueError(f"{name} has the fields {list(found)}, expected {list(expected)}")

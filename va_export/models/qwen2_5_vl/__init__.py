@@ -1,0 +1,112 @@
+"""Qwen2.5-VL (Qwen, 2025, arXiv 2502.13923): a tower with window attention over patches of pictures of any size, a
+merger, and Qwen2.5 with positions in time, row and column.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from va_export.models.component import Component, decoder_component, embedding_component
+from va_export.models.family import ModelSpec, WeightSource
+from va_export.models.qwen2_5_vl import config as _config
+from va_export.models.qwen2_5_vl import key_map
+from va_export.models.qwen2_5_vl.patches import patches
+from va_export.runtime.processing.grid_positions import AXES
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from va_export.bundle.decoder_shards import DecoderShard
+    from va_export.checkpoint.files import Checkpoint
+    from va_export.runtime.processing import Processing
+
+
+class Qwen25VL:
+    """The family's entry in the table; the methods are documented in `models.family.ModelFamily`."""
+
+    name: str = _config.FAMILY
+    architectures: tuple[str, ...] = ("Qwen2_5_VLForConditionalGeneration",)
+
+    def spec_from_config(
+        self,
+        config: Mapping[str, Any],
+        num_decoder_layers: int | None = None,
+        image_token_id: int | None = None,
+        max_pixels: int | None = None,
+    ) -> ModelSpec:
+        return _config.spec_from_config(config, num_decoder_layers, image_token_id, max_pixels)
+
+    def published_config(self, hub_id: str) -> dict[str, Any] | None:
+        from va_export.models.qwen2_5_vl import published
+
+        return published.published_config(hub_id)
+
+    def spec_from_checkpoint(
+        self,
+        checkpoint: Checkpoint,
+        num_decoder_layers: int | None = None,
+        image_token_id: int | None = None,
+        max_pixels: int | None = None,
+    ) -> ModelSpec:
+        from va_export.models.checkpoint_tokenizer import read_tokenizer
+        from va_export.models.qwen2_5_vl.prompt import IMAGE_TOKEN, VIDEO_TOKEN
+        from va_export.models.qwen2_5_vl.tokenizer import LAYOUT
+
+        tokens = read_tokenizer(checkpoint.directory, LAYOUT)
+        for text in tokens.notes:
+            checkpoint.note(text)
+        spec = _config.spec_from_config(
+            checkpoint.config,
+            num_decoder_layers,
+            image_token_id,
+            max_pixels,
+            tuple(checkpoint.names()),
+            (*tokens.stop_ids, *(() if tokens.end_of_turn_id is None else (tokens.end_of_turn_id,))),
+        )
+        tokens.check(spec.text.vocab_size, None)
+        for token, key in ((VIDEO_TOKEN, "video_token_id"), (IMAGE_TOKEN, "image_token_id")):
+            tokens.check_id(token, spec.hf_config[key], key)
+        return spec
+
+    def build_model(self, spec: ModelSpec, attention: str = "anchored") -> nn.Module:
+        from va_export.models.qwen2_5_vl import reference
+
+        return reference.build_model(spec, attention)
+
+    def components(self, spec: ModelSpec, precision: str, shards: Sequence[DecoderShard]) -> tuple[Component, ...]:
+        from va_export.models.qwen2_5_vl.vision import vision_component
+
+        return (
+            vision_component(spec),
+            embedding_component(spec, partial(self.visual_tokens, spec)),
+            *(decoder_component(spec, precision, shard, AXES) for shard in shards),
+        )
+
+    def visual_tokens(self, spec: ModelSpec, n_frames: int) -> int:
+        return patches(spec).visual_tokens(n_frames)
+
+    def weight_map(self, spec: ModelSpec) -> Mapping[str, WeightSource]:
+        return key_map.weight_map(spec)
+
+    def processing(self, spec: ModelSpec, checkpoint: Checkpoint) -> Processing:
+        from va_export.models.checkpoint_tokenizer import read_tokenizer
+        from va_export.models.qwen2_5_vl import prompt
+        from va_export.models.qwen2_5_vl.tokenizer import LAYOUT
+
+        tokens = read_tokenizer(checkpoint.directory, LAYOUT)
+        first = tokens.first_id(default=False, config_bos=None, note=checkpoint.note)
+        return prompt.processing(spec, checkpoint, first)
+
+    def write_tokenizer(self, checkpoint: Checkpoint, directory: Path) -> Path | None:
+        from va_export.models.checkpoint_tokenizer import write_tokenizer
+        from va_export.models.qwen2_5_vl.tokenizer import LAYOUT
+
+        return write_tokenizer(checkpoint.directory, LAYOUT, directory)
+
+    def write_tiny_checkpoint(self, directory: Path, seed: int = 0) -> Path:
+        from va_export.models.qwen2_5_vl import tiny
+
+        return tiny.write_tiny_checkpoint(directory, seed)

@@ -1,0 +1,111 @@
+"""The form of Qwen2.5-VL's config.json: types and ranges of every key that is read; other keys are let through.
+
+On the Hub the decoder's settings lie at the top level, beside `vision_config`; transformers 5 writes them into a
+`text_config` of their own and calls the rotary embedding's `rope_parameters`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from va_export.checkpoint.json_files import as_form
+from va_export.checkpoint.special_tokens import TokenId
+
+CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
+
+# Upper limits are far above any model; they keep a wrong number from being taken for a size and computed with.
+Layers = Annotated[int, msgspec.Meta(ge=1, le=1024)]
+Size = Annotated[int, msgspec.Meta(ge=1, le=1 << 24)]
+Small = Annotated[int, msgspec.Meta(ge=1, le=1 << 10)]
+Positions = Annotated[int, msgspec.Meta(ge=1, le=1 << 31)]
+Epsilon = Annotated[float, msgspec.Meta(gt=0, lt=1)]
+Theta = Annotated[float, msgspec.Meta(gt=0, le=1e15)]
+Rate = Annotated[float, msgspec.Meta(gt=0, le=1e6)]
+Channel = Annotated[float, msgspec.Meta(gt=0, le=1)]
+
+
+class Rope(msgspec.Struct, frozen=True):
+    """`rope_scaling` or `rope_parameters`."""
+
+    type: str | None = None
+    rope_type: str | None = None
+    rope_theta: Theta | None = None
+    mrope_section: list[Size] | None = None
+
+
+class TextConfig(msgspec.Struct, frozen=True):
+    """The decoder's settings, wherever they lie."""
+
+    hidden_act: Literal["silu"]
+    hidden_size: Size
+    intermediate_size: Size
+    max_position_embeddings: Positions
+    num_attention_heads: Size
+    num_hidden_layers: Layers
+    num_key_value_heads: Size
+    rms_norm_eps: Epsilon
+    vocab_size: Size
+    bos_token_id: TokenId | None = None
+    eos_token_id: TokenId | list[TokenId] | None = None
+    rope_theta: Theta | None = None
+    rope_scaling: Rope | None = None
+    rope_parameters: Rope | None = None
+    use_sliding_window: Literal[False] | None = None
+
+
+class VisionConfig(msgspec.Struct, frozen=True):
+    """`vision_config`: the tower."""
+
+    depth: Layers
+    hidden_act: Literal["silu"]
+    hidden_size: Size
+    intermediate_size: Size
+    num_heads: Size
+    out_hidden_size: Size
+    patch_size: Small
+    spatial_merge_size: Small
+    temporal_patch_size: Small
+    window_size: Size
+    fullatt_block_indexes: list[Annotated[int, msgspec.Meta(ge=0, le=1024)]]
+    tokens_per_second: Rate
+    in_channels: Literal[3] | None = None  # the published files say in_chans, which nothing reads
+
+
+class ConfigFile(msgspec.Struct, frozen=True):
+    """What stands beside the decoder's settings."""
+
+    vision_config: VisionConfig
+    image_token_id: TokenId
+    video_token_id: TokenId
+    vision_start_token_id: TokenId
+    vision_end_token_id: TokenId | None = None
+    tie_word_embeddings: bool = False
+
+
+class PreprocessorFile(msgspec.Struct, frozen=True):
+    """preprocessor_config.json; the defaults are those of all published checkpoints.
+
+    Attributes:
+        resample: Pillow's number of the filter: 2 is bilinear, 3 bicubic.
+    """
+
+    min_pixels: Positions | None = 3136
+    max_pixels: Positions | None = 12845056
+    patch_size: Small = 14
+    temporal_patch_size: Small = 2
+    merge_size: Small = 2
+    image_mean: tuple[Channel, Channel, Channel] = (0.48145466, 0.4578275, 0.40821073)
+    image_std: tuple[Channel, Channel, Channel] = (0.26862954, 0.26130258, 0.27577711)
+    resample: Literal[2, 3] = 3
+
+
+def read_config(config: Mapping[str, Any]) -> tuple[ConfigFile, TextConfig]:
+    """Both parts of a config.json."""
+    nested = config.get("text_config")
+    text = {**config, **nested} if isinstance(nested, dict) else dict(config)
+    # Tied or not is said at the top level; a text_config may repeat its own class's default.
+    file = as_form(dict(config), ConfigFile, what="model's configuration", where=CONFIG)
+    return file, as_form(text, TextConfig, what="model's configuration", where=CONFIG)

@@ -1,0 +1,54 @@
+"""Frames in patches of their own number: what this family knows of its vision tower beyond `VisionShape`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from va_export.models.family import ModelSpec, VisionShape
+
+
+@dataclass(frozen=True)
+class PatchShape(VisionShape):
+    """A grid of `frames_per_grid` frames is cut into patches, of which merge_size² become one decoder token.
+
+    Attributes:
+        window_size: pixels of a window's side.
+        full_blocks: the blocks whose attention is over a whole grid, not over windows.
+        video_pixels, image_pixels: of a picture after it is resized, at the most.
+    """
+
+    patch_size: int
+    merge_size: int
+    frames_per_grid: int
+    window_size: int
+    full_blocks: tuple[int, ...]
+    video_pixels: int
+    image_pixels: int
+
+    @property
+    def patch_values(self) -> int:
+        """Numbers that one patch has."""
+        return 3 * self.frames_per_grid * self.patch_size**2
+
+    @property
+    def window_patches(self) -> int:
+        """Patches of a whole window."""
+        return (self.window_size // self.patch_size) ** 2
+
+    def grids(self, n_frames: int) -> int:
+        """Grids of so many frames."""
+        return -(-n_frames // self.frames_per_grid)
+
+    def tokens(self, pixels: int) -> int:
+        """Decoder tokens of a grid of so many pixels, at the most."""
+        return max(1, pixels // (self.patch_size * self.merge_size) ** 2)
+
+    def visual_tokens(self, n_frames: int) -> int:
+        """Decoder tokens of so many frames, or of one image, at the most."""
+        return max(self.grids(n_frames) * self.tokens(self.video_pixels), self.tokens(self.image_pixels))
+
+
+def patches(spec: ModelSpec) -> PatchShape:
+    """The vision tower of a `ModelSpec` that this family made."""
+    assert isinstance(spec.vision, PatchShape)
+    return spec.vision

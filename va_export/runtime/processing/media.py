@@ -1,0 +1,80 @@
+"""What a prompt may be about: videos and images, as arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from va_export.errors import VaExportError
+
+UInt8 = npt.NDArray[np.uint8]
+Frames = UInt8 | Sequence[UInt8]
+
+
+@dataclass(frozen=True)
+class Video:
+    """Frames [F, H, W, 3] (or as many [H, W, 3]), RGB uint8, in order of time.
+
+    Attributes:
+        seconds_per_grid: between two steps of the model's time, where it has such; None: the bundle's own.
+    """
+
+    frames: Frames
+    seconds_per_grid: float | None = None
+
+
+@dataclass(frozen=True)
+class Image:
+    """A picture [H, W, 3], RGB uint8."""
+
+    pixels: UInt8
+
+
+Medium = Video | Image
+Media = Frames | Medium | Sequence[Medium]
+
+
+def as_media(given: Media) -> list[Medium]:
+    """Videos and images in the order of the prompt; bare frames are one video."""
+    if isinstance(given, Video | Image):
+        return [given]
+    if not isinstance(given, np.ndarray) and len(given) and all(isinstance(one, Video | Image) for one in given):
+        return [one for one in given if isinstance(one, Video | Image)]
+    return [Video(given)]  # type: ignore[arg-type]
+
+
+def pictures(frames: Sequence[Any] | UInt8) -> list[UInt8]:
+    """Frames one by one.
+
+    Raises:
+        VaExportError: none, or one of another shape or type.
+    """
+    checked = [np.asarray(frame) for frame in frames]
+    for picture in checked:
+        if picture.ndim != 3 or picture.shape[-1] != 3 or picture.dtype != np.uint8 or picture.size == 0:
+            raise VaExportError(
+                f"a frame is {list(picture.shape)} {picture.dtype}, expected [height, width, 3] uint8",
+                where="frames",
+                fix="give frames as read_frames reads them: RGB, 0 to 255",
+            )
+    if not checked:
+        raise VaExportError("there are no frames", where="frames", fix="give at least one")
+    return checked
+
+
+def resize(frames: Sequence[UInt8], height: int, width: int, resample: str) -> UInt8:
+    """Frames of any sizes, each resized to [height, width], as Pillow computes it; [F, height, width, 3]."""
+    from PIL import Image as Pillow
+
+    filter_ = Pillow.Resampling.BICUBIC if resample == "bicubic" else Pillow.Resampling.BILINEAR
+    return np.stack([np.asarray(Pillow.fromarray(frame).resize((width, height), filter_)) for frame in frames])
+
+
+def normalise(frames: UInt8, mean: tuple[float, float, float], std: tuple[float, float, float]) -> npt.NDArray[Any]:
+    """(frame / 255 − mean) / std, float32, by colour channel."""
+    channels = frames.astype(np.float32) / np.float32(255.0)
+    return (channels - np.asarray(mean, dtype=np.float32)) / np.asarray(std, dtype=np.float32)
