@@ -182,7 +182,11 @@ def test_every_native_source_is_built_and_every_plugin_is_whole() -> None:
 # Where a family's name may stand outside of its own folder, its recipes and tests, and in what words. Each is the name
 # of a recipe, or of a model whose settings the paper states; no code there asks which family it has.
 FAMILY_NAMES_ELSEWHERE = {
-    "va_export/models/__init__.py": ("from va_export.models.internvl2 import InternVL2", "(InternVL2(),)"),  # the row
+    "va_export/models/__init__.py": (  # the rows
+        "from va_export.models.internvl2 import InternVL2",
+        "from va_export.models.qwen2_5_vl import Qwen25VL",
+        "(InternVL2(), Qwen25VL())",
+    ),
     "va_export/anchor/gains.py": ("InternVL2-8B", "InternVL2-4B"),  # the paper's gains
     # default gains; what marks the recipes' folder
     "va_export/export/recipe.py": ("InternVL2-8B", "internvl2-tiny.toml"),
@@ -191,8 +195,9 @@ FAMILY_NAMES_ELSEWHERE = {
 
 
 def family_words() -> set[str]:
-    """`internvl` from `internvl2`: a name without its number, so that relatives are found too; and its decoders'."""
-    words = {family.name.rstrip("0123456789") for family in FAMILIES}
+    """`internvl` from `internvl2`: a name without the number at its end, so that relatives are found too, however it
+    is punctuated; and its decoders'. A decoder that several families have (Qwen2) is no family's name."""
+    words = {re.sub("[_.-]", "[_. -]?", family.name.rstrip("0123456789")) for family in FAMILIES}
     return words | {"internlm", *(name.lower() for family in FAMILIES for name in family.architectures)}
 
 

@@ -39,7 +39,7 @@ OPTIONS = {
     "va-export": """--allow-truncated --alpha-k --alpha-v --atol --attention --clip-overflow --components
         --decoder-shards --dry-run --engine-cache --fp16 --fp32 --frames --image-token-id --json --latency-iterations
         --log-level --max-batch-size
-        --max-frames --max-input-len --max-kv-cache-capacity --model --new-tokens --no-parity --no-resume
+        --max-frames --max-input-len --max-kv-cache-capacity --max-pixels --model --new-tokens --no-parity --no-resume
         --num-decoder-layers --onnx-only --output --overwrite
         --pca-rank --precision --question --revision --rtol --sampling --seed --subspaces --target --tensorrt --version
         --video --weights -o""",

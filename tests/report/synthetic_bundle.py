@@ -119,6 +119,7 @@ def reference() -> dict[str, np.ndarray]:
     n_tokens = N_FRAMES * GRID * GRID
     return {
         "frames": random.integers(0, 256, (N_FRAMES, SIDE, SIDE, 3), dtype=np.uint8),
+        "grid": np.array([N_FRAMES, 4, 4]),
         "sharing_score": random.random(n_tokens, dtype=np.float32),
         "labels": random.permutation(np.arange(n_tokens) % 5),
     }

@@ -27,22 +27,33 @@ def cell(picture: np.ndarray, grid: int, row: int, column: int) -> np.ndarray:
     return picture[row * width : (row + 1) * width, column * width : (column + 1) * width]
 
 
-def test_tokens_lie_frame_by_frame_and_row_by_row() -> None:
-    grid = pictures.token_grid(np.arange(2 * 9), n_frames=2)
-    assert grid.shape == (2, 3, 3)
-    assert grid[1, 2, 0] == 9 + 2 * 3
+def test_tokens_lie_step_by_step_and_row_by_row() -> None:
+    grid = pictures.token_grid(np.arange(2 * 3 * 4), (2, 3, 4))
+    assert grid[1, 2, 0] == 12 + 2 * 4
 
 
-@pytest.mark.parametrize(("tokens", "frames"), [(10, 3), (24, 3), (0, 2), (16, 0)])
-def test_tokens_that_do_not_fill_a_square_grid_are_refused(tokens: int, frames: int) -> None:
-    with refused("reference.npz", tokens, frames):
-        pictures.token_grid(np.zeros(tokens), frames)
+@pytest.mark.parametrize(("tokens", "grid"), [(10, (3, 2, 2)), (24, (3, 3, 3)), (0, (2, 0, 5))])
+def test_tokens_that_do_not_fill_their_grid_are_refused(tokens: int, grid: tuple[int, int, int]) -> None:
+    with refused("reference.npz", tokens, *grid):
+        pictures.token_grid(np.zeros(tokens), grid)
+
+
+def test_a_wide_grid_makes_a_wide_picture() -> None:
+    score = np.zeros((1, 2, 4))
+    score[0, 1, 3] = 1.0
+    (picture,) = pictures.score_pictures(np.full((1, 56, 112, 3), 255, np.uint8), score)
+    width = pictures.PICTURE_SIDE // 4
+    assert picture.shape == (2 * width, 4 * width, 3)
+    assert (picture[width:, 3 * width :] == picture[-1, -1]).all()
+    assert (picture[:width] == picture[0, 0]).all() and (picture[0, 0] != picture[-1, -1]).any()
+    numbered = pictures.number_regions(picture, (score[0] > 0).astype(int))
+    assert numbered.shape == picture.shape
 
 
 def test_only_the_high_scoring_token_is_tinted_bright() -> None:
     score = np.zeros(2 * 16, dtype=np.float32)
     score[16 + 1 * 4 + 2] = 1.0  # frame 1, row 1, column 2
-    first, second = pictures.score_pictures(np.stack([WHITE, WHITE]), score)
+    first, second = pictures.score_pictures(np.stack([WHITE, WHITE]), score.reshape(2, 4, 4))
     low, high = cell(first, 4, 0, 0)[0, 0], cell(second, 4, 1, 2)[0, 0]
     assert (cell(second, 4, 1, 2) == high).all()
     for row in range(4):
@@ -66,7 +77,7 @@ def test_a_tint_is_the_stated_mixture_of_grey_and_colour() -> None:
 def test_the_frame_shows_through_its_tint() -> None:
     frame = WHITE.copy()
     frame[:, :32] = 0
-    picture = pictures.score_pictures(frame[None], np.full(16, 0.5))[0]
+    picture = pictures.score_pictures(frame[None], np.full((1, 4, 4), 0.5))[0]
     side = len(picture)
     assert picture[:, side * 3 // 4].mean() > picture[:, side // 4].mean() + 50
 
@@ -78,9 +89,9 @@ def test_colours_of_scores_rise_in_luminance_only() -> None:
 
 
 def test_a_constant_score_gives_one_colour_and_no_warning() -> None:
-    picture = pictures.score_pictures(WHITE[None], np.zeros(16, dtype=np.float32))[0]
+    picture = pictures.score_pictures(WHITE[None], np.zeros((1, 4, 4), dtype=np.float32))[0]
     assert (picture == picture[0, 0]).all()
-    same = pictures.score_pictures(WHITE[None], np.ones(16, dtype=np.float32))[0]
+    same = pictures.score_pictures(WHITE[None], np.ones((1, 4, 4), dtype=np.float32))[0]
     assert (same == same[0, 0]).all()
     assert (same[0, 0] != picture[0, 0]).any()
 
@@ -103,7 +114,7 @@ def test_more_subspaces_than_colours_still_get_one_each() -> None:
 
 
 def test_a_subspace_has_one_colour_in_all_frames_and_the_largest_the_first() -> None:
-    labels = np.array([7, 7, 7, 3, 3, 7, 7, 9])
+    labels = np.array([7, 7, 7, 3, 3, 7, 7, 9]).reshape(2, 2, 2)
     colours = pictures.label_colours(labels)
     assert list(colours) == [7, 3, 9]
     assert len(set(colours.values())) == 3
@@ -143,7 +154,7 @@ def test_luminance_is_that_of_wcag() -> None:
 
 
 def test_a_data_uri_holds_the_picture() -> None:
-    picture = pictures.score_pictures(WHITE[None], np.linspace(0, 1, 16))[0]
+    picture = pictures.score_pictures(WHITE[None], np.linspace(0, 1, 16).reshape(1, 4, 4))[0]
     address = pictures.data_uri(picture)
     head, body = address.split(",", 1)
     assert head == "data:image/jpeg;base64"

@@ -117,6 +117,13 @@ class ModelEntry(Form, frozen=True):
     image_token_id: int | None
 
 
+class ToolEntry(Form, frozen=True):
+    """What made the bundle."""
+
+    name: str
+    version: str
+
+
 class ManifestDocument(Form, frozen=True):
     """All of `manifest.json`.
 
@@ -132,7 +139,7 @@ class ManifestDocument(Form, frozen=True):
     """
 
     manifest_version: int
-    tool: dict[str, str]
+    tool: ToolEntry
     created: str
     model: ModelEntry
     precision: Precision

@@ -107,7 +107,8 @@ def _check_limits(limits: Limits, model: Model) -> None:
                 where="limits",
                 fix=f"lower {smaller} or raise {larger}",
             )
-    if (tokens := model.visual_tokens(limits.max_frames)) > limits.max_input_len:
+    tokens = model.visual_tokens(limits.max_frames)
+    if tokens > limits.max_input_len and not model.spec.vision.keeps_sizes:  # else smaller frames fit
         raise VaExportError(
             f"max_frames ({limits.max_frames}) are {tokens} visual tokens, more than max_input_len"
             f" ({limits.max_input_len})",

@@ -15,6 +15,7 @@ from va_export.bundle.document import (
     ModelEntry,
     Precision,
     TextSizes,
+    ToolEntry,
     VisionSizes,
 )
 from va_export.bundle.manifest import MANIFEST_VERSION
@@ -61,7 +62,7 @@ def describe_bundle(
     recipe, spec = options.recipe, source.spec
     return ManifestDocument(
         manifest_version=MANIFEST_VERSION,
-        tool={"name": "va-export", "version": __version__},
+        tool=ToolEntry(name="va-export", version=__version__),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         model=ModelEntry(
             name=recipe.name,

@@ -18,7 +18,7 @@ from va_export.export.shard_plan import EXPORT_BASE, ITEM_BYTES, ShardPlan, buil
 from va_export.host_memory import available_memory
 from va_export.models.component import ROLES, SCORE
 from va_export.models.reference_memory import reference_memory
-from va_export.runtime.backends.session_memory import RESIDENT_FACTOR
+from va_export.runtime.backends.session_memory import RESIDENT_FACTOR, prefill_bytes
 
 if TYPE_CHECKING:
     from va_export.export.recipe import ExportOptions
@@ -142,15 +142,19 @@ def _proof_candidates(
     }
     if options.precision == "bf16":  # PyTorch runs it, whole
         return candidates | {"running the bundle": sum(weights.values()) + need.activations}
-    whole = int(RESIDENT_FACTOR * sum(weights.values()))
+    activations = max(need.activations, prefill_bytes(model.spec.text.num_heads, prompt))
+    whole = int(RESIDENT_FACTOR * sum(weights.values())) + activations
     if whole <= available - EXPORT_BASE:
-        return candidates | {"running the bundle": whole + need.activations}
-    return candidates | {"running the bundle, weights mapped": 4 * _largest(model.weight_map) + need.activations}
+        return candidates | {"running the bundle": whole}
+    return candidates | {"running the bundle, weights mapped": 4 * _largest(model.weight_map) + activations}
 
 
 def _prompt_tokens(options: ExportOptions, model: Model) -> int:
     frames = options.recipe.frames
-    return model.visual_tokens(frames) + frames * _TEXT_A_FRAME + _TEXT
+    text = frames * _TEXT_A_FRAME + _TEXT
+    if model.spec.vision.keeps_sizes:
+        return min(model.visual_tokens(frames) + text, options.recipe.limits.max_input_len)
+    return model.visual_tokens(frames) + text
 
 
 def _largest(weight_map: Mapping[str, WeightSource]) -> int:

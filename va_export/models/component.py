@@ -79,9 +79,9 @@ def embedding_component(spec: ModelSpec, visual_tokens: Callable[[int], int]) ->
         return EmbeddingGraph(hf)
 
     def ranges(limits: Limits) -> Profiles:
-        largest = visual_tokens(limits.max_frames) * limits.max_batch_size
-        visual = DimensionRange(1, visual_tokens(limits.opt_frames), largest)
-        return {"tokens": {**_prompt(limits), "visual_count": visual}}
+        largest = visual_range(limits, visual_tokens)
+        most = largest.max * limits.max_batch_size
+        return {"tokens": {**_prompt(limits), "visual_count": DimensionRange(1, largest.opt, most)}}
 
     return Component(
         "embedding",
@@ -147,8 +147,8 @@ def score_component(spec: ModelSpec, visual_tokens: Callable[[int], int]) -> Com
     """Visual tokens of one video → their sharing scores and subspaces; the graph is `graph.score.score_model`'s."""
 
     def ranges(limits: Limits) -> Profiles:
-        tokens = [visual_tokens(frames) for frames in (1, limits.opt_frames, limits.max_frames)]
-        return {"tokens": {"visual_count": DimensionRange(*tokens)}}
+        sizes = visual_range(limits, visual_tokens)
+        return {"tokens": {"visual_count": DimensionRange(min(visual_tokens(1), sizes.opt), sizes.opt, sizes.max)}}
 
     return Component(
         SCORE,
@@ -159,6 +159,16 @@ def score_component(spec: ModelSpec, visual_tokens: Callable[[int], int]) -> Com
         ranges,
         has_custom_op=True,
     )
+
+
+def visual_range(limits: Limits, visual_tokens: Callable[[int], int]) -> DimensionRange:
+    """Visual tokens of a prompt; where frames keep their sizes, the prompt's length may be what limits them.
+
+    Args:
+        visual_tokens: frames → visual tokens at the most.
+    """
+    most = min(visual_tokens(limits.max_frames), limits.max_input_len)
+    return DimensionRange(1, min(visual_tokens(limits.opt_frames), limits.opt_input_len, most), most)
 
 
 def cache_names(prefix: str, layers: Iterable[int]) -> list[str]:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from va_export.models.component import Component, Role
 
@@ -52,8 +52,11 @@ class VisionShape:
     """The vision tower's sizes; a family may know more of its own.
 
     Attributes:
+        keeps_sizes: whether a frame's own size decides how many tokens it becomes.
         positions_per_frame: rows of the tower's hidden states that one frame has, at the most.
     """
+
+    keeps_sizes: ClassVar[bool] = False
 
     hidden_size: int
     num_layers: int

@@ -72,7 +72,7 @@ def read_contents(manifest: ManifestDocument) -> Contents:
         precision=manifest.precision,
         attention=manifest.attention,
         random_weights=manifest.model.weights == "random",
-        made=f"{manifest.tool['name']} {manifest.tool['version']}, {manifest.created[:10]}",  # an ISO 8601 time
+        made=f"{manifest.tool.name} {manifest.tool.version}, {manifest.created[:10]}",  # an ISO 8601 time
         total_bytes=sum(file.bytes for file in files),
         facts=_facts(manifest),
         components=tuple((name, entry.onnx, entry.onnx_native or "") for name, entry in manifest.components.items()),

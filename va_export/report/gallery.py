@@ -16,7 +16,7 @@ from va_export.proof.reference_form import check_form
 from va_export.report import charts, pictures
 
 Array = npt.NDArray[Any]
-_SHOWN = ("frames", "sharing_score", "labels")
+_SHOWN = ("frames", "sharing_score", "labels", "grid")
 
 
 @dataclass(frozen=True)
@@ -42,10 +42,11 @@ class Subspace:
 
 @dataclass(frozen=True)
 class Gallery:
-    """The pictures of one video."""
+    """The pictures of one video: one for each step of the model's time, which may take several frames together."""
 
     n_frames: int
-    grid: int
+    rows: int
+    columns: int
     scored: tuple[FramePicture, ...]
     clustered: tuple[FramePicture, ...]
     subspaces: tuple[Subspace, ...]
@@ -54,32 +55,35 @@ class Gallery:
 
 
 def read_gallery(path: Path, indices: Sequence[int]) -> Gallery | None:
-    """Pictures from a reference.npz; None where it is missing, or has no frames or no score.
+    """Pictures from a reference.npz; None where it is missing, or has no frames, no score, or tokens of no one grid.
 
     Args:
         indices: the frames' places in the video, empty if unknown.
 
     Raises:
-        VaExportError: the file is damaged, or its tokens do not fill a square grid in every frame.
+        VaExportError: the file is damaged, or its tokens do not fill their grid.
     """
     arrays = _read_arrays(path)
-    if "frames" not in arrays or "sharing_score" not in arrays:
+    if not {"frames", "sharing_score", "grid"} <= arrays.keys() or not arrays["grid"].size:
         return None
     frames = arrays["frames"].astype(np.uint8, copy=False)
-    score, labels = arrays["sharing_score"].reshape(-1), arrays.get("labels")
-    captions = _captions(len(frames), indices)
-    grid = pictures.token_grid(score, len(frames))
+    steps, rows, columns = map(int, arrays["grid"])
+    score = pictures.token_grid(arrays["sharing_score"], (steps, rows, columns))
+    labels = pictures.token_grid(arrays["labels"], (steps, rows, columns)) if "labels" in arrays else None
+    captions = _captions(len(frames), steps, indices)
+    shown = frames[:: -(-len(frames) // steps)]  # of frames that are taken together the first
     colours = {} if labels is None else pictures.label_colours(labels)
     return Gallery(
         n_frames=len(frames),
-        grid=grid.shape[1],
+        rows=rows,
+        columns=columns,
         scored=tuple(
             FramePicture(pictures.data_uri(picture), _heat_in_words(caption, cells), caption)
-            for picture, caption, cells in zip(pictures.score_pictures(frames, score), captions, grid, strict=True)
+            for picture, caption, cells in zip(pictures.score_pictures(shown, score), captions, score, strict=True)
         ),
-        clustered=() if labels is None else _clustered(frames, labels, colours, captions),
-        subspaces=() if labels is None else _subspaces(labels, score, len(frames), colours),
-        spread=charts.score_spread(score),
+        clustered=() if labels is None else _clustered(shown, labels, colours, captions),
+        subspaces=() if labels is None else _subspaces(labels, score, colours),
+        spread=charts.score_spread(score.reshape(-1)),
         not_finite=int(np.count_nonzero(~np.isfinite(score))),
     )
 
@@ -96,18 +100,28 @@ def _clustered(
     frames: pictures.UInt8, labels: Array, colours: dict[int, pictures.Colour], captions: list[str]
 ) -> tuple[FramePicture, ...]:
     painted = pictures.subspace_pictures(frames, labels, colours)
-    grid = pictures.token_grid(labels, len(frames))
     return tuple(
         FramePicture(pictures.data_uri(picture), f"{caption}: tokens of {len(np.unique(cells))} subspaces", caption)
-        for picture, caption, cells in zip(painted, captions, grid, strict=True)
+        for picture, caption, cells in zip(painted, captions, labels, strict=True)
     )
 
 
-def _captions(n_frames: int, indices: Sequence[int]) -> list[str]:
-    """Names of the frames: their number, and their place in the video where the manifest knows it."""
-    if len(indices) != n_frames:
-        return [f"Frame {place + 1}" for place in range(n_frames)]
-    return [f"Frame {place + 1} (video frame {index})" for place, index in enumerate(indices)]
+def _captions(n_frames: int, steps: int, indices: Sequence[int]) -> list[str]:
+    """Names of what is shown: the frames' numbers, and their places in the video where the manifest knows them."""
+    together = -(-n_frames // steps)
+    captions = []
+    for first in range(0, n_frames, together):
+        taken = range(first, min(first + together, n_frames))
+        plural = "s" if len(taken) > 1 else ""
+        name = f"Frame{plural} {_span([number + 1 for number in taken])}"
+        if len(indices) == n_frames:
+            name += f" (video frame{plural} {_span([indices[number] for number in taken])})"
+        captions.append(name)
+    return captions
+
+
+def _span(numbers: Sequence[int]) -> str:
+    return str(numbers[0]) if len(numbers) == 1 else f"{numbers[0]} and {numbers[-1]}"
 
 
 def _heat_in_words(caption: str, cells: Array) -> str:
@@ -117,21 +131,15 @@ def _heat_in_words(caption: str, cells: Array) -> str:
     return f"{caption}: mean sharing score {values.mean():.2f}, highest {highest}"
 
 
-def _subspaces(
-    labels: Array,
-    score: Array,
-    n_frames: int,
-    colours: Mapping[int, pictures.Colour],
-) -> tuple[Subspace, ...]:
+def _subspaces(labels: Array, score: Array, colours: Mapping[int, pictures.Colour]) -> tuple[Subspace, ...]:
     """Legend entries, the largest subspace first (the order in which colours were given)."""
-    in_frame = pictures.token_grid(labels, n_frames)
     return tuple(
         Subspace(
             label=label,
             colour="#{:02x}{:02x}{:02x}".format(*colour),
             ink="black" if pictures.luminance(colour) > 0.18 else "white",
             tokens=int((labels == label).sum()),
-            frames=int((in_frame == label).any(axis=(1, 2)).sum()),
+            frames=int((labels == label).any(axis=(1, 2)).sum()),
             mean_score=float(np.nan_to_num(score.astype(np.float64))[labels == label].mean()),
         )
         for label, colour in colours.items()

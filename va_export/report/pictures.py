@@ -1,7 +1,7 @@
 """Pictures of what VideoAnchor found: each frame with its tokens' sharing score or subspace laid over it.
 
-All pictures are uint8 RGB arrays; `data_uri` turns one into a string that a page can carry. A frame's tokens lie on
-a square grid, row by row, and token (r, c) covers the same share of the picture.
+All pictures are uint8 RGB arrays; `data_uri` turns one into a string that a page can carry. The tokens of a frame (or
+of frames that the model takes together) lie on a grid, row by row, and each covers the same share of the picture.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ AnyArray = npt.NDArray[Any]
 Colour = tuple[int, int, int]
 
 PICTURE_SIDE = 320
-"""Pixels: about the largest width that a page gives a frame; a picture is this, rounded to whole token cells."""
+"""Pixels: about the largest width that a page gives a frame; a picture's longer side, rounded to whole token cells."""
 
 HEAT_STOPS: tuple[Colour, ...] = (
     (14, 14, 26),
@@ -42,21 +42,19 @@ _NUMBER_AREA = 7 * _NUMBER_SIZE**2  # square pixels that a region needs for a nu
 _LUMA = (0.2126, 0.7152, 0.0722)  # ITU-R BT.709
 
 
-def token_grid(values: AnyArray, n_frames: int) -> AnyArray:
-    """Per-token values (N,) as (F, G, G), G² = N / F.
+def token_grid(values: AnyArray, grid: tuple[int, int, int]) -> AnyArray:
+    """Per-token values (N,) by step of time, row and column, (T, R, C).
 
     Raises:
-        VaExportError: the tokens do not fill a square grid in every frame.
+        VaExportError: the tokens do not fill the grid.
     """
-    per_frame, rest = divmod(values.size, n_frames) if n_frames else (0, 1)
-    side = math.isqrt(per_frame)
-    if rest or side == 0 or side * side != per_frame:
+    if values.size != math.prod(grid) or not values.size:
         raise VaExportError(
-            f"{values.size} tokens do not make a square grid in each of {n_frames} frames",
+            f"{values.size} tokens do not fill a grid of {' × '.join(map(str, grid))}",
             where="reference.npz",
             fix="export the bundle again",
         )
-    return values.reshape(n_frames, side, side)
+    return values.reshape(grid)
 
 
 def heat_colours(score: AnyArray) -> UInt8:
@@ -93,16 +91,16 @@ def tint(frame: UInt8, cell_colours: UInt8, strength: float) -> UInt8:
     """A frame in grey under its cells' colours.
 
     Args:
-        frame: (S, S, 3).
-        cell_colours: (G, G, 3).
+        frame: (H, W, 3).
+        cell_colours: (R, C, 3).
         strength: share of the cell's colour in the mixture, 0 to 1.
 
     Returns:
-        (P, P, 3), P a multiple of G near PICTURE_SIDE: cell (r, c) is the block [r·P/G, (r+1)·P/G) × [c·P/G, …).
+        (w·R, w·C, 3), the longer side near PICTURE_SIDE: cell (r, c) is the block [w·r, w·(r+1)) × [w·c, w·(c+1)).
     """
-    cells = len(cell_colours)
-    width = max(1, round(PICTURE_SIDE / cells))
-    resized = Image.fromarray(frame).resize((cells * width, cells * width), Image.Resampling.BICUBIC)
+    rows, columns, _ = cell_colours.shape
+    width = max(1, round(PICTURE_SIDE / max(rows, columns)))
+    resized = Image.fromarray(frame).resize((columns * width, rows * width), Image.Resampling.BICUBIC)
     grey = np.asarray(resized, dtype=np.float64) @ np.array(_LUMA)
     colour = cell_colours.astype(np.float64).repeat(width, axis=0).repeat(width, axis=1)
     mixed: UInt8 = np.rint((1 - strength) * grey[:, :, None] + strength * colour).astype(np.uint8)
@@ -110,7 +108,7 @@ def tint(frame: UInt8, cell_colours: UInt8, strength: float) -> UInt8:
 
 
 def outline_regions(picture: UInt8, labels: AnyArray) -> UInt8:
-    """The picture (P, P, 3) with a dark line wherever neighbouring cells of labels (G, G) differ.
+    """The picture (w·R, w·C, 3) with a dark line wherever neighbouring cells of labels (R, C) differ.
 
     The lines make the subspaces' shapes readable without telling their colours apart.
     """
@@ -125,7 +123,7 @@ def outline_regions(picture: UInt8, labels: AnyArray) -> UInt8:
 
 
 def number_regions(picture: UInt8, labels: AnyArray) -> UInt8:
-    """The picture (P, P, 3) with the label of every connected region of labels (G, G) written on it, where it fits.
+    """The picture (w·R, w·C, 3) with the label of every connected region of labels (R, C) on it, where it fits.
 
     A region gets its number on its cell nearest to its middle; regions smaller than a few characters get none.
     """
@@ -145,7 +143,7 @@ def number_regions(picture: UInt8, labels: AnyArray) -> UInt8:
 
 
 def _regions(labels: AnyArray) -> list[list[tuple[int, int]]]:
-    """Cells (row, column) of each region of labels (G, G): equal ones that touch along an edge."""
+    """Cells (row, column) of each region of labels (R, C): equal ones that touch along an edge."""
     left = {(row, column) for row in range(labels.shape[0]) for column in range(labels.shape[1])}
     regions = []
     while left:
@@ -160,27 +158,19 @@ def _regions(labels: AnyArray) -> list[list[tuple[int, int]]]:
 
 
 def score_pictures(frames: UInt8, sharing_score: AnyArray) -> list[UInt8]:
-    """Frames (F, S, S, 3) with the sharing score (N,) laid over as heat.
-
-    Raises:
-        VaExportError: as `token_grid`.
-    """
-    grid = token_grid(sharing_score, len(frames))
-    pairs = zip(frames, grid, strict=True)
+    """Frames (T, H, W, 3), one for each step of time, with the sharing score (T, R, C) laid over as heat."""
+    pairs = zip(frames, sharing_score, strict=True)
     return [tint(frame, heat_colours(cells), _HEAT_STRENGTH) for frame, cells in pairs]
 
 
 def subspace_pictures(frames: UInt8, labels: AnyArray, colours: dict[int, Colour]) -> list[UInt8]:
-    """Frames (F, S, S, 3) with each token's subspace (N,) in its colour, the same in all frames.
+    """Frames (T, H, W, 3) with each token's subspace (T, R, C) in its colour, the same in all frames.
 
     Args:
         colours: label → RGB, for every label that occurs.
-
-    Raises:
-        VaExportError: as `token_grid`.
     """
     pictures = []
-    for frame, cells in zip(frames, token_grid(labels, len(frames)), strict=True):
+    for frame, cells in zip(frames, labels, strict=True):
         cell_colours = np.array([[colours[int(label)] for label in row] for row in cells], dtype=np.uint8)
         outlined = outline_regions(tint(frame, cell_colours, _SUBSPACE_STRENGTH), cells)
         pictures.append(number_regions(outlined, cells))

@@ -141,22 +141,22 @@ class Bundle:
     ) -> None:
         self.close()
 
-    def prompt(self, question: str, frames: Media | int) -> Int64:
+    def prompt(self, question: str, n_frames: int = 0, *, frames: Media | None = None) -> Int64:
         """Ids (1, S) of a question.
 
         Args:
-            frames: what it is about, or the number of frames; 0: a question without a video. Where frames keep their
-                sizes, a number does not tell how many tokens they become: one placeholder stands for all of them, which
+            n_frames: frames that it is about; 0: a question without a video. Where frames keep their sizes, their
+                number does not tell how many tokens they become: one placeholder stands for all of them, which
                 `generate` takes.
+            frames: what it is about, instead of a number; as for `prepare`.
 
         Raises:
             VaExportError: the bundle has no tokenizer, a question that is no text, or more frames than it takes.
         """
         question = values.text("question", question)
-        if isinstance(frames, int | np.integer) or not hasattr(frames, "__len__"):
-            frames = values.whole_number("frames", frames, least=0)
-            arguments.frame_count(frames, self.limits.max_frames)
-        return self.processing.input_ids(question, frames, self._tokenizer())
+        n_frames = values.whole_number("n_frames", n_frames, least=0)
+        arguments.frame_count(n_frames, self.limits.max_frames)
+        return self.processing.input_ids(question, n_frames if frames is None else frames, self._tokenizer())
 
     def prepare(self, media: Media, question: str) -> Prepared:
         """A question about what was read, as the components take it.

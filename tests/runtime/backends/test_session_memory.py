@@ -91,14 +91,15 @@ def test_streaming_holds_a_few_matrices_and_computes_the_same(chain: Path) -> No
 
 
 def test_it_is_chosen_by_the_size_of_all_weights() -> None:
-    assert not must_map_weights(1000, int(1000 * RESIDENT_FACTOR) + 1)
-    assert must_map_weights(1000, int(1000 * RESIDENT_FACTOR) - 1)
-    assert not must_map_weights(1000)  # a kilobyte fits anywhere
+    assert not must_map_weights(1000, 0, int(1000 * RESIDENT_FACTOR) + 1)
+    assert must_map_weights(1000, 0, int(1000 * RESIDENT_FACTOR) - 1)
+    assert must_map_weights(1000, 100, int(1000 * RESIDENT_FACTOR) + 1)  # a prefill needs room too
+    assert not must_map_weights(1000, 0)  # a kilobyte fits anywhere
 
 
 def test_all_listed_weights_count_and_nothing_else(copied_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     weights: list[int] = []
-    monkeypatch.setattr(onnxruntime_backend, "must_map_weights", weights.append)
+    monkeypatch.setattr(onnxruntime_backend, "must_map_weights", lambda size, _: weights.append(size))
     (copied_bundle / "onnx" / "dangling.data").symlink_to("nowhere")
     Bundle.open(copied_bundle).close()
     assert weights == [sum(path.stat().st_size for path in copied_bundle.glob("onnx/*.onnx.data"))]
@@ -109,7 +110,7 @@ def test_a_bundle_answers_the_same(attention: str, tiny_bundle: Path, monkeypatc
     reference = read_reference(tiny_bundle)
     answers = {}
     for streams in (False, True):
-        monkeypatch.setattr(onnxruntime_backend, "must_map_weights", lambda _, streams=streams: streams)
+        monkeypatch.setattr(onnxruntime_backend, "must_map_weights", lambda *_, streams=streams: streams)
         with Bundle.open(tiny_bundle, attention=attention) as bundle:
             answers[streams] = bundle.answer(
                 prepared_of(reference),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from va_export.models.family import ModelSpec, VisionShape
 
@@ -16,6 +17,8 @@ class PatchShape(VisionShape):
         full_blocks: the blocks whose attention is over a whole grid, not over windows.
         video_pixels, image_pixels: of a picture after it is resized, at the most.
     """
+
+    keeps_sizes: ClassVar[bool] = True
 
     patch_size: int
     merge_size: int

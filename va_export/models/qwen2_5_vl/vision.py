@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from va_export.bundle.tensors import DimensionRange, Profiles, TensorInfo
-from va_export.models.component import Component
+from va_export.models.component import Component, visual_range
 from va_export.models.family import ModelSpec
 from va_export.models.qwen2_5_vl.patches import patches
 from va_export.ops import anchored_attention
@@ -119,15 +119,15 @@ def vision_component(spec: ModelSpec) -> Component:
     unit = vision.merge_size**2
 
     def ranges(limits: Limits) -> Profiles:
-        tokens = [vision.visual_tokens(frames) for frames in (limits.opt_frames, limits.max_frames)]
+        tokens = visual_range(limits, vision.visual_tokens)
         grids = [vision.grids(frames) for frames in (limits.opt_frames, limits.max_frames)]
         a_window = vision.window_patches // unit
         largest = unit * vision.tokens(max(vision.video_pixels, vision.image_pixels))
         return {
             "patches": {
-                "visual_count": DimensionRange(1, *tokens),
+                "visual_count": tokens,
                 # Pictures two tokens high have twice as many windows as square ones; and one for what is left over.
-                "windows": DimensionRange(1, tokens[0] // a_window + grids[0], 2 * tokens[1] // a_window + grids[1]),
+                "windows": DimensionRange(1, tokens.opt // a_window + grids[0], 2 * tokens.max // a_window + grids[1]),
                 "grids": DimensionRange(1, *grids),
                 "grid_patches": DimensionRange(unit, unit * vision.tokens(vision.video_pixels), largest),
             }

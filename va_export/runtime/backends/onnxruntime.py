@@ -15,7 +15,7 @@ from va_export.errors import VaExportError
 from va_export.runtime.backends.backend import Array, Float32, HostBackend, Int64, check_outputs, component_file
 from va_export.runtime.backends.decoder_parts import PartClock, assign_devices, decoder_parts
 from va_export.runtime.backends.external_data import held_graph
-from va_export.runtime.backends.session_memory import must_map_weights, session_options
+from va_export.runtime.backends.session_memory import must_map_weights, prefill_bytes, session_options
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -58,7 +58,8 @@ class OnnxRuntimeBackend(HostBackend):
         self.device = "cuda" if self._providers[0] == _CUDA else "cpu"
         # Decided once for all components, for they are open together.
         weights = sum(manifest.held.size(name) for name in manifest.data.files if name.endswith(".data"))
-        self._streams = self.device == "cpu" and must_map_weights(weights)
+        text, length = manifest.data.model.text, manifest.data.limits.opt_input_len
+        self._streams = self.device == "cpu" and must_map_weights(weights, prefill_bytes(text.num_heads, length))
         if devices is not None and self.device == "cpu":
             raise VaExportError(
                 "ONNX Runtime finds no GPU here to put shards on",

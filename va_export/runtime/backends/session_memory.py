@@ -22,15 +22,21 @@ RESIDENT_FACTOR = 2.7
 """Peak memory of opening a session by default, over its float16 weights."""
 
 
-def must_map_weights(weights: int, available: int | None = None) -> bool:
+def prefill_bytes(num_heads: int, length: int) -> int:
+    """Memory of a prefill beside the weights: ONNX Runtime's Attention holds all heads' logits, and their softmax."""
+    return 2 * 4 * num_heads * length**2
+
+
+def must_map_weights(weights: int, activations: int, available: int | None = None) -> bool:
     """Whether the weights of all ONNX files in a bundle are too many to hold at once.
 
     Args:
         weights: their bytes.
+        activations: bytes that a prefill takes beside them.
         available: bytes; default: what the machine has left.
     """
     free = available_memory() if available is None else available
-    return RESIDENT_FACTOR * weights > free
+    return RESIDENT_FACTOR * weights + activations > free
 
 
 def session_options(streams: bool) -> ort.SessionOptions:

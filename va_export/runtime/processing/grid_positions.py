@@ -1,5 +1,4 @@
-"""Positions with three axes, time, row and column (M-RoPE, Qwen2-VL, arXiv 2409.12191; time in seconds: Qwen2.5-VL,
-arXiv 2502.13923).
+"""Positions with three axes, time, row and column (M-RoPE, arXiv 2409.12191; time in seconds: arXiv 2502.13923).
 
 Text counts up on all axes together. The tokens of a video or an image start where the text before ended: rows and
 columns count up within the picture, time by the seconds between grids. What follows starts one beyond the largest
