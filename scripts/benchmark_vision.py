@@ -35,7 +35,13 @@ def main() -> int:
     arguments = parse()
     with tempfile.TemporaryDirectory() as folder:
         bundle = Path(folder) / "bundle"
-        command = [str(Path(sys.executable).with_name("va-export")), "--model", arguments.model, "--output", str(bundle)]
+        command = [
+            str(Path(sys.executable).with_name("va-export")),
+            "--model",
+            arguments.model,
+            "--output",
+            str(bundle),
+        ]
         command += ["--weights", "random", "--fp32", "--onnx-only", "--components", "vision"]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         context = multiprocessing.get_context("spawn")

@@ -13,7 +13,7 @@ from transformers import Qwen2Tokenizer
 from va_export.checkpoint.files import Checkpoint
 from va_export.models import family_named
 from va_export.models.checkpoint_tokenizer import write_tokenizer
-from va_export.models.internvl2.tokenizer import LAYOUT
+from va_export.models.internvl2.tokenizer import layout
 from va_export.runtime.tokenizer import load_tokenizer
 
 ADDED = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>")
@@ -45,7 +45,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("text", TEXTS)
 def test_ids_and_text_are_those_of_hugging_face(text: str, source: Path, tmp_path: Path) -> None:
     theirs = Qwen2Tokenizer.from_pretrained(source)
-    assert write_tokenizer(source, LAYOUT, tmp_path) == tmp_path / "tokenizer.json"
+    assert write_tokenizer(source, layout("internlm2-chat"), tmp_path) == tmp_path / "tokenizer.json"
     ours = load_tokenizer(tmp_path)
     assert ours is not None
     ids = ours.encode(text)
@@ -54,7 +54,7 @@ def test_ids_and_text_are_those_of_hugging_face(text: str, source: Path, tmp_pat
 
 
 def test_merges_are_used(source: Path, tmp_path: Path) -> None:
-    write_tokenizer(source, LAYOUT, tmp_path)
+    write_tokenizer(source, layout("internlm2-chat"), tmp_path)
     ours = load_tokenizer(tmp_path)
     assert ours is not None and len(ours.encode(TEXTS[0])) < len(TEXTS[0].encode()) // 2
 
@@ -99,4 +99,4 @@ def test_broken_files_are_refused(
     else:
         (directory / name).write_text(content)
     with refused(directory / where, *named):
-        write_tokenizer(directory, LAYOUT, tmp_path)
+        write_tokenizer(directory, layout("internlm2-chat"), tmp_path)

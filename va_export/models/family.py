@@ -31,6 +31,15 @@ class DynamicNtkScaling:
 
 
 @dataclass(frozen=True)
+class LongRopeScaling:
+    """A factor for every frequency, from one of two lists: up to the original length, and beyond."""
+
+    short_factor: tuple[float, ...]
+    long_factor: tuple[float, ...]
+    original_max_position_embeddings: int
+
+
+@dataclass(frozen=True)
 class TextShape:
     """The decoder's sizes; `num_layers` is what is exported, fewer than in the checkpoint if cut."""
 
@@ -44,7 +53,7 @@ class TextShape:
     max_position_embeddings: int
     rms_norm_eps: float
     rope_theta: float
-    rope_scaling: DynamicNtkScaling | None
+    rope_scaling: DynamicNtkScaling | LongRopeScaling | None
 
 
 @dataclass(frozen=True)

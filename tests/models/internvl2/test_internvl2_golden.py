@@ -1,4 +1,6 @@
-"""The model read from the original checkpoint reproduces the numbers of the original code (tests/data/golden)."""
+"""Models read from the original layout reproduce the numbers of the original code (tests/data/golden): InternVL2 over
+InternLM2 and Phi-3, InternVL3 over Qwen2.5; and 3.5 over Qwen3, for which the rule was put into transformers' classes.
+"""
 
 from __future__ import annotations
 
@@ -15,29 +17,38 @@ from va_export.checkpoint.files import Checkpoint
 from va_export.models import family_for
 from va_export.models.family import ModelSpec
 from va_export.models.internvl2.tiles import tiles
-from va_export.models.parameters import load_model
+from va_export.models.parameters import check_checkpoint, load_model
 
-GOLDEN = Path(__file__).parents[2] / "data" / "golden" / "internvl2_tiny"
+GOLDEN = Path(__file__).parents[2] / "data" / "golden"
+FOLDERS = ("internvl2_tiny", "internvl2_4b_tiny", "internvl3_tiny", "internvl3_5_tiny_not_official")
 # Golden comes from a CPU in float32; sums of the same terms in another order differ by this much.
 TOLERANCE = 1e-5
 
 
-@pytest.fixture(scope="module")
-def golden() -> Mapping[str, np.ndarray]:
-    return dict(np.load(GOLDEN / "golden.npz"))
+@pytest.fixture(scope="module", params=FOLDERS)
+def folder(request: pytest.FixtureRequest) -> Path:
+    return GOLDEN / str(request.param)
 
 
 @pytest.fixture(scope="module")
-def spec(golden: Mapping[str, np.ndarray]) -> ModelSpec:
-    config = Checkpoint.open(GOLDEN).config
+def golden(folder: Path) -> Mapping[str, np.ndarray]:
+    return dict(np.load(folder / "golden.npz"))
+
+
+@pytest.fixture(scope="module")
+def spec(folder: Path, golden: Mapping[str, np.ndarray]) -> ModelSpec:
+    config = Checkpoint.open(folder).config
     return family_for(config).spec_from_config(config, image_token_id=int(golden["image_token_id"]))
 
 
 @pytest.fixture(scope="module")
-def model(spec: ModelSpec) -> Iterator[nn.Module]:
-    checkpoint = Checkpoint.open(GOLDEN)
+def model(folder: Path, golden: Mapping[str, np.ndarray]) -> Iterator[nn.Module]:
+    checkpoint = Checkpoint.open(folder)
+    family = family_for(checkpoint.config)
+    spec = family.spec_from_checkpoint(checkpoint, image_token_id=int(golden["image_token_id"]))
+    check_checkpoint(family, spec, checkpoint)
     with torch.no_grad():
-        yield load_model(family_for(checkpoint.config), spec, checkpoint)
+        yield load_model(family, spec, checkpoint)
 
 
 def inputs(golden: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
@@ -86,16 +97,16 @@ def test_anchors_change_golden_far_beyond_the_tolerance(golden: Mapping[str, np.
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 def test_other_attentions_give_the_plain_model(
-    attention: str, spec: ModelSpec, golden: Mapping[str, np.ndarray]
+    attention: str, folder: Path, spec: ModelSpec, golden: Mapping[str, np.ndarray]
 ) -> None:
-    checkpoint = Checkpoint.open(GOLDEN)
+    checkpoint = Checkpoint.open(folder)
     model = load_model(family_for(checkpoint.config), spec, checkpoint, attention=attention)
     with torch.no_grad():
         close(model(**inputs(golden)).logits[:, -1], golden["plain_last_logits"])
 
 
-def test_reference_is_loaded_in_the_asked_type(spec: ModelSpec) -> None:
-    checkpoint = Checkpoint.open(GOLDEN)
+def test_reference_is_loaded_in_the_asked_type(folder: Path, spec: ModelSpec) -> None:
+    checkpoint = Checkpoint.open(folder)
     model = load_model(family_for(checkpoint.config), spec, checkpoint, dtype=torch.bfloat16)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
     assert {parameter.device.type for parameter in model.parameters()} == {"cpu"}

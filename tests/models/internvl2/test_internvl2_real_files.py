@@ -12,7 +12,7 @@ import pytest
 from va_export.errors import VaExportError
 from va_export.models import family_for
 from va_export.models.checkpoint_tokenizer import read_tokenizer
-from va_export.models.internvl2.tokenizer import LAYOUT
+from va_export.models.internvl2.tokenizer import layout
 
 REAL = next((path / "shared" / "real" for path in Path(__file__).parents if (path / "shared" / "real").is_dir()), None)
 pytestmark = pytest.mark.skipif(REAL is None, reason="shared/real does not lie beside the checkout")
@@ -77,7 +77,7 @@ def test_ids_are_those_of_the_originals_own_code(tokenizer: str, truth: str) -> 
     """By transformers 4.37.2 and OpenGVLab's InternLM2 tokenizer, with their own defaults."""
     with gzip.open(real("tokenizer_truth", f"{truth}.json.gz")) as file:
         expected = json.load(file)
-    found = read_tokenizer(real("tokenizers", tokenizer), LAYOUT)
+    found = read_tokenizer(real("tokenizers", tokenizer), layout("internlm2-chat"))
     notes: list[str] = []
     first = found.first_id("Qwen2" not in str(found.special.tokenizer_class), expected["bos"], notes.append)
     assert found.fast is not None

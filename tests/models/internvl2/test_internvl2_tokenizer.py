@@ -16,7 +16,7 @@ from va_export.errors import VaExportError
 from va_export.models import family_named
 from va_export.models.checkpoint_tokenizer import write_tokenizer
 from va_export.models.family import ModelSpec
-from va_export.models.internvl2.tokenizer import LAYOUT
+from va_export.models.internvl2.tokenizer import layout
 from va_export.runtime.processing import Processing
 from va_export.runtime.tokenizer import load_tokenizer
 
@@ -55,7 +55,7 @@ def source(tmp_path: Path) -> Path:
 
 def test_prompt_ids_equal_sentencepiece_between_the_added_tokens(source: Path, tmp_path: Path) -> None:
     pieces = sentencepiece.SentencePieceProcessor(model_file=str(source / "tokenizer.model"))
-    assert write_tokenizer(source, LAYOUT, tmp_path) == tmp_path / "tokenizer.json"
+    assert write_tokenizer(source, layout("internlm2-chat"), tmp_path) == tmp_path / "tokenizer.json"
     tokenizer = load_tokenizer(tmp_path)
     assert tokenizer is not None
     end, start, image, image_end, context = (tokenizer.token_id(token) for token in PROMPT_TOKENS)
@@ -118,7 +118,7 @@ def test_a_ready_tokenizer_json_gives_the_ids_of_transformers(
     edit(ready / file, change)
     text = "<|im_start|>user\nFrame1:  <img><IMG_CONTEXT></img> Was läuft hier?<|im_end|>"
     expected = AutoTokenizer.from_pretrained(ready)(text).input_ids
-    write_tokenizer(ready, LAYOUT, tmp_path)
+    write_tokenizer(ready, layout("internlm2-chat"), tmp_path)
     tokenizer = load_tokenizer(tmp_path)
     assert tokenizer is not None
     spec = family_named("internvl2").spec_from_checkpoint(checkpoint := Checkpoint.open(ready))
@@ -140,11 +140,11 @@ def test_a_bundle_whose_tokenizer_cuts_or_pads_keeps_prompts_whole(
 
 
 def test_merges_that_are_dropped_at_random_are_kept(source: Path, tmp_path: Path) -> None:
-    write_tokenizer(source, LAYOUT, tmp_path)
+    write_tokenizer(source, layout("internlm2-chat"), tmp_path)
     edit(tmp_path / "tokenizer.json", lambda content: content["model"].update(dropout=0.9))
     again = tmp_path / "again"
     again.mkdir()
-    write_tokenizer(tmp_path, LAYOUT, again)
+    write_tokenizer(tmp_path, layout("internlm2-chat"), again)
     tokenizer, pieces = load_tokenizer(again), sentencepiece.SentencePieceProcessor(str(source / "tokenizer.model"))
     assert tokenizer is not None
     assert tokenizer.encode("a red bike passes the camera") == pieces.encode("a red bike passes the camera")
@@ -277,7 +277,7 @@ def test_what_is_no_tokenizer_is_refused(text: str, ready: Path) -> None:
 
 def test_without_tokenizer_files_there_is_none(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    assert write_tokenizer(tmp_path / "empty", LAYOUT, tmp_path) is None
+    assert write_tokenizer(tmp_path / "empty", layout("internlm2-chat"), tmp_path) is None
     assert not (tmp_path / "tokenizer.json").exists()
 
 
@@ -286,7 +286,7 @@ def test_added_tokens_json_is_enough(source: Path, tmp_path: Path) -> None:
     listed = {entry["content"]: int(number) for number, entry in settings["added_tokens_decoder"].items()}
     (source / "tokenizer_config.json").unlink()
     (source / "added_tokens.json").write_text(json.dumps(listed))
-    write_tokenizer(source, LAYOUT, tmp_path)
+    write_tokenizer(source, layout("internlm2-chat"), tmp_path)
     tokenizer = load_tokenizer(tmp_path)
     assert tokenizer is not None
     assert {token: tokenizer.token_id(token) for token in PROMPT_TOKENS} == listed

@@ -1,5 +1,5 @@
-"""InternVL2 (OpenGVLab, 2024) in its original checkpoint layout: an InternViT, a pixel shuffle, a two-layer projector
-and a decoder; see `text_backbones` for the decoders that are read.
+"""InternVL2, 2.5, 3 and 3.5 (OpenGVLab, 2024 and 2025) in their original checkpoint layout: an InternViT, a pixel
+shuffle, a two-layer projector and a decoder; see `text_backbones` for the decoders that are read.
 """
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ class InternVL2:
         max_pixels: int | None = None,
     ) -> ModelSpec:
         from va_export.models.checkpoint_tokenizer import read_tokenizer
-        from va_export.models.internvl2.tokenizer import LAYOUT
+        from va_export.models.internvl2.tokenizer import layout
 
-        tokens = read_tokenizer(checkpoint.directory, LAYOUT)
+        tokens = read_tokenizer(checkpoint.directory, layout(checkpoint.config.get("template")))
         for text in tokens.notes:
             checkpoint.note(text)
         spec = _config.spec_from_config(
@@ -63,6 +63,7 @@ class InternVL2:
             max_pixels,
             tokens.stop_ids,
             tokens.end_of_turn_id,
+            tuple(checkpoint.names()),
         )
         tokens.check(spec.text.vocab_size, image_token_id)
         return spec
@@ -91,18 +92,19 @@ class InternVL2:
         from va_export.models.checkpoint_tokenizer import read_tokenizer
         from va_export.models.internvl2 import prompt
         from va_export.models.internvl2.text_backbones import TEXT_BACKBONES
-        from va_export.models.internvl2.tokenizer import LAYOUT
+        from va_export.models.internvl2.tokenizer import layout
 
         default = TEXT_BACKBONES[spec.text_architecture].adds_bos
         config_bos = spec.hf_config["text_config"]["bos_token_id"]
-        tokens = read_tokenizer(checkpoint.directory, LAYOUT)
-        return prompt.processing(spec, tokens.first_id(default, config_bos, checkpoint.note))
+        tokens = read_tokenizer(checkpoint.directory, layout(checkpoint.config.get("template")))
+        first = tokens.first_id(default, config_bos, checkpoint.note)
+        return prompt.processing(spec, first, checkpoint.config.get("system_message"))
 
     def write_tokenizer(self, checkpoint: Checkpoint, directory: Path) -> Path | None:
         from va_export.models.checkpoint_tokenizer import write_tokenizer
-        from va_export.models.internvl2.tokenizer import LAYOUT
+        from va_export.models.internvl2.tokenizer import layout
 
-        return write_tokenizer(checkpoint.directory, LAYOUT, directory)
+        return write_tokenizer(checkpoint.directory, layout(checkpoint.config.get("template")), directory)
 
     def write_tiny_checkpoint(self, directory: Path, seed: int = 0) -> Path:
         from va_export.models.internvl2 import tiny

@@ -4,20 +4,15 @@ field may hold by itself stands in `config_file`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from va_export.checkpoint.json_files import as_form
 from va_export.checkpoint.special_tokens import as_tuple
 from va_export.errors import VaExportError
-from va_export.models.family import DynamicNtkScaling, ModelSpec, TextShape
+from va_export.models.family import DynamicNtkScaling, LongRopeScaling, ModelSpec, TextShape
 from va_export.models.internvl2.config_file import ConfigFile, DecoderName, LlmConfig, Rope
-from va_export.models.internvl2.text_backbones import (
-    OTHER_TEMPLATES,
-    REFUSED_BACKBONES,
-    TEXT_BACKBONES,
-    TextBackbone,
-)
+from va_export.models.internvl2.text_backbones import REFUSED_BACKBONES, TEXT_BACKBONES, TextBackbone
 from va_export.models.internvl2.tiles import TileShape
 
 FAMILY = "internvl2"
@@ -31,6 +26,7 @@ def spec_from_config(
     max_pixels: int | None = None,
     stop_ids: tuple[int, ...] = (),
     end_of_turn_id: int | None = None,
+    names: Collection[str] = (),
 ) -> ModelSpec:
     """See `ModelFamily.spec_from_config`.
 
@@ -38,6 +34,7 @@ def spec_from_config(
         image_token_id, end_of_turn_id: None where no tokenizer tells; the published checkpoints' then, if the
             vocabulary is theirs.
         stop_ids: ids that end an answer besides the configuration's own and the end of a turn.
+        names: of the checkpoint's tensors, which tell whether tied matrices are both there.
     """
     if max_pixels is not None:
         raise VaExportError(
@@ -53,8 +50,7 @@ def spec_from_config(
     vision = _vision_shape(file)
     if file.template not in backbone.prompt_templates:
         raise VaExportError(
-            f"template {file.template!r} is not one of {', '.join(backbone.prompt_templates)}"
-            + OTHER_TEMPLATES.get(file.template, ""),
+            f"template {file.template!r} is not one of {', '.join(backbone.prompt_templates)}",
             where="config.json: template",
             fix="use an InternVL2 checkpoint with its original config.json",
         )
@@ -82,6 +78,11 @@ def spec_from_config(
         prompt_template=file.template,
         image_token_id=image_token_id,
         eos_token_ids=tuple(sorted({*config_eos, *stop_ids})),
+        names={
+            "head": backbone.embedding
+            if file.llm_config.tie_word_embeddings and backbone.head not in names
+            else backbone.head
+        },
     )
 
 
@@ -101,15 +102,11 @@ def _text_shape(llm: LlmConfig, num_decoder_layers: int | None) -> TextShape:
     hidden, heads, layers = llm.hidden_size, llm.num_attention_heads, llm.num_hidden_layers
     kv_heads = llm.num_key_value_heads or heads
     head_dim = llm.head_dim or hidden // heads
-    if hidden % heads or heads % kv_heads or head_dim % 2:
+    if (llm.head_dim is None and hidden % heads) or heads % kv_heads or head_dim % 2:
         raise _invalid(
             f"hidden_size {hidden}, {heads} attention heads and {kv_heads} key/value heads do not divide "
             "evenly into heads of even size",
             "llm_config",
-        )
-    if llm.tie_word_embeddings:
-        raise _invalid(
-            "tied word embeddings: the decoder has an output matrix of its own", "llm_config.tie_word_embeddings"
         )
     if num_decoder_layers is not None and not 1 <= num_decoder_layers <= layers:
         raise VaExportError(
@@ -128,7 +125,7 @@ def _text_shape(llm: LlmConfig, num_decoder_layers: int | None) -> TextShape:
         max_position_embeddings=llm.max_position_embeddings,
         rms_norm_eps=llm.rms_norm_eps,
         rope_theta=_rope_theta(llm),
-        rope_scaling=_rope_scaling(llm),
+        rope_scaling=_rope_scaling(llm, head_dim),
     )
 
 
@@ -149,8 +146,11 @@ def _rope_theta(llm: LlmConfig) -> float:
     return next(iter(stated.values()))
 
 
-def _rope_scaling(llm: LlmConfig) -> DynamicNtkScaling | None:
-    said = {key: _scaling(llm, key, rope) for key, rope in _ropes(llm).items()}
+Scaling = DynamicNtkScaling | LongRopeScaling | None
+
+
+def _rope_scaling(llm: LlmConfig, head_dim: int) -> Scaling:
+    said = {key: _scaling(llm, key, rope, head_dim) for key, rope in _ropes(llm).items()}
     if len(set(said.values())) > 1:
         raise _invalid(f"two different scalings of positions: {_listed(said)}", "llm_config.rope_scaling")
     return next(iter(said.values()), None)
@@ -161,7 +161,7 @@ def _ropes(llm: LlmConfig) -> dict[str, Rope]:
     return {key: rope for key, rope in tables.items() if rope is not None}
 
 
-def _scaling(llm: LlmConfig, key: str, rope: Rope) -> DynamicNtkScaling | None:
+def _scaling(llm: LlmConfig, key: str, rope: Rope, head_dim: int) -> Scaling:
     place = f"llm_config.{key}"
     kinds = {kind for kind in (rope.type, rope.rope_type) if kind is not None}
     if len(kinds) > 1:
@@ -171,8 +171,10 @@ def _scaling(llm: LlmConfig, key: str, rope: Rope) -> DynamicNtkScaling | None:
         return None
     if kind == "default":
         raise _invalid(f"{key} has the factor {rope.factor} and no type that it belongs to", place)
+    if kind in ("su", "longrope"):
+        return _long_rope(llm, key, rope, head_dim)
     if kind != "dynamic":
-        raise _invalid(f"{key} {kind!r} is not supported, only 'dynamic' or none", place)
+        raise _invalid(f"{key} {kind!r} is not supported, only 'dynamic', 'longrope' ('su') or none", place)
     if rope.factor is None:
         raise _invalid(f"{key} 'dynamic' lacks factor", f"{place}.factor")
     if rope.original_max_position_embeddings not in (None, llm.max_position_embeddings):
@@ -182,6 +184,26 @@ def _scaling(llm: LlmConfig, key: str, rope: Rope) -> DynamicNtkScaling | None:
             f"{place}.original_max_position_embeddings",
         )
     return DynamicNtkScaling(rope.factor)
+
+
+def _long_rope(llm: LlmConfig, key: str, rope: Rope, head_dim: int) -> LongRopeScaling:
+    original = rope.original_max_position_embeddings or llm.original_max_position_embeddings
+    if original is None or not 1 < original <= llm.max_position_embeddings:
+        raise _invalid(
+            f"original_max_position_embeddings {original} is not between 2 and max_position_embeddings,"
+            f" {llm.max_position_embeddings}",
+            "llm_config.original_max_position_embeddings",
+        )
+    for name in ("short_factor", "long_factor"):
+        factors = getattr(rope, name)
+        if factors is None or len(factors) != head_dim // 2:
+            raise _invalid(
+                f"{name} has {'no' if factors is None else len(factors)} factors for the {head_dim // 2} frequencies of"
+                f" head_dim {head_dim}",
+                f"llm_config.{key}.{name}",
+            )
+    assert rope.short_factor is not None and rope.long_factor is not None
+    return LongRopeScaling(tuple(rope.short_factor), tuple(rope.long_factor), original)
 
 
 def _listed(said: Mapping[str, object]) -> str:
@@ -224,9 +246,6 @@ def _hf_config(
     file: ConfigFile, text: TextShape, vision: TileShape, image_token_id: int | None, backbone: TextBackbone
 ) -> dict[str, Any]:
     """Arguments of `transformers.InternVLConfig` that describe the same model."""
-    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": text.rope_theta}
-    if text.rope_scaling is not None:
-        rope |= {"rope_type": "dynamic", "factor": text.rope_scaling.factor}
     bias = {} if backbone.bias_key is None else {"attention_bias": bool(getattr(file.llm_config, backbone.bias_key))}
     return {
         # Our graphs are told where the placeholders are; Hugging Face's class wants an id all the same.
@@ -263,12 +282,25 @@ def _hf_config(
             "rms_norm_eps": text.rms_norm_eps,
             "hidden_act": "silu",
             **bias,
-            "rope_parameters": rope,
+            "rope_parameters": _rope_parameters(text),
+            "pad_token_id": None,  # a class's default may lie outside of the vocabulary
+            "sliding_window": None,
             "tie_word_embeddings": False,
             "bos_token_id": file.llm_config.bos_token_id,
             "eos_token_id": file.llm_config.eos_token_id,
         },
     }
+
+
+def _rope_parameters(text: TextShape) -> dict[str, Any]:
+    match text.rope_scaling:
+        case DynamicNtkScaling(factor):
+            return {"rope_type": "dynamic", "rope_theta": text.rope_theta, "factor": factor}
+        case LongRopeScaling(short, long, original):
+            factors = {"short_factor": list(short), "long_factor": list(long)}
+            named = {"rope_type": "longrope", "original_max_position_embeddings": original}
+            return {**named, **factors, "rope_theta": text.rope_theta}
+    return {"rope_type": "default", "rope_theta": text.rope_theta}
 
 
 def _invalid(what: str, path: str) -> VaExportError:

@@ -32,6 +32,8 @@ class Rope(msgspec.Struct, frozen=True):
     factor: Factor | None = None
     partial_rotary_factor: Literal[1] | None = None
     original_max_position_embeddings: Positions | None = None
+    short_factor: list[Theta] | None = None
+    long_factor: list[Theta] | None = None
 
 
 class LlmConfig(msgspec.Struct, frozen=True):
@@ -59,6 +61,7 @@ class LlmConfig(msgspec.Struct, frozen=True):
     attention_bias: bool | None = None
     mlp_bias: bool | None = None
     use_sliding_window: bool | None = None
+    original_max_position_embeddings: Positions | None = None
 
 
 class VisionConfig(msgspec.Struct, frozen=True):
@@ -88,6 +91,7 @@ class ConfigFile(msgspec.Struct, frozen=True):
     ps_version: Literal["v2"]
     force_image_size: Size | None = None
     select_layer: Literal[-1] | None = None
+    system_message: str | None = None
 
 
 class _Named(msgspec.Struct, frozen=True):

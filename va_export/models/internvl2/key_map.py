@@ -15,7 +15,7 @@ def weight_map(spec: ModelSpec) -> dict[str, WeightSource]:
     """Hugging Face parameter name → source, for every parameter of the model that `spec` describes."""
     backbone = TEXT_BACKBONES[spec.text_architecture]
     bias = bool(spec.hf_config["text_config"].get("attention_bias", False))
-    return _vision_weights(spec) | _projector_weights(spec) | backbone.weight_map(spec.text, bias)
+    return _vision_weights(spec) | _projector_weights(spec) | backbone.weight_map(spec.text, bias, spec.names["head"])
 
 
 def _vision_weights(spec: ModelSpec) -> dict[str, WeightSource]:

@@ -1,13 +1,14 @@
-"""InternVL2's chat templates and its preprocessing of video frames.
+"""The chat templates of InternVL2, 2.5, 3 and 3.5, and their preprocessing of video frames.
 
-Source: OpenGVLab's `conversation.py` (separator style MPT: system, separator, then role and message with a separator
-each; no line break after a separator) and the model cards' video code: one tile a frame, lines "Frame1: <image>".
-The two templates differ in training only, where one of them starts with <s>; at inference that is the tokenizer's.
+Sources: OpenGVLab's `conversation.py` (separator style MPT: system, separator, then role and message with a separator
+each) and the model cards' video code: one tile a frame, on a line of its own. `internlm2-chat` and `Hermes-2` differ in
+training only, where one of them starts with <s>; at inference that is the tokenizer's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from va_export.models.checkpoint_tokenizer import PromptTokens
 from va_export.models.family import ModelSpec
@@ -16,22 +17,70 @@ from va_export.runtime.processing.fixed_frames import FixedFrames
 
 IMAGE_TOKEN = "<IMG_CONTEXT>"
 END_OF_TURN = "<|im_end|>"
-PROMPT_TOKENS = PromptTokens(IMAGE_TOKEN, END_OF_TURN, ("<|im_start|>", "<img>", "</img>"))
 
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
-_FRAME = "Frame{number}: <img>{image}</img>\n"
 _SYSTEM = "你是由上海人工智能实验室联合商汤科技开发的书生多模态大模型，英文名叫InternVL, 是一个有用无害的人工智能助手。"
-
-_CHATML = (
-    f"<|im_start|>system\n{_SYSTEM}<|im_end|><|im_start|>user\n{{frames}}{{question}}<|im_end|><|im_start|>assistant\n"
+_SYSTEM_2_5 = (
+    "你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位联合开发的多模态大语言模型。"
 )
-_CHAT_TEMPLATES: Mapping[str, str] = {"internlm2-chat": _CHATML, "Hermes-2": _CHATML}
 
 
-def processing(spec: ModelSpec, bos_token_id: int | None) -> FixedFrames:
-    """How frames and a question become inputs of the model that `spec` describes; every prompt starts with
-    `bos_token_id`, if there is one."""
+@dataclass(frozen=True)
+class ChatTemplate:
+    """How a conversation is written.
+
+    Attributes:
+        text: with the fields {system}, {frames} and {question}.
+        system: the system message, where config.json has none.
+        frame: one frame's line.
+        tokens: special tokens that occur.
+    """
+
+    text: str
+    system: str
+    frame: str
+    tokens: PromptTokens
+
+
+def _chatml(separator: str, system: str, frame: str) -> ChatTemplate:
+    text = (
+        f"<|im_start|>system\n{{system}}{separator}<|im_start|>user\n{{frames}}{{question}}{separator}"
+        "<|im_start|>assistant\n"
+    )
+    return ChatTemplate(text, system, frame, PromptTokens(IMAGE_TOKEN, END_OF_TURN, ("<|im_start|>", *_AROUND)))
+
+
+_AROUND = ("<img>", "</img>")
+_FRAME, _FRAME_2_5 = "Frame{number}: <img>{image}</img>\n", "Frame-{number}: <img>{image}</img>\n"
+_CHATML = _chatml(END_OF_TURN, _SYSTEM, _FRAME)
+CHAT_TEMPLATES: Mapping[str, ChatTemplate] = {
+    "internlm2-chat": _CHATML,
+    "Hermes-2": _CHATML,
+    "internvl2_5": _chatml(f"{END_OF_TURN}\n", _SYSTEM_2_5, _FRAME_2_5),
+    "phi3-chat": ChatTemplate(
+        "<|system|>\n{system}<|end|><|user|>\n{frames}{question}<|end|><|assistant|>\n",
+        _SYSTEM,
+        _FRAME,
+        PromptTokens(IMAGE_TOKEN, "<|end|>", ("<|system|>", "<|user|>", "<|assistant|>", *_AROUND)),
+    ),
+}
+
+
+def prompt_tokens(template: object) -> PromptTokens:
+    """The tokens of a template's prompts; of an unknown one, which is refused elsewhere, the usual."""
+    return CHAT_TEMPLATES.get(str(template), _CHATML).tokens
+
+
+def processing(spec: ModelSpec, bos_token_id: int | None, system_message: str | None = None) -> FixedFrames:
+    """How frames and a question become inputs of the model that `spec` describes.
+
+    Args:
+        bos_token_id: what every prompt starts with, if anything.
+        system_message: config.json's, instead of the template's.
+    """
+    template = CHAT_TEMPLATES[spec.prompt_template]
+    system = template.system if system_message is None else system_message
     return FixedFrames(
         image_size=tiles(spec).image_size,
         mean=_IMAGENET_MEAN,
@@ -41,8 +90,8 @@ def processing(spec: ModelSpec, bos_token_id: int | None) -> FixedFrames:
         tokens_per_frame=tiles(spec).tokens_per_frame,
         image_token=IMAGE_TOKEN,
         image_token_id=spec.image_token_id,
-        chat_template=_CHAT_TEMPLATES[spec.prompt_template],
-        frame_template=_FRAME,
+        chat_template=template.text.replace("{system}", system),
+        frame_template=template.frame,
         bos_token_id=bos_token_id,
         stop_token_ids=spec.eos_token_ids,
     )

@@ -12,15 +12,13 @@ lengths the scaling changes no bit, and the unscaled frequency is a constant tha
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import nn
 
-from va_export.models.family import TextShape
-
-
-def inverse_frequencies(base: float, head_dim: int, device: torch.device) -> torch.Tensor:
-    """base^(−2i/d) for i in [0, d/2), float32 [d/2], rounded as Hugging Face rounds it."""
-    return 1.0 / base ** (torch.arange(0, head_dim, 2, dtype=torch.float32, device=device) / head_dim)
+from va_export.models.family import DynamicNtkScaling, LongRopeScaling, TextShape
+from va_export.models.rotary import inverse_frequencies
 
 
 class DynamicNtkRotaryEmbedding(nn.Module):
@@ -60,13 +58,43 @@ class DynamicNtkRotaryEmbedding(nn.Module):
         return torch.pow(ratio, exponents)
 
 
+class LongRopeEmbedding(nn.Module):
+    """LongRoPE (arXiv 2402.13753) as Phi-3 has it: each frequency is divided by a factor of its own, from one list for
+    sequences up to the original length and from another for longer ones; cosines and sines are stretched always.
+
+    Which list holds is decided call by call, from the largest position of a row: where decoding crosses the original
+    length, new positions take the long factors and the cached keys stay as they are, as in the original.
+    """
+
+    def __init__(self, head_dim: int, base: float, scaling: LongRopeScaling, max_position_embeddings: int) -> None:
+        super().__init__()
+        self.head_dim, self.base, self.scaling = head_dim, base, scaling
+        ratio = max_position_embeddings / scaling.original_max_position_embeddings
+        longer = 1 + math.log(ratio) / math.log(scaling.original_max_position_embeddings)
+        self.stretch = math.sqrt(longer) if ratio > 1 else 1.0
+
+    def forward(self, x: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Angles of `position_ids` [B, S] → (cos, sin), each [B, S, head_dim], computed in float32, typed as `x`."""
+        device, positions = position_ids.device, position_ids.float()  # exact below 2²⁴
+        frequencies = 1.0 / inverse_frequencies(self.base, self.head_dim, device)  # base^(2i/d), as the original has it
+        short, long = (
+            torch.tensor(factors, dtype=torch.float32, device=device)
+            for factors in (self.scaling.short_factor, self.scaling.long_factor)
+        )
+        is_long = positions.amax(dim=-1, keepdim=True) + 1 > self.scaling.original_max_position_embeddings  # [B, 1]
+        inv_freq = 1.0 / (torch.where(is_long, long, short) * frequencies)  # [B, d/2]
+        angles = positions[:, :, None] * inv_freq[:, None, :]
+        angles = torch.cat((angles, angles), dim=-1)
+        return (angles.cos() * self.stretch).to(x.dtype), (angles.sin() * self.stretch).to(x.dtype)
+
+
 def replace_rotary_embedding(text_model: nn.Module, text: TextShape) -> None:
     """Give a Hugging Face text model (the module with a `rotary_emb`) the exportable embedding, in place."""
     if not isinstance(getattr(text_model, "rotary_emb", None), nn.Module):
         raise TypeError(f"{type(text_model).__name__} has no rotary_emb to replace")
-    text_model.rotary_emb = DynamicNtkRotaryEmbedding(
-        head_dim=text.head_dim,
-        base=text.rope_theta,
-        max_position_embeddings=text.max_position_embeddings,
-        factor=None if text.rope_scaling is None else text.rope_scaling.factor,
-    )
+    scaling, longest = text.rope_scaling, text.max_position_embeddings
+    if isinstance(scaling, LongRopeScaling):
+        text_model.rotary_emb = LongRopeEmbedding(text.head_dim, text.rope_theta, scaling, longest)
+        return
+    factor = scaling.factor if isinstance(scaling, DynamicNtkScaling) else None
+    text_model.rotary_emb = DynamicNtkRotaryEmbedding(text.head_dim, text.rope_theta, longest, factor)

@@ -15,6 +15,7 @@ from va_export.models.decoder_weights import TEXT, placed
 from va_export.models.family import RowBlocks, TextShape, WeightSource
 
 _CHECKPOINT = "language_model."
+_EMBEDDING = f"{_CHECKPOINT}model.embed_tokens.weight"
 _HEAD = f"{_CHECKPOINT}lm_head.weight"
 
 
@@ -34,23 +35,27 @@ class TextBackbone:
         hf_model_type: the Hugging Face text model that computes the same.
         prompt_templates: chat templates that its checkpoints use.
         known_tokens: vocabulary size → ids in the published checkpoints.
-        weight_map: (shape, biases present) → sources of the text model's parameters and of the output head.
+        weight_map: (shape, biases present, name of the output matrix) → sources of the text model's parameters and of
+            the output head.
         bias_key: the key of `llm_config` that says whether the attention's projections have biases, which the Hugging
             Face model calls `attention_bias`; None where the architecture decides.
         required: keys of `llm_config` with the one value that is supported, which is also their default.
         adds_bos: whether its tokenizer starts a text with a token of its own, where no file says.
+        embedding, head: the checkpoint's names of the two matrices; where they are tied, the second may be missing.
     """
 
     hf_model_type: str
     prompt_templates: tuple[str, ...]
     known_tokens: Mapping[int, KnownTokens]
-    weight_map: Callable[[TextShape, bool], dict[str, WeightSource]]
+    weight_map: Callable[[TextShape, bool, str], dict[str, WeightSource]]
     bias_key: str | None
     required: Mapping[str, bool] = field(default_factory=dict)
     adds_bos: bool = True
+    embedding: str = _EMBEDDING
+    head: str = _HEAD
 
 
-def internlm2_weights(text: TextShape, bias: bool) -> dict[str, WeightSource]:
+def internlm2_weights(text: TextShape, bias: bool, head: str) -> dict[str, WeightSource]:
     """InternLM2 → Llama.
 
     `wqkv` holds, for every key/value head, the rows of its query heads, then its key, then its value; `w1`, `w3`, `w2`
@@ -60,7 +65,7 @@ def internlm2_weights(text: TextShape, bias: bool) -> dict[str, WeightSource]:
     weights = {
         f"{TEXT}embed_tokens.weight": WeightSource(f"{_CHECKPOINT}model.tok_embeddings.weight", (vocab, hidden)),
         f"{TEXT}norm.weight": WeightSource(f"{_CHECKPOINT}model.norm.weight", (hidden,)),
-        "lm_head.weight": WeightSource(f"{_CHECKPOINT}output.weight", (vocab, hidden)),
+        "lm_head.weight": WeightSource(head, (vocab, hidden)),
     }
     return placed(weights, [_internlm2_layer(text, layer, bias) for layer in range(text.num_layers)])
 
@@ -98,20 +103,46 @@ def _internlm2_layer(text: TextShape, layer: int, bias: bool) -> dict[str, Weigh
     return weights
 
 
-def llama_weights(text: TextShape, bias: bool) -> dict[str, WeightSource]:
+def llama_weights(text: TextShape, bias: bool, head: str) -> dict[str, WeightSource]:
     """Llama → Llama: the names differ in their prefix only."""
-    return decoder_weights.llama_weights(text, f"{_CHECKPOINT}model.", _HEAD, ("q", "k", "v", "o") if bias else ())
+    return decoder_weights.llama_weights(text, f"{_CHECKPOINT}model.", head, ("q", "k", "v", "o") if bias else ())
 
 
-def qwen2_weights(text: TextShape, bias: bool) -> dict[str, WeightSource]:
+def qwen2_weights(text: TextShape, bias: bool, head: str) -> dict[str, WeightSource]:
     """Qwen2 → Qwen2, which always has biases on queries, keys and values and never on the output."""
-    return decoder_weights.llama_weights(text, f"{_CHECKPOINT}model.", _HEAD, ("q", "k", "v"))
+    return decoder_weights.llama_weights(text, f"{_CHECKPOINT}model.", head, ("q", "k", "v"))
+
+
+def qwen3_weights(text: TextShape, bias: bool, head: str) -> dict[str, WeightSource]:
+    """Qwen3 → Qwen3: a norm on each head's queries and keys."""
+    biases = ("q", "k", "v", "o") if bias else ()
+    return decoder_weights.llama_weights(text, f"{_CHECKPOINT}model.", head, biases, norms=("q", "k"))
+
+
+def phi3_weights(text: TextShape, bias: bool, head: str) -> dict[str, WeightSource]:
+    """Phi-3 → Phi-3, which packs alike: all queries, all keys, all values; the gate, then up."""
+    hidden, width = text.hidden_size, text.intermediate_size
+    rows = (text.num_heads + 2 * text.num_kv_heads) * text.head_dim
+    layer: dict[str, tuple[int, ...]] = {
+        "self_attn.qkv_proj.weight": (rows, hidden),
+        "self_attn.o_proj.weight": (hidden, text.num_heads * text.head_dim),
+        "mlp.gate_up_proj.weight": (2 * width, hidden),
+        "mlp.down_proj.weight": (hidden, width),
+        "input_layernorm.weight": (hidden,),
+        "post_attention_layernorm.weight": (hidden,),
+    }
+    return decoder_weights.named_alike(text, f"{_CHECKPOINT}model.", head, layer)
 
 
 # Ids of <IMG_CONTEXT>, and of the tokens that end an answer (</s> or <|endoftext|>, and <|im_end|>), in the published
 # tokenizers, by the size of the vocabulary with the family's nine tokens added; sources in published.toml.
 _INTERNLM2_TOKENS = {92553: KnownTokens(image_token_id=92546, eos_token_ids=(2, 92542))}
-_QWEN2_TOKENS = {151655: KnownTokens(image_token_id=151648, eos_token_ids=(151643, 151645))}
+_QWEN2_TOKENS = {
+    151655: KnownTokens(image_token_id=151648, eos_token_ids=(151643, 151645)),
+    151674: KnownTokens(image_token_id=151667, eos_token_ids=(151643, 151645)),  # Qwen2.5
+}
+_QWEN3_TOKENS = {151936: KnownTokens(image_token_id=151671, eos_token_ids=(151643, 151645))}
+_PHI3_TOKENS = {32020: KnownTokens(image_token_id=32013, eos_token_ids=(32000, 32007))}
 _LLAMA_TOKENS = {
     64007: KnownTokens(image_token_id=64000, eos_token_ids=(2, 7)),  # Yi
     128265: KnownTokens(image_token_id=128258, eos_token_ids=(128001, 128003)),  # Llama 3
@@ -119,7 +150,13 @@ _LLAMA_TOKENS = {
 
 TEXT_BACKBONES: Mapping[str, TextBackbone] = {
     "InternLM2ForCausalLM": TextBackbone(
-        "llama", ("internlm2-chat", "Hermes-2"), _INTERNLM2_TOKENS, internlm2_weights, bias_key="bias"
+        "llama",
+        ("internlm2-chat", "Hermes-2", "internvl2_5"),
+        _INTERNLM2_TOKENS,
+        internlm2_weights,
+        bias_key="bias",
+        embedding=f"{_CHECKPOINT}model.tok_embeddings.weight",
+        head=f"{_CHECKPOINT}output.weight",
     ),
     "LlamaForCausalLM": TextBackbone(
         "llama",
@@ -131,20 +168,28 @@ TEXT_BACKBONES: Mapping[str, TextBackbone] = {
     ),
     "Qwen2ForCausalLM": TextBackbone(
         "qwen2",
-        ("Hermes-2", "internlm2-chat"),
+        ("Hermes-2", "internlm2-chat", "internvl2_5"),
         _QWEN2_TOKENS,
         qwen2_weights,
         bias_key=None,
         required={"use_sliding_window": False},
         adds_bos=False,
     ),
-}
-# Templates of related models that are not read.
-OTHER_TEMPLATES: Mapping[str, str] = {
-    "internvl2_5": ": this is InternVL2.5 or InternVL3, whose prompt is another and which are not supported",
+    "Qwen3ForCausalLM": TextBackbone(
+        "qwen3",
+        ("internvl2_5",),
+        _QWEN3_TOKENS,
+        qwen3_weights,
+        bias_key="attention_bias",
+        required={"use_sliding_window": False},
+        adds_bos=False,
+    ),
+    # A sliding window of 262 144 is beyond its longest sequence: it never acts.
+    "Phi3ForCausalLM": TextBackbone("phi3", ("phi3-chat",), _PHI3_TOKENS, phi3_weights, bias_key=None),
 }
 # Decoders of the family that are not read, and what of them does not fit.
 REFUSED_BACKBONES: Mapping[str, str] = {
-    "Phi3ForCausalLM": "its rotary embedding (LongRoPE) switches between two tables of frequencies at 4096 tokens and "
-    "scales the attention, which the exported one does not",
+    "Qwen3MoeForCausalLM": "it is a mixture of experts",
+    "GptOssForCausalLM": "it is a mixture of experts with attention sinks",
+    "InternLM3ForCausalLM": "its attention has biases of its own, and nothing here was held against it",
 }

@@ -7,13 +7,14 @@ follow the last one.
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from va_export.checkpoint.special_tokens import AddedToken, SpecialTokens
 from va_export.models import byte_level_bpe
 from va_export.models.checkpoint_tokenizer import TokenizerLayout
-from va_export.models.internvl2.prompt import PROMPT_TOKENS
+from va_export.models.internvl2.prompt import prompt_tokens
 from va_export.models.sentencepiece_bpe import build_tokenizer, read_model
 
 if TYPE_CHECKING:
@@ -34,8 +35,8 @@ def _from_pieces(path: Path, special: SpecialTokens) -> Tokenizer:
     return build_tokenizer(model, list(added.values()), strips)
 
 
-LAYOUT = TokenizerLayout(
-    PROMPT_TOKENS,
-    {"tokenizer.model": _from_pieces, byte_level_bpe.VOCABULARY_FILE: byte_level_bpe.from_qwen2_files},
-    (byte_level_bpe.MERGES_FILE,),
-)
+@cache
+def layout(template: object) -> TokenizerLayout:
+    """How a checkpoint whose config.json has that template keeps its tokenizer."""
+    builders = {"tokenizer.model": _from_pieces, byte_level_bpe.VOCABULARY_FILE: byte_level_bpe.from_qwen2_files}
+    return TokenizerLayout(prompt_tokens(template), builders, (byte_level_bpe.MERGES_FILE,))
