@@ -78,6 +78,18 @@ def read_model(path: Path) -> SentencePieceModel:
             where=path,
             fix="provide a tokenizer.json beside it",
         )
+    if trainer.get(24) or not normalizer.get(5, 1):
+        raise VaExportError(
+            f"the SentencePiece model marks words behind them (treat_whitespace_as_suffix {trainer.get(24, 0)}) or not"
+            f" at all (escape_whitespaces {normalizer.get(5, 1)}), which is not read",
+            where=path,
+            fix="provide a tokenizer.json beside it",
+        )
+    numbers: dict[str, int] = {}
+    for number, piece in enumerate(pieces):
+        if not piece.text or numbers.setdefault(piece.text, number) != number:
+            said = f"is that of {numbers[piece.text]} again, {piece.text!r}" if piece.text else "is empty"
+            raise VaExportError(f"piece {number} {said}", where=path, fix="download tokenizer.model again")
     charsmap = normalizer.get(2, b"")
     return SentencePieceModel(
         pieces=pieces,
@@ -161,7 +173,8 @@ def _normalizer(model: SentencePieceModel) -> normalizers.Normalizer:
                 fix="download tokenizer.model again",
             ) from error
     if model.remove_extra_whitespaces:
-        steps += [normalizers.Replace(Regex("^ +| +$"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
+        # \A and \z: of the text, not of a line in it.
+        steps += [normalizers.Replace(Regex(r"\A +| +\z"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
     if model.add_dummy_prefix:
         steps.append(normalizers.Prepend(_SPACE))
     steps.append(normalizers.Replace(" ", _SPACE))
