@@ -107,6 +107,7 @@ def test_a_byte_order_mark_changes_nothing(name: str, mark: bytes, source: Path,
         ("merges.txt", "#version: 0.2\na b c\n", "merges.txt", []),
         ("merges.txt", "qq qq\n", "", ["qq"]),
         ("merges.txt", None, "merges.txt", []),
+        ("merges.txt", "version https://git-lfs.github.com/spec/v1\nsize 9\n", "merges.txt", ["Git LFS"]),
         ("vocab.json", "[]", "vocab.json", ["list"]),
         ("vocab.json", '{"a": 0, "b": 2147483647}', "", [1]),  # saving it would take gigabytes
         ("vocab.json", '{"a": 0, "b": 1.5}', "vocab.json", []),

@@ -203,9 +203,16 @@ def test_refuses_what_is_no_bpe_model(tmp_path: Path) -> None:
             read_model(path)
 
 
+def test_a_pointer_of_git_lfs_is_called_that(tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.model"
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 9\n")
+    with refused(path, "Git LFS"):
+        read_model(path)
+
+
 def test_words_marked_behind_are_refused(tmp_path: Path) -> None:
     path = train(tmp_path, treat_whitespace_as_suffix=True)
-    with refused(path, "treat_whitespace_as_suffix", 1):
+    with refused(path, "treat_whitespace_as_suffix", True):
         read_model(path)
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from va_export.checkpoint.json_files import read_form
 from va_export.checkpoint.special_tokens import AddedToken, TokenId, add_tokens
+from va_export.documents import is_lfs_pointer
 from va_export.errors import VaExportError
 
 if TYPE_CHECKING:
@@ -90,6 +91,8 @@ def _merges(path: Path) -> list[tuple[str, str]]:
         raise VaExportError(
             f"the tokenizer's merges cannot be read: {reason}", where=path, fix="complete the checkpoint directory"
         ) from error
+    if is_lfs_pointer(lines[0].encode()):
+        raise VaExportError("this is a pointer of Git LFS, not the file itself", where=path, fix="git lfs pull")
     pairs = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
     if any(len(pair) != 2 for pair in pairs):
         raise VaExportError("a line of the merges is not a pair", where=path, fix="download the file again")

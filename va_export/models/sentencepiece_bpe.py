@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from va_export.checkpoint.special_tokens import AddedToken, add_tokens
+from va_export.documents import is_lfs_pointer
 from va_export.errors import VaExportError
 
 if TYPE_CHECKING:
@@ -64,7 +65,10 @@ def read_model(path: Path) -> SentencePieceModel:
         VaExportError: not a SentencePiece model, or not a BPE one.
     """
     try:
-        fields = _fields(path.read_bytes())
+        content = path.read_bytes()
+        if is_lfs_pointer(content):
+            raise VaExportError("this is a pointer of Git LFS, not the file itself", where=path, fix="git lfs pull")
+        fields = _fields(content)
         pieces = tuple(_piece(_single(value)) for value in fields[1])
         trainer = {number: values[-1] for number, values in _fields(_single(fields[2][-1])).items()}
         normalizer = {number: values[-1] for number, values in _fields(_single(fields[3][-1])).items()}
@@ -78,10 +82,11 @@ def read_model(path: Path) -> SentencePieceModel:
             where=path,
             fix="provide a tokenizer.json beside it",
         )
-    if trainer.get(24) or not normalizer.get(5, 1):
+    behind, visible = bool(trainer.get(24, 0)), bool(normalizer.get(5, 1))
+    if behind or not visible:
         raise VaExportError(
-            f"the SentencePiece model marks words behind them (treat_whitespace_as_suffix {trainer.get(24, 0)}) or not"
-            f" at all (escape_whitespaces {normalizer.get(5, 1)}), which is not read",
+            f"the SentencePiece model is one with treat_whitespace_as_suffix {behind} and escape_whitespaces {visible};"
+            " only one with False and True is read",
             where=path,
             fix="provide a tokenizer.json beside it",
         )
