@@ -14,6 +14,7 @@ from va_export.checkpoint.files import Checkpoint
 from va_export.checkpoint.hub import HubUnreachable, download
 from va_export.checkpoint.json_files import read_json
 from va_export.checkpoint.random_weights import RandomCheckpoint
+from va_export.checkpoint.weight_files import check_entries
 from va_export.models import family_for, family_named, published_config
 from va_export.models.parameters import check_checkpoint
 from va_export.runtime.values import expanded
@@ -128,6 +129,7 @@ def _random_source(options: ExportOptions, scratch: Path) -> Source:
     recipe = options.recipe
     local = expanded("--model", recipe.checkpoint)
     directory = local if local.is_dir() else _sizes_of(recipe, scratch)
+    check_entries(directory)
     config = read_json(directory / "config.json", what="the model's configuration")
     family = family_for(config)
     without_weights = Checkpoint(directory, config, {}, ())
