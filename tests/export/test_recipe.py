@@ -36,6 +36,11 @@ def test_a_directory_a_hub_id_and_a_recipe_file(tmp_path: Path) -> None:
     assert (recipe.name, recipe.checkpoint, recipe.frames, recipe.gains.alpha_v) == ("mine", "a/b", 4, 3.0)
 
 
+def test_no_name_is_not_the_directory_that_one_is_in() -> None:
+    with refused("--model", "''"):
+        resolve_model("")
+
+
 @pytest.mark.parametrize(("model", "words"), [
     ("internvl2-tny", "internvl2-tiny"),
     ("INTERNVL2-8", "internvl2-8b"),

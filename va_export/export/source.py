@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from va_export.checkpoint.files import Checkpoint
+from va_export.checkpoint.files import TOKENIZER_FILES, Checkpoint
 from va_export.checkpoint.hub import HubUnreachable, download
 from va_export.checkpoint.json_files import read_json
 from va_export.checkpoint.random_weights import RandomCheckpoint
@@ -77,6 +77,8 @@ def open_source(options: ExportOptions, scratch: Path, note: Callable[[str], Non
         note: is told what of the checkpoint is not followed, or contradicts itself, and does no harm.
     """
     source = _opened(options, scratch)
+    if not source.checkpoint.has_tokenizer:
+        note(f"the checkpoint has no tokenizer (none of {', '.join(TOKENIZER_FILES)}): the bundle takes ids, no text.")
     for text in source.checkpoint.notes:
         note(text)
     return source
