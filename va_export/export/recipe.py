@@ -188,6 +188,12 @@ class ExportOptions:
         check_tolerances(self.atol, self.rtol)
         text("--question", self.question)
         absolute_path("--output", self.output)
+        if self.output.name in ("", ".."):  # `-o .`: work in progress and failed bundles lie beside it, by its name
+            raise VaExportError(
+                f"--output is {str(self.output)!r}, which is no name of a new directory",
+                where="--output",
+                fix="give a name, as ./bundle",
+            )
 
     @property
     def exports_score(self) -> bool:
