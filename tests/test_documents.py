@@ -6,12 +6,13 @@ import json
 import os
 import string
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from refusals import refused
 
 from va_export.documents import MAX_BYTES, Form, convert, decode, encode, json_schema, parse, read
 from va_export.errors import VaExportError
@@ -120,6 +121,19 @@ def test_an_unknown_field_is_told_the_nearest_of_its_table(content: str, nearest
     with pytest.raises(VaExportError) as caught:
         of(content)
     assert nearest in caught.value.what
+
+
+def test_a_word_that_is_none_of_a_few_is_told_those() -> None:
+    class Choice(Form, frozen=True):
+        rows: tuple[Literal["host", "graph"] | None, ...] = ()
+
+    with refused("w: rows[1]", "'cuda'", "'graph', 'host'"):
+        decode(b'{"rows": ["host", "cuda"]}', Choice, what="it", where="w", fix="mend it")
+
+
+def test_a_pointer_of_git_lfs_is_called_that() -> None:
+    with refused("w", "Git LFS"):
+        of("version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 9\n")
 
 
 def test_keys_that_look_like_places_are_only_keys() -> None:

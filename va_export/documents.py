@@ -95,6 +95,8 @@ def parse(content: bytes, *, what: str, where: str | Path, fix: str, is_toml: bo
         VaExportError: see the module.
     """
     language = "TOML" if is_toml else "JSON"
+    if is_lfs_pointer(content):
+        raise VaExportError(f"{what} is a pointer of Git LFS, not the file itself", where=where, fix="git lfs pull")
     try:
         text = content.decode("utf-8-sig")
         return tomllib.loads(text) if is_toml else json.loads(text, object_pairs_hook=_without_duplicates)
@@ -102,6 +104,11 @@ def parse(content: bytes, *, what: str, where: str | Path, fix: str, is_toml: bo
         raise VaExportError(f"{what} is nested too deep", where=where, fix=fix) from error
     except ValueError as error:
         raise VaExportError(f"{what} is not valid {language}: {error}", where=where, fix=fix) from error
+
+
+def is_lfs_pointer(content: bytes) -> bool:
+    """Whether a file holds what Git LFS leaves in the place of one that it has not fetched."""
+    return content.startswith(b"version https://git-lfs.github.com/spec/")
 
 
 def convert(data: Any, form: type[T], *, what: str, where: str | Path, fix: str) -> T:
@@ -204,6 +211,9 @@ def _place(text: str, data: Any, form: type) -> tuple[str, tuple[Step, ...]]:
     for name, index in _STEP.findall(path):
         step = _first_with(text, data, form, steps) if index == "..." else int(index) if index else name
         steps = (*steps, step)
+    if message.startswith("Invalid enum value") and not is_key:
+        literals = [kind.values for kind in _kinds_at(form, steps) if isinstance(kind, inspect.LiteralType)]
+        message += f"; known: {', '.join(repr(value) for values in literals for value in values)}"
     if is_key:
         message = f"a key: {message}"
     if unknown := _UNKNOWN.fullmatch(message):
@@ -240,6 +250,12 @@ def _with_only(data: Any, steps: Sequence[Step], key: str) -> Any:
 
 def _fields_at(form: type, steps: Sequence[Step]) -> list[str]:
     """The fields that the form has at a place."""
+    structs = [kind for kind in _kinds_at(form, steps) if isinstance(kind, inspect.StructType)]
+    return [field.encode_name for kind in structs for field in kind.fields]
+
+
+def _kinds_at(form: type, steps: Sequence[Step]) -> list[inspect.Type]:
+    """What the form allows at a place."""
     kinds = _alternatives(inspect.type_info(form))
     for step in steps:
         inner: list[inspect.Type] = []
@@ -254,7 +270,7 @@ def _fields_at(form: type, steps: Sequence[Step]) -> list[str]:
                 case inspect.TupleType(item_types=items) if isinstance(step, int):
                     inner += items[step : step + 1]
         kinds = [kind for entry in inner for kind in _alternatives(entry)]
-    return [field.encode_name for kind in kinds if isinstance(kind, inspect.StructType) for field in kind.fields]
+    return kinds
 
 
 def _alternatives(kind: inspect.Type) -> list[inspect.Type]:

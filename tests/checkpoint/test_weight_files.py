@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from refusals import refused
 from safetensors.torch import save_file
 
 from va_export.checkpoint.files import Checkpoint
+from va_export.checkpoint.quantised import named_as_unreadable
 from va_export.checkpoint.safetensors_header import read_header
 from va_export.errors import VaExportError
 
@@ -73,6 +75,7 @@ def test_an_index_names_no_file_elsewhere(name: str, directory: Path) -> None:
         (["model.onnx", "model.onnx.data"], "ONNX"),
         (["tf_model.h5"], "TensorFlow"),
         (["model.pt"], "pickled"),
+        (["model.safetensors.incomplete"], "has not ended"),
     ],
 )
 @pytest.mark.parametrize("with_config", [True, False])
@@ -87,6 +90,60 @@ def test_other_formats_are_called_by_their_names(
         Checkpoint.open(tmp_path)
     assert said in caught.value.what
     assert (caught.value.where, bool(caught.value.fix)) == (str(tmp_path), True)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "generation_config.json", "merges.txt", "model.safetensors"])
+@pytest.mark.parametrize("kind", ["link", "loop", "pipe", "directory"])
+def test_a_name_that_leads_to_no_file_is_not_passed_over(name: str, kind: str, directory: Path) -> None:
+    """As in a cache of the Hub that is not filled yet: without a tokenizer, other ids would be guessed."""
+    save_file(A, directory / "model-00001-of-00001.safetensors")
+    path = directory / name
+    if kind in ("link", "loop"):
+        path.symlink_to("../../blobs/0123" if kind == "link" else path)
+    else:
+        (os.mkfifo if kind == "pipe" else os.mkdir)(path)
+    with refused(path, name):
+        Checkpoint.open(directory)
+
+
+@pytest.mark.parametrize(("arrived", "is_whole"), [(0.0, False), (0.4, False), (0.7, False), (0.9, True), (1.0, True)])
+def test_a_download_that_reserved_its_place_is_not_whole(arrived: float, is_whole: bool, directory: Path) -> None:
+    """A tenth of zeros may be a model's own: blocks that were put in between start so."""
+    save_file({"a": torch.ones(1 << 20)}, directory / "model.safetensors")
+    size = (directory / "model.safetensors").stat().st_size
+    with (directory / "model.safetensors").open("r+b") as file:
+        file.seek(max(int(arrived * size), 100))
+        file.write(bytes(size - file.tell()))
+    if is_whole:
+        assert Checkpoint.open(directory).names() == ("a",)
+    else:
+        with refused(directory / "model.safetensors", 64):
+            Checkpoint.open(directory)
+
+
+I32, F16, U8, F8 = torch.int32, torch.float16, torch.uint8, torch.float8_e4m3fn
+
+
+@pytest.mark.parametrize(
+    ("tensors", "method"),
+    [
+        ({"qweight": I32, "qzeros": I32, "scales": F16}, "AWQ"),
+        ({"qweight": I32, "qzeros": I32, "scales": F16, "g_idx": I32}, "GPTQ"),
+        ({"qweight": U8, "qweight_type": I32}, "GGUF"),
+        ({"qweight": torch.int8, "weight_scales": F16}, "EETQ"),
+        ({"q_weight": I32, "q_scale": I32, "q_groups": torch.int16}, "EXL2"),
+        ({"Qidxs": torch.int16, "SU": F16, "SV": F16}, "QuIP"),
+        ({"weight": torch.int16, "scales": F16, "tables": F16, "tables2": F16}, "HIGGS"),
+        ({"weight": U8, "weight_scale": F8, "weight_scale_2": torch.float32}, "NVFP4"),
+        ({"weight": F8, "weight_scale": torch.float32}, "FP8"),
+        ({"weight": torch.int8, "weight_scale": torch.float32}, "integers"),
+        ({"weight": torch.uint32, "scales": F16, "biases": F16}, "MLX"),
+        ({"weight": torch.uint32}, "uint32"),
+    ],
+)
+def test_each_way_of_quantising_has_its_name(tensors: dict[str, torch.dtype], method: str) -> None:
+    told = named_as_unreadable({f"model.layers.0.q_proj.{name}": kind for name, kind in tensors.items()})
+    assert told is not None and method in told[0] and told[1]
 
 
 def entry(**changes: Any) -> dict[str, Any]:

@@ -22,6 +22,12 @@ def shell(line: str, *arguments: object, **environment: str) -> subprocess.Compl
     return subprocess.run(words, env=variables, capture_output=True, timeout=120, check=False)
 
 
+@pytest.mark.parametrize("columns", ["1", "2", "7", "0", "-3", "wide"])
+def test_help_is_told_in_any_width(columns: str) -> None:
+    done = shell("va-check --help", COLUMNS=columns)
+    assert done.returncode == 0 and b"--backend" in done.stdout and not done.stderr
+
+
 @pytest.mark.parametrize(
     "line", ["va-check --help", "va-export --help", "va-run --version", "va-check /no/where --json"]
 )

@@ -36,6 +36,17 @@ def test_a_directory_a_hub_id_and_a_recipe_file(tmp_path: Path) -> None:
     assert (recipe.name, recipe.checkpoint, recipe.frames, recipe.gains.alpha_v) == ("mine", "a/b", 4, 3.0)
 
 
+@pytest.mark.parametrize("output", [".", "", "./", "/", "..", "x/.."])
+def test_an_output_without_a_name_of_its_own_is_refused(output: str) -> None:
+    with refused("--output", repr(str(Path(output)))):
+        ExportOptions(recipe=resolve_model("internvl2-tiny"), output=Path(output))
+
+
+def test_no_name_is_not_the_directory_that_one_is_in() -> None:
+    with refused("--model", "''"):
+        resolve_model("")
+
+
 @pytest.mark.parametrize(("model", "words"), [
     ("internvl2-tny", "internvl2-tiny"),
     ("INTERNVL2-8", "internvl2-8b"),

@@ -69,6 +69,25 @@ def test_what_is_not_followed_is_told_before_the_work(tmp_path):
         assert "400 tokens" in notes[0]
 
 
+def test_a_checkpoint_without_a_tokenizer_is_told(tmp_path):
+    local = family_named("internvl2").write_tiny_checkpoint(tmp_path / "checkpoint")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (local / name).unlink()
+    for weights in ("checkpoint", "random"):
+        notes = []
+        open_source(options(tmp_path, checkpoint=str(local), weights=weights), tmp_path, notes.append)
+        assert len(notes) == 1 and "tokenizer.model" in notes[0]
+
+
+def test_a_name_that_leads_to_no_file_is_refused_where_weights_are_random_too(tmp_path):
+    local = family_named("internvl2").write_tiny_checkpoint(tmp_path / "checkpoint")
+    (local / "tokenizer.json").unlink()
+    (local / "tokenizer.json").symlink_to("../blobs/0123")
+    for weights in ("checkpoint", "random"):
+        with refused(local / "tokenizer.json", "../blobs/0123"):
+            open_source(options(tmp_path, checkpoint=str(local), weights=weights), tmp_path)
+
+
 def test_prompts_that_cannot_be_made_are_found_before_the_work(tmp_path):
     local = family_named("internvl2").write_tiny_checkpoint(tmp_path / "checkpoint")
     settings = json.loads((local / "tokenizer_config.json").read_text())

@@ -74,12 +74,41 @@ def test_a_checkpoint_of_such_files_has_a_tokenizer_and_starts_without_bos(sourc
     assert family.processing(spec, checkpoint).bos_token_id is None
 
 
+@pytest.mark.parametrize("keep", [0, 1, 0.5, -1])
+def test_merges_that_were_cut_short_are_refused(keep: float, source: Path, tmp_path: Path) -> None:
+    """The library takes them, and spells every word in more pieces than the model was trained on."""
+    directory = tmp_path / "cut"
+    directory.mkdir()
+    for path in source.iterdir():
+        (directory / path.name).write_bytes(path.read_bytes())
+    lines = (source / "merges.txt").read_text(encoding="utf-8").splitlines(keepends=True)
+    kept = lines[: int(keep * len(lines)) if 0 < keep < 1 else int(keep)]
+    (directory / "merges.txt").write_text("".join(kept), encoding="utf-8")
+    with refused(directory / "merges.txt", max(len(kept) - 1, 0)):
+        write_tokenizer(directory, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["vocab.json", "merges.txt"])
+@pytest.mark.parametrize("mark", [b"\xef\xbb\xbf", b""])
+def test_a_byte_order_mark_changes_nothing(name: str, mark: bytes, source: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "marked"
+    directory.mkdir()
+    for path in source.iterdir():
+        (directory / path.name).write_bytes(path.read_bytes())
+    (directory / name).write_bytes(mark + (source / name).read_bytes())
+    write_tokenizer(directory, tmp_path)
+    ours = load_tokenizer(tmp_path)
+    assert ours is not None
+    assert ours.encode(TEXTS[0]) == Qwen2Tokenizer.from_pretrained(source).encode(TEXTS[0], add_special_tokens=False)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "where", "named"),
     [
         ("merges.txt", "#version: 0.2\na b c\n", "merges.txt", []),
         ("merges.txt", "qq qq\n", "", ["qq"]),
         ("merges.txt", None, "merges.txt", []),
+        ("merges.txt", "version https://git-lfs.github.com/spec/v1\nsize 9\n", "merges.txt", ["Git LFS"]),
         ("vocab.json", "[]", "vocab.json", ["list"]),
         ("vocab.json", '{"a": 0, "b": 2147483647}', "", [1]),  # saving it would take gigabytes
         ("vocab.json", '{"a": 0, "b": 1.5}', "vocab.json", []),

@@ -39,6 +39,12 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "remove_extra_whitespaces": True,
         "allow_whitespace_only_pieces": False,
     },
+    "tidying-blanks": {  # and line breaks stay, beside which blanks stay too
+        "normalization_rule_name": "identity",
+        "add_dummy_prefix": True,
+        "remove_extra_whitespaces": True,
+        "allow_whitespace_only_pieces": False,
+    },
     "no-byte-fallback": {"normalization_rule_name": "identity", "add_dummy_prefix": True, "byte_fallback": False},
 }
 
@@ -77,6 +83,8 @@ def random_texts(count: int, *, combining: bool = True) -> list[str]:
         "𝔘𝔫𝔦",
         "\ufeffx\u00a0y",
         "<0x41>",
+        "one \n two",
+        "  \n \n  ",
     ]
     ranges = [(32, 126), (0x400, 0x450), (0x4E00, 0x4F00), (0x1F300, 0x1F400), (9, 13)]
     if combining:  # Hebrew with points, Arabic, Devanagari, Thai, Hangul, kana, Latin's combining marks
@@ -192,6 +200,33 @@ def test_refuses_what_is_no_bpe_model(tmp_path: Path) -> None:
     for damaged in (b"", b"not a model", whole[: len(whole) // 2]):
         path.write_bytes(damaged)
         with refused(path, "SentencePiece"):
+            read_model(path)
+
+
+def test_a_pointer_of_git_lfs_is_called_that(tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.model"
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 9\n")
+    with refused(path, "Git LFS"):
+        read_model(path)
+
+
+def test_words_marked_behind_are_refused(tmp_path: Path) -> None:
+    path = train(tmp_path, treat_whitespace_as_suffix=True)
+    with refused(path, "treat_whitespace_as_suffix", True):
+        read_model(path)
+
+
+def test_pieces_that_stand_twice_or_are_empty_are_refused(tmp_path: Path) -> None:
+    path = train(tmp_path)
+    whole, truth = path.read_bytes(), sentencepiece.SentencePieceProcessor(model_file=str(path))
+    name = truth.id_to_piece(300).encode()
+    for twin in (truth.id_to_piece(301).encode(), b""):
+        entry = b"\x0a" + bytes([len(name)]) + name
+        other = b"\x0a" + bytes([len(twin)]) + twin
+        at = whole.index(entry) - 1
+        size = whole[at]
+        path.write_bytes(whole[:at] + bytes([size + len(other) - len(entry)]) + other + whole[at + 1 + len(entry) :])
+        with refused(path, 301 if twin else 300):
             read_model(path)
 
 

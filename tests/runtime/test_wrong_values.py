@@ -13,8 +13,12 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
+from refusals import refused
+from synthetic_manifest import component_entry
 
 from va_export import Bundle, VaExportError
+from va_export.bundle.tensors import DimensionRange, TensorInfo
+from va_export.runtime.arguments import check_ranges
 
 Arrays = Mapping[str, Any]
 PIXELS = np.random.default_rng(3).uniform(-1, 1, (2, 3, 112, 112)).astype(np.float32)
@@ -157,3 +161,15 @@ def test_a_bundle_that_is_closed_or_elsewhere(tiny_bundle: Path, question: Array
     opened.close()
     with pytest.raises(VaExportError):
         opened.generate(**question)
+
+
+def test_inputs_of_another_fixed_size_are_refused_with_both_shapes() -> None:
+    """A processing.json that belongs to other graphs."""
+    taken = TensorInfo("pixel_values", "float32", ("frames", 3, 112, 112))
+    ranges = {"run": {"frames": DimensionRange(1, 8, 16)}}
+    vision = component_entry("vision", inputs=(taken,), ranges=ranges)
+    check_ranges(vision, {"pixel_values": np.zeros((2, 3, 112, 112), np.float32)})
+    with refused("generate", "[2, 3, 113, 113]", "['frames', 3, 112, 112]"):
+        check_ranges(vision, {"pixel_values": np.zeros((2, 3, 113, 113), np.float32)})
+    with refused("generate", 17, 16):
+        check_ranges(vision, {"pixel_values": np.zeros((17, 3, 112, 112), np.float32)})

@@ -21,13 +21,14 @@ import torch
 
 from va_export.checkpoint.json_files import read_json
 from va_export.checkpoint.safetensors_header import TensorEntry
-from va_export.checkpoint.weight_files import read_weight_files, refuse_by_what_is_there
+from va_export.checkpoint.weight_files import check_entries, read_weight_files, refuse_by_what_is_there
 from va_export.errors import VaExportError
 
 CONFIG_FILE = "config.json"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 _WEIGHT_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+_LEAST_LOOKED_AT, _PLACES, _PLACE_BYTES, _MOST_EMPTY = 1 << 20, 64, 1 << 12, 0.25
 _READ_BYTES = 1 << 30  # Linux reads no more than 2 GB at once
 _FINITE_CHECK_ELEMENTS = 1 << 24  # 16 M at a time, so that the mask of a 700 MB embedding is never held at once
 
@@ -63,8 +64,9 @@ class Checkpoint:
         """Read `config.json` and all headers of the checkpoint in `directory`.
 
         Raises:
-            VaExportError: no such directory, no config or weights, a missing, truncated or malformed shard, an index
-                that disagrees with its shards, or a tensor that is stored twice.
+            VaExportError: no such directory, no config or weights, a missing, truncated or malformed shard, one that
+                was reserved and did not arrive, an index that disagrees with its shards, or a tensor that is stored
+                twice.
         """
         directory = Path(directory)
         if not directory.is_dir():
@@ -75,9 +77,12 @@ class Checkpoint:
             )
         if not (directory / CONFIG_FILE).is_file():
             refuse_by_what_is_there(directory)
+        check_entries(directory)
         config = read_json(directory / CONFIG_FILE, what="checkpoint configuration")
         shards, entries = read_weight_files(directory)
         files = tuple(CheckpointFile(path, path.stat().st_size) for path in shards)
+        for file in files:
+            _check_arrived(file)
         return cls(directory, config, entries, files)
 
     def note(self, text: str) -> None:
@@ -174,6 +179,24 @@ class Checkpoint:
             return self._entries[name]
         except KeyError:
             raise VaExportError(f"the checkpoint has no tensor {name}", where=self.directory) from None
+
+
+def _check_arrived(file: CheckpointFile) -> None:
+    """Look at places all over a file. Downloads that go on in several places at once reserve all of it first: it then
+    has its full length and a whole header, and zeros for weights. (A few matrices of zeros are no fault: models that
+    were made deeper have them.)"""
+    if file.size < _LEAST_LOOKED_AT:
+        return
+    step = file.size // _PLACES
+    with file.path.open("rb") as content:
+        looked_at = [os.pread(content.fileno(), _PLACE_BYTES, at) for at in range(0, step * _PLACES, step)]
+    empty = sum(not any(part) for part in looked_at)
+    if empty > _MOST_EMPTY * _PLACES:
+        raise VaExportError(
+            f"{empty} of {_PLACES} places in the file hold only zeros: its download has not ended",
+            where=file.path,
+            fix="download it again",
+        )
 
 
 def _count_non_finite(tensor: torch.Tensor) -> int:

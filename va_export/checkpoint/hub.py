@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import ssl
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from va_export.checkpoint.weight_files import INDEX_FILE
 from va_export.errors import VaExportError
@@ -33,7 +36,7 @@ def download(hub_id: str, revision: str | None = None, *, weights: bool = True) 
     try:
         from huggingface_hub import constants, snapshot_download
         from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-    except ValueError as error:  # it reads the address when it is imported
+    except ValueError as error:  # it reads its variables when it is imported
         raise _unreachable(hub_id, error, "HF_ENDPOINT") from error
     if str(constants.HF_HUB_CACHE).startswith("~"):
         raise VaExportError(
@@ -97,7 +100,28 @@ def _unreachable(hub_id: str, error: BaseException, endpoint: str) -> HubUnreach
         fix = "pip install 'httpx[socks]' for a SOCKS proxy, or unset ALL_PROXY"
     elif type(deepest) is FileNotFoundError:
         fix = "check that the file of SSL_CERT_FILE is there"
+    elif variable := _malformed_variable(reason):
+        endpoint, fix = variable, f"correct {variable}, or unset it"
     return HubUnreachable(what, where=endpoint, fix=fix)
+
+
+def _malformed_variable(reason: str) -> str | None:
+    """The environment variable that the error is about; its value is not told, for it may hold a password."""
+    for name, value in sorted(os.environ.items()):
+        is_proxy = name.upper() in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
+        if is_proxy and not all(_is_address(one.strip()) for one in value.split(",")):
+            return name
+        if name.startswith("HF_") and f"'{value}'" in reason:
+            return name
+    return None
+
+
+def _is_address(value: str) -> bool:
+    """Whether a proxy, or a host that is reached without one, can be taken apart."""
+    with contextlib.suppress(ValueError):
+        port = urlsplit(value if "//" in value else f"//{value}").port
+        return port is None or port > 0
+    return not {"[", "/"} & {*value} and value.count(":") > 1  # an IPv6 address, which NO_PROXY may list bare
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

@@ -16,20 +16,26 @@ if TYPE_CHECKING:
 
 _FIX = "use the checkpoint that was quantised: the original in bfloat16, float16 or float32"
 _PLAIN = {f"torch.{name}" for name in ("float64", "float32", "float16", "bfloat16", "int64", "bool")}
+_SCALED = "FP8"  # or integers: the type of the weights tells
 # Endings of tensor names, most telling first.
 _METHODS = (
     (
         "bitsandbytes",
         re.compile(r"\.(quant_state\.bitsandbytes__\w+|weight\.absmax|absmax|quant_map|SCB|weight_format)$"),
     ),
+    ("GGUF", re.compile(r"\.qweight_type$")),
     ("GPTQ", re.compile(r"\.g_idx$")),
-    ("AWQ", re.compile(r"\.(qweight|qzeros)$")),
     ("EETQ or QQQ", re.compile(r"\.(weight_scales|s_channel|s_group)$")),
+    ("AWQ", re.compile(r"\.(qweight|qzeros)$")),
     ("AQLM", re.compile(r"\.codebooks$")),
+    ("EXL2", re.compile(r"\.q_(weight|scale|scale_max|groups|invperm|perm)$")),
+    ("QuIP", re.compile(r"\.Qidxs\w*$")),
+    ("HIGGS", re.compile(r"\.tables2?$")),
     ("HQQ", re.compile(r"\.W_q$")),
     ("compressed-tensors", re.compile(r"\.weight_(packed|shape|zero_point|global_scale)$")),
     ("MXFP4", re.compile(r"_(blocks|scales)$")),
-    ("FP8", re.compile(r"\.(weight_scale|weight_scale_inv|input_scale|k_scale|v_scale)$")),
+    ("NVFP4", re.compile(r"\.weight_scale_2$")),
+    (_SCALED, re.compile(r"\.(weight_scale|weight_scale_inv|input_scale|k_scale|v_scale)$")),
     ("quanto", re.compile(r"\.weight\._(data|scale)$")),
     ("MLX", re.compile(r"\.(scales|biases)$")),
 )
@@ -66,6 +72,8 @@ def named_as_unreadable(tensors: Mapping[str, torch.dtype]) -> tuple[str, str] |
         )
     for method, pattern in _METHODS:
         if name := next((name for name in tensors if pattern.search(name)), None):
+            if method == _SCALED and not any("float8" in str(kind) for kind in tensors.values()):
+                method = "integers and scales"
             return f"the checkpoint is quantised ({method}: {name}); quantised weights are not read", _FIX
     if name := next((name for name, kind in tensors.items() if str(kind) not in _PLAIN), None):
         return f"the checkpoint is quantised ({name} is {tensors[name]}); quantised weights are not read", _FIX

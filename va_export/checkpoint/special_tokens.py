@@ -2,7 +2,9 @@
 
 `tokenizer.json` comes before `tokenizer_config.json`, and that before `added_tokens.json` and
 `special_tokens_map.json`: so Transformers reads them. Two ids for a token of the prompt are an error; for any other
-token the first file is right, and a note says so. `generation_config.json` says which ids end an answer.
+token the first file is right, and a note says so. A file that calls a word of the vocabulary a special token (by
+`pad_token`, `additional_special_tokens`, …) makes it one, with the vocabulary's id. `generation_config.json` says which
+ids end an answer.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 
 TOKENIZER_FILE, SETTINGS_FILE, ADDED_FILE = "tokenizer.json", "tokenizer_config.json", "added_tokens.json"
 MAP_FILE, GENERATION_FILE = "special_tokens_map.json", "generation_config.json"
+VOCABULARY_FILE = "vocab.json"
+_LISTS = ("additional_special_tokens", "extra_special_tokens")
 _FIX = "take all files of the tokenizer from one checkpoint"
 
 TokenId = Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)]
@@ -95,11 +99,22 @@ class _Named(msgspec.Struct, frozen=True):
     eos_token: str | _Entry | None = None
 
 
+_NamedTokens = dict[str, str | _Entry | None]
+
+
+class _Lists(msgspec.Struct, frozen=True):
+    """Special tokens without a role, or, as Transformers 5 writes them, with one of a model's own."""
+
+    additional_special_tokens: list[str | _Entry] | _NamedTokens | None = None
+    extra_special_tokens: list[str | _Entry] | _NamedTokens | None = None
+
+
 class _Settings(_Named, frozen=True):
     added_tokens_decoder: dict[Annotated[str, msgspec.Meta(pattern=r"^[0-9]{1,9}$")], _Entry] | None = None
     add_bos_token: bool | None = None
     add_eos_token: bool | None = None
     tokenizer_class: str | None = None
+    split_special_tokens: bool | None = None
 
 
 class _Generation(msgspec.Struct, frozen=True):
@@ -125,8 +140,12 @@ def read_special_tokens(directory: Path, needed: Collection[str], note: Note) ->
     names = read_form(directory / MAP_FILE, _Named, what="map of special tokens")
     generation = read_form(directory / GENERATION_FILE, _Generation, what="generation settings")
     bos, eos = (_first_named(note, key, settings, names) for key in ("bos_token", "eos_token"))
+    if settings.split_special_tokens:
+        note(f"{SETTINGS_FILE} would spell special tokens out: left out, prompts are made of them.")
+    stated = _without_stale(directory, settings, [*_stated(directory, settings)], needed, note)
+    stated += _stated_by_name(directory, settings, {token.content for _, token in stated}, note)
     return SpecialTokens(
-        added=_agreed(directory, _stated(directory, settings), {*needed, bos, eos}, note),
+        added=_agreed(directory, stated, {*needed, bos, eos}, note),
         bos_token=bos,
         eos_token=eos,
         add_bos_token=settings.add_bos_token,
@@ -165,6 +184,70 @@ def _stated(directory: Path, settings: _Settings) -> Iterator[tuple[str, AddedTo
     plain = read_form(directory / ADDED_FILE, dict[str, TokenId], what="list of added tokens")
     for content, number in plain.items():
         yield ADDED_FILE, AddedToken(number, content)
+
+
+def _without_stale(
+    directory: Path,
+    settings: _Settings,
+    stated: list[tuple[str, AddedToken]],
+    needed: Collection[str],
+    note: Note,
+) -> list[tuple[str, AddedToken]]:
+    """Without what `added_tokens.json` alone lists beside two newer files that say all, which Transformers then does
+    not read; only tokens of the prompt are still looked up there."""
+    if settings.added_tokens_decoder is None or not (directory / TOKENIZER_FILE).is_file():
+        return stated
+    known = {token.content for file, token in stated if file != ADDED_FILE} | set(needed)
+    stale = [token.content for _, token in stated if token.content not in known]
+    if stale:
+        note(f"{ADDED_FILE} alone lists {len(stale)} tokens, {stale[0]} the first: left out, as Transformers does.")
+    return [(file, token) for file, token in stated if token.content in known]
+
+
+def _stated_by_name(
+    directory: Path, settings: _Settings, listed: Collection[str], note: Note
+) -> Iterator[tuple[str, AddedToken]]:
+    """(file, token) of the special tokens that a file names and none lists with an id: the vocabulary has it."""
+    vocabulary = _vocabulary(directory)
+    # So Transformers does: whoever writes `added_tokens_decoder` has written all names beside it.
+    for file in (SETTINGS_FILE,) if settings.added_tokens_decoder is not None else (SETTINGS_FILE, MAP_FILE):
+        for named in _names_in(directory / file):
+            entry = _Entry(named) if isinstance(named, str) else named
+            number = vocabulary.get(entry.content)
+            if isinstance(number, int) and entry.content not in listed:
+                yield file, entry.token(number)
+            elif vocabulary and number is None and entry.content not in listed:
+                note(f"{file} names the special token {entry.content}, to which no file gives an id: left out.")
+
+
+def _names_in(path: Path) -> list[str | _Entry]:
+    """Every special token that a file names, with a role (`pad_token`) or in a list, each once."""
+    content = read_json(path, what="list of special tokens") if path.is_file() else {}
+    roles = {
+        key: value
+        for key, value in content.items()
+        if key.endswith("_token") and (isinstance(value, str) or (isinstance(value, dict) and "content" in value))
+    }
+    names = [*as_form(roles, _NamedTokens, what="list of special tokens", where=path).values()]
+    lists = as_form(content, _Lists, what="list of special tokens", where=path)
+    for key in _LISTS:
+        entries = getattr(lists, key) or []
+        names += entries.values() if isinstance(entries, dict) else entries
+    return list({_content(name): name for name in names if name is not None}.values())
+
+
+def _vocabulary(directory: Path) -> dict[str, Any]:
+    """Piece → id of a vocabulary in JSON; what is wrong with it, who opens it as a tokenizer finds out."""
+    if (path := directory / TOKENIZER_FILE).is_file():
+        model = read_json(path, what="tokenizer").get("model")
+        pieces = model.get("vocab") if isinstance(model, dict) else None
+    elif (path := directory / VOCABULARY_FILE).is_file():
+        pieces = read_json(path, what="tokenizer's vocabulary")
+    else:
+        pieces = None
+    if isinstance(pieces, list):  # of a Unigram model: pairs of a piece and its score
+        return {pair[0]: number for number, pair in enumerate(pieces) if isinstance(pair, list) and pair}
+    return pieces if isinstance(pieces, dict) else {}
 
 
 def _agreed(

@@ -18,6 +18,7 @@ from va_export.errors import VaExportError
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 _SHARD = re.compile(r"(.*)-(\d+)-of-(\d+)\.safetensors")
+_READ_SUFFIXES = (".json", ".safetensors", ".model", ".txt")
 # What people take for a checkpoint: pattern, what it is, what to do instead.
 _OTHER_FORMATS = (
     (
@@ -40,6 +41,9 @@ _OTHER_FORMATS = (
     ),
     ("*.pt*", "only pickled weights", "convert it to safetensors; pickles can run code and are not opened"),
     ("*.ckpt", "only pickled weights", "convert it to safetensors; pickles can run code and are not opened"),
+    ("*.incomplete", "a download that has not ended", "go on with it, or start it anew"),
+    ("*.aria2", "a download that has not ended", "go on with it, or start it anew"),
+    ("*.part", "a download that has not ended", "go on with it, or start it anew"),
     ("*.h5", "weights for TensorFlow", "give the checkpoint in safetensors"),
     ("*.msgpack", "weights for Flax", "give the checkpoint in safetensors"),
 )
@@ -64,6 +68,21 @@ def read_weight_files(directory: Path) -> tuple[list[Path], dict[str, TensorEntr
     if index is not None:
         _check_index(directory, index, entries)
     return shards, entries
+
+
+def check_entries(directory: Path) -> None:
+    """Refuse a directory in which a name that may be read leads to no file: such a file is not left out in silence.
+
+    Raises:
+        VaExportError: a link that leads nowhere, as in a cache of the Hub that is not filled yet, or no regular file.
+    """
+    for path in sorted(directory.iterdir()):
+        if path.suffix not in _READ_SUFFIXES or _is_file(path):
+            continue
+        what = f"{path.name} is no file"
+        if path.is_symlink():
+            what = f"{path.name} is a link that leads to no file: {path.readlink()}"
+        raise VaExportError(what, where=path, fix="download it again, or remove it if the model does not need it")
 
 
 def refuse_by_what_is_there(directory: Path) -> None:

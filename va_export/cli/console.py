@@ -25,6 +25,7 @@ from va_export.progress import standard_error
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
 _JSON = "--json"
+_NARROWEST = 24  # characters of a line that anything is laid out for
 _TWO_COLUMNS = 66  # characters of a line; with fewer, what is right of the options' names is words one below the other
 
 
@@ -135,7 +136,7 @@ def _readable(parser: Any) -> Any:
 
 def _result(parser: Any, program: str, arguments: list[str]) -> Result:
     try:
-        width = min(shutil.get_terminal_size().columns, 100) - 1
+        width = min(max(shutil.get_terminal_size().columns, _NARROWEST), 100) - 1
         with parser.make_context(program, arguments, terminal_width=width) as context:
             result: Result = parser.invoke(context)
             return result

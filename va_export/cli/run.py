@@ -44,7 +44,7 @@ def run_command(
 ) -> Result:
     """Print the answer as it is generated."""
     set_up_logging(log_level)
-    from va_export.runtime import arguments, values
+    from va_export.runtime import values
     from va_export.runtime.anchoring import Anchoring
     from va_export.runtime.arguments import frame_count
     from va_export.runtime.backends.decoder_parts import parse_devices
@@ -60,7 +60,6 @@ def run_command(
     with Bundle.open(bundle, backend, devices=gpus, score=score, trust_plugins=trust_plugins) as opened:
         rule = sampling or opened.processing.frame_sampling
         usual = opened.limits.max_frames if is_by_rate(rule) else opened.default_frames
-        arguments.frame_count(frames or usual, opened.limits.max_frames)
         frame_count(frames or usual, opened.limits.max_frames)
         clip = read_frames(video, frames or usual, rule, allow_truncated=allow_truncated)
         for note in clip.reading.notes:

@@ -188,6 +188,12 @@ class ExportOptions:
         check_tolerances(self.atol, self.rtol)
         text("--question", self.question)
         absolute_path("--output", self.output)
+        if self.output.name in ("", ".."):  # `-o .`: work in progress and failed bundles lie beside it, by its name
+            raise VaExportError(
+                f"--output is {str(self.output)!r}, which is no name of a new directory",
+                where="--output",
+                fix="give a name, as ./bundle",
+            )
 
     @property
     def exports_score(self) -> bool:
@@ -227,11 +233,11 @@ def resolve_model(model: str) -> Recipe:
     if model in recipe_names():
         return read_recipe(recipe_directory() / f"{model}.toml")
     path = expanded("--model", model)
-    if path.is_dir():
+    if model and path.is_dir():
         return Recipe(name=path.resolve().name, checkpoint=str(path))
     if path.suffix == ".toml" and path.is_file():
         return read_recipe(path)
-    looks_local = model.startswith((".", "/", "~")) or path.exists() or model.count("/") > 1
+    looks_local = bool(model) and (model.startswith((".", "/", "~")) or path.exists() or model.count("/") > 1)
     if _HUB_ID.fullmatch(model) and not looks_local:
         return Recipe(name=model.split("/")[1], checkpoint=model)
     if looks_local:

@@ -10,10 +10,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from va_export.checkpoint.files import Checkpoint
+from va_export.checkpoint.files import TOKENIZER_FILES, Checkpoint
 from va_export.checkpoint.hub import HubUnreachable, download
 from va_export.checkpoint.json_files import read_json
 from va_export.checkpoint.random_weights import RandomCheckpoint
+from va_export.checkpoint.weight_files import check_entries
 from va_export.models import family_for, family_named, published_config
 from va_export.models.parameters import check_checkpoint
 from va_export.runtime.values import expanded
@@ -76,6 +77,8 @@ def open_source(options: ExportOptions, scratch: Path, note: Callable[[str], Non
         note: is told what of the checkpoint is not followed, or contradicts itself, and does no harm.
     """
     source = _opened(options, scratch)
+    if not source.checkpoint.has_tokenizer:
+        note(f"the checkpoint has no tokenizer (none of {', '.join(TOKENIZER_FILES)}): the bundle takes ids, no text.")
     for text in source.checkpoint.notes:
         note(text)
     return source
@@ -133,6 +136,7 @@ def _random_source(options: ExportOptions, scratch: Path) -> Source:
     recipe = options.recipe
     local = expanded("--model", recipe.checkpoint)
     directory = local if local.is_dir() else _sizes_of(recipe, scratch)
+    check_entries(directory)
     config = read_json(directory / "config.json", what="the model's configuration")
     family = family_for(config)
     without_weights = Checkpoint(directory, config, {}, ())

@@ -6,12 +6,13 @@ bytes, whose neighbours are merged in the order of `merges.txt`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from va_export.checkpoint.json_files import read_form
 from va_export.checkpoint.special_tokens import TOKENIZER_FILE, AddedToken, SpecialTokens, TokenId, add_tokens
+from va_export.documents import is_lfs_pointer
 from va_export.errors import VaExportError
 
 if TYPE_CHECKING:
@@ -62,16 +63,16 @@ def build_tokenizer(directory: Path, pattern: str, added: Sequence[AddedToken]) 
             where=directory / VOCABULARY_FILE,
             fix="download the file again",
         )
+    merges = _merges(directory / MERGES_FILE)
     try:
-        tokenizer = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=_merges(directory / MERGES_FILE)))
-    except VaExportError:
-        raise
+        tokenizer = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
     except Exception as error:  # the library raises plain Exception for a merge that is not in the vocabulary
         raise VaExportError(
             f"vocabulary and merges do not belong together: {error}",
             where=directory,
             fix=f"download {VOCABULARY_FILE} and {MERGES_FILE} again",
         ) from error
+    _check_whole(vocabulary, merges, {token.content for token in added}, directory / MERGES_FILE)
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -84,14 +85,36 @@ def build_tokenizer(directory: Path, pattern: str, added: Sequence[AddedToken]) 
     return tokenizer
 
 
+def _check_whole(
+    vocabulary: Mapping[str, int], merges: Sequence[tuple[str, str]], added: Collection[str], path: Path
+) -> None:
+    """Each merge makes a piece, in the order of their ids: of a file that was cut, the last piece is missing.
+
+    Raises:
+        VaExportError: no merge makes the last piece of several bytes.
+    """
+    pieces = [piece for piece in vocabulary if len(piece) > 1 and piece not in added]
+    last = max(pieces, key=vocabulary.__getitem__, default=None)
+    if last is not None and last not in {left + right for left, right in merges}:
+        raise VaExportError(
+            f"none of the {len(merges)} merges makes the last of {len(pieces)} pieces, {last!r}:"
+            f" the file was cut short or belongs to another {VOCABULARY_FILE}",
+            where=path,
+            fix=f"download {VOCABULARY_FILE} and {MERGES_FILE} again",
+        )
+
+
 def _merges(path: Path) -> list[tuple[str, str]]:
     """The pairs, in order; a first line `#version: …` is none."""
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
         raise VaExportError(
-            f"the tokenizer's merges cannot be read: {error}", where=path, fix="complete the checkpoint directory"
+            f"the tokenizer's merges cannot be read: {reason}", where=path, fix="complete the checkpoint directory"
         ) from error
+    if is_lfs_pointer(lines[0].encode()):
+        raise VaExportError("this is a pointer of Git LFS, not the file itself", where=path, fix="git lfs pull")
     pairs = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
     if any(len(pair) != 2 for pair in pairs):
         raise VaExportError("a line of the merges is not a pair", where=path, fix="download the file again")

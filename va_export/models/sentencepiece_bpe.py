@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from va_export.checkpoint.special_tokens import AddedToken, add_tokens
+from va_export.documents import is_lfs_pointer
 from va_export.errors import VaExportError
 
 if TYPE_CHECKING:
@@ -64,7 +65,10 @@ def read_model(path: Path) -> SentencePieceModel:
         VaExportError: not a SentencePiece model, or not a BPE one.
     """
     try:
-        fields = _fields(path.read_bytes())
+        content = path.read_bytes()
+        if is_lfs_pointer(content):
+            raise VaExportError("this is a pointer of Git LFS, not the file itself", where=path, fix="git lfs pull")
+        fields = _fields(content)
         pieces = tuple(_piece(_single(value)) for value in fields[1])
         trainer = {number: values[-1] for number, values in _fields(_single(fields[2][-1])).items()}
         normalizer = {number: values[-1] for number, values in _fields(_single(fields[3][-1])).items()}
@@ -78,6 +82,19 @@ def read_model(path: Path) -> SentencePieceModel:
             where=path,
             fix="provide a tokenizer.json beside it",
         )
+    behind, visible = bool(trainer.get(24, 0)), bool(normalizer.get(5, 1))
+    if behind or not visible:
+        raise VaExportError(
+            f"the SentencePiece model is one with treat_whitespace_as_suffix {behind} and escape_whitespaces {visible};"
+            " only one with False and True is read",
+            where=path,
+            fix="provide a tokenizer.json beside it",
+        )
+    numbers: dict[str, int] = {}
+    for number, piece in enumerate(pieces):
+        if not piece.text or numbers.setdefault(piece.text, number) != number:
+            said = f"is that of {numbers[piece.text]} again, {piece.text!r}" if piece.text else "is empty"
+            raise VaExportError(f"piece {number} {said}", where=path, fix="download tokenizer.model again")
     charsmap = normalizer.get(2, b"")
     return SentencePieceModel(
         pieces=pieces,
@@ -161,7 +178,8 @@ def _normalizer(model: SentencePieceModel) -> normalizers.Normalizer:
                 fix="download tokenizer.model again",
             ) from error
     if model.remove_extra_whitespaces:
-        steps += [normalizers.Replace(Regex("^ +| +$"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
+        # \A and \z: of the text, not of a line in it.
+        steps += [normalizers.Replace(Regex(r"\A +| +\z"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
     if model.add_dummy_prefix:
         steps.append(normalizers.Prepend(_SPACE))
     steps.append(normalizers.Replace(" ", _SPACE))

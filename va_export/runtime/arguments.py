@@ -258,16 +258,22 @@ def check_ranges(component: ComponentEntry, inputs: Mapping[str, npt.NDArray[Any
             raise VaExportError(f"{tensor.name} is missing or not of shape {tensor.shape}", where="generate")
         for size, dimension in zip(inputs[tensor.name].shape, tensor.shape, strict=True):
             if isinstance(dimension, int):
-                low = high = dimension
-            else:
-                ranges = [sizes[dimension] for sizes in component.ranges.values() if dimension in sizes]
-                if not ranges:
+                if size != dimension:
                     raise VaExportError(
-                        f"the manifest gives no range for {dimension}, a dimension of {tensor.name}",
-                        where="manifest.json: components",
-                        fix="copy or export the bundle again",
+                        f"{tensor.name} has shape {list(inputs[tensor.name].shape)};"
+                        f" this bundle takes {list(tensor.shape)}",
+                        where="generate",
+                        fix="export the bundle again: its processing.json does not fit its graphs",
                     )
-                low, high = min(r.min for r in ranges), max(r.max for r in ranges)
+                continue
+            ranges = [sizes[dimension] for sizes in component.ranges.values() if dimension in sizes]
+            if not ranges:
+                raise VaExportError(
+                    f"the manifest gives no range for {dimension}, a dimension of {tensor.name}",
+                    where="manifest.json: components",
+                    fix="copy or export the bundle again",
+                )
+            low, high = min(r.min for r in ranges), max(r.max for r in ranges)
             if not low <= size <= high:
                 raise VaExportError(
                     f"{tensor.name} has {size} in {dimension}; this bundle takes {low} to {high}",

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from command_line import va_check, va_run
+from msgspec import structs
 from refusals import refused
 from synthetic_manifest import component_entry, manifest_of
 
@@ -51,6 +52,30 @@ def test_parts_follow_their_layers_not_their_names() -> None:
 def test_shards_that_do_not_make_up_the_decoder_are_refused(layers: list[tuple[int, int] | None]) -> None:
     with refused("b", 4):
         decoder_parts(manifest({f"decoder_{index}": one for index, one in enumerate(layers)}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({}, []),
+        ({"num_layers": 3}, [3, 4]),
+        ({"head_dim": 33}, [33, 32]),
+        ({"num_kv_heads": 4}, [4, 2]),
+        ({"vocab_size": 1000}, [1000, 263]),
+    ],
+)
+def test_sizes_that_contradict_the_components_are_refused(changes: dict[str, int], named: list[int]) -> None:
+    """Not by what the graphs say of inputs that were made by the wrong ones."""
+    caches = [TensorInfo(f"past_key_values.{i}.key", "float32", ("batch", 2, "capacity", 32)) for i in range(4)]
+    logits = TensorInfo("logits", "float32", ("batch", 263))
+    whole = manifest_of(Path("b"), {"decoder": component_entry("decoder", inputs=tuple(caches), outputs=(logits,))}, 4)
+    text = structs.replace(whole.data.model.text, **changes)
+    data = structs.replace(whole.data, model=structs.replace(whole.data.model, text=text))
+    if not named:
+        assert len(decoder_parts(Manifest(Path("b"), data))) == 1
+        return
+    with refused("manifest.json: model.text, components.decoder", *named):
+        decoder_parts(Manifest(Path("b"), data))
 
 
 @pytest.mark.parametrize("layers", [[2, "x"], [2, 3, 4], [2], 2])

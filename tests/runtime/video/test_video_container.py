@@ -105,8 +105,8 @@ def write_sound(path: Path) -> None:
         (lambda path: path.symlink_to("gone.mp4"), "leads nowhere: gone.mp4"),
         (lambda path: path.symlink_to(path), "symbolic links"),
         (lambda path: path.touch(), "empty"),
-        (lambda path: path.write_text("not a video " * 100), "cannot be read"),
-        (lambda path: path.write_bytes(bytes(10_000)), "cannot be read"),
+        (lambda path: path.write_text("not a video " * 100), "'not a video "),
+        (lambda path: path.write_bytes(b"\xff\x00" * 5_000), "cannot be read"),
         (lambda path: path.write_text("ffconcat version 1.0\nfile clip.ts\n"), "list of files"),
         (write_sound, "no video stream"),
     ],
@@ -117,6 +117,42 @@ def test_what_is_no_video_is_named(make: Callable[[Path], object], words: str, t
     make(path)
     error = refused(path)
     assert words in error.what and str(path) in str(error.where)
+
+
+def _animated(path: Path) -> object:
+    first, *others = (Image.fromarray(picture(index)) for index in range(3))
+    return first.save(path, "WEBP", save_all=True, append_images=others)
+
+
+def _encrypted(path: Path) -> object:
+    key = "00112233445566778899aabbccddeeff"
+    options = {"encryption_scheme": "cenc-aes-ctr", "encryption_key": key, "encryption_kid": key}
+    return write_clip(path.with_suffix(".mp4"), container_options=options).rename(path)
+
+
+@pytest.mark.parametrize(
+    ("make", "named"),
+    [
+        (lambda path: path.write_text("<!DOCTYPE html>\n<title>Log in</title>"), "'<!DOCTYPE html>'"),
+        (lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:ab"), "git-lfs"),
+        (lambda path: path.write_text("\ufeff" + "登录" * 200), "登录"),
+        (lambda path: path.write_text("#EXTM3U\nclip.mp4\n"), "#EXTM3U"),
+        (lambda path: path.write_bytes(bytes(5000)), "5000"),
+        (_animated, "WebP"),
+        (_encrypted, "encrypted"),
+        (lambda path: path.write_text(" \n" * 9), "read"),
+    ],
+)
+def test_what_people_take_for_a_clip_is_named(make: Callable[[Path], object], named: str, tmp_path: Path) -> None:
+    make(tmp_path / "clip")
+    assert named in refused(tmp_path / "clip").what
+
+
+def test_a_file_that_ends_before_its_first_frame_says_so(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "clip.mkv")
+    path.write_bytes(path.read_bytes()[:300])
+    error = refused(path)
+    assert "300" in error.what and "cut short" in str(error.fix)
 
 
 def test_a_playlist_is_no_video(tmp_path: Path) -> None:

@@ -42,6 +42,7 @@ PROMISING = [
     ("flv", Film(count=COUNT), {}),
     ("ivf", Film("libvpx-vp9", count=COUNT), {}),
     ("gif", Film("gif", "bgr8", COUNT), {}),
+    ("wmv", Film("wmv2", count=COUNT, options={"g": "4", "q": "1"}), {"packet_size": "400"}),
 ]
 
 
@@ -74,11 +75,12 @@ def test_the_error_says_how_much_is_there(tmp_path: Path) -> None:
     assert (reading.promised, reading.decoded, reading.packets, reading.corrupt_packets) == ("13 frames", 6, 6, 0)
 
 
-@pytest.mark.parametrize("share", [0.3, 0.6, 0.99])
-def test_an_mp4_without_its_index_is_named(share: float, tmp_path: Path) -> None:
+@pytest.mark.parametrize("share", [0.3, 0.6, None, 0.99])
+def test_an_mp4_without_its_index_is_named(share: float | None, tmp_path: Path) -> None:
     path = write_clip(tmp_path / "clip.mp4", Film(count=COUNT))
     content = path.read_bytes()
     end_of_index = content.index(b"mvex") if b"mvex" in content else content.index(b"udta")
+    share = share or content.index(b"trak") / end_of_index  # inside of the index, before any of its tracks
     path.write_bytes(content[: int(share * end_of_index)])
     assert "moov" in refused(path).what
 

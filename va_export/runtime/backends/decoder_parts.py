@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from va_export.bundle.decoder_shards import DECODER, DecoderShard
+from va_export.bundle.manifest import MANIFEST_NAME
 from va_export.errors import VaExportError
 
 if TYPE_CHECKING:
@@ -18,14 +19,16 @@ def decoder_parts(manifest: Manifest) -> tuple[DecoderShard, ...]:
     """The decoder's components in the order in which they run; a decoder in one piece is one part.
 
     Raises:
-        VaExportError: the bundle has no decoder, or its shards do not follow each other from the first layer to the
-            last.
+        VaExportError: the bundle has no decoder, its shards do not follow each other from the first layer to the
+            last, or one of them takes or gives what does not fit the model's sizes.
     """
     components, num_layers = manifest.data.components, manifest.data.model.text.num_layers
     ordered = sorted((*entry.layers, name) for name, entry in components.items() if entry.layers is not None)
     if not ordered:
         # Without one, component_file says which components there are.
-        return (DecoderShard(DECODER, 0, num_layers, num_layers),)
+        whole = DecoderShard(DECODER, 0, num_layers, num_layers)
+        _check_sizes(manifest, whole)
+        return (whole,)
     starts, stops = [first for first, _, _ in ordered], [stop for _, stop, _ in ordered]
     if [*starts, num_layers] != [0, *stops] or any(first >= stop for first, stop, _ in ordered):
         raise VaExportError(
@@ -34,7 +37,29 @@ def decoder_parts(manifest: Manifest) -> tuple[DecoderShard, ...]:
             where=manifest.directory,
             fix="export the bundle again",
         )
-    return tuple(DecoderShard(name, first, stop, num_layers) for first, stop, name in ordered)
+    parts = tuple(DecoderShard(name, first, stop, num_layers) for first, stop, name in ordered)
+    for part in parts:
+        _check_sizes(manifest, part)
+    return parts
+
+
+def _check_sizes(manifest: Manifest, part: DecoderShard) -> None:
+    """Hold a part's caches and logits, where it describes any, against the sizes of the model."""
+    text, entry = manifest.data.model.text, manifest.data.components.get(part.name)
+    if entry is None:
+        return
+    keys = [tensor.shape for tensor in entry.inputs if tensor.name.endswith(".key")]
+    logits = [tensor.shape for tensor in entry.outputs if tensor.name == "logits"]
+    cache, place = (text.num_kv_heads, text.head_dim), f"model.text, components.{part.name}"
+    if keys and len(keys) != len(part.layers):
+        what = f"{part.name} has the caches of {len(keys)} layers; the manifest says that it has {len(part.layers)}"
+    elif wrong := next((shape for shape in keys if len(shape) != 4 or (shape[1], shape[3]) != cache), None):
+        what = f"{part.name} has a cache of {list(wrong)}; the manifest's heads and head_dim are {list(cache)}"
+    elif wrong := next((shape for shape in logits if shape[-1:] != (text.vocab_size,)), None):
+        what = f"{part.name} gives logits of {list(wrong)}; the manifest's vocabulary has {text.vocab_size}"
+    else:
+        return
+    raise VaExportError(what, where=f"{manifest.directory / MANIFEST_NAME}: {place}", fix="export the bundle again")
 
 
 def position_axes(manifest: Manifest) -> int:

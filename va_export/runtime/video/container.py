@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
+import contextlib
+import errno
 import os
 import re
 import stat
@@ -20,6 +23,9 @@ if TYPE_CHECKING:
 MOST_PIXELS = 1 << 26
 # These name other files, which may be anything on this machine.
 _PLAYLISTS = {"hls", "concat", "dash", "imf", "sdp", "rtsp"}
+# Common encryption of MP4 (ISO/IEC 23001-7): the box that names its scheme.
+_ENCRYPTED = re.compile(rb"schm.{4}(cenc|cens|cbc1|cbcs)", re.DOTALL)
+_LOOKED_AT, _TEXT_SHOWN = 1 << 20, 256
 _GET_IT = "download it first, and give the file"
 _NO_FILES = {
     stat.S_ISDIR: ("a directory", "give one video file in it"),
@@ -111,12 +117,21 @@ def check_pixels(path: Path, width: int, height: int) -> None:
 
 
 def unreadable(path: Path, error: Exception | str) -> VaExportError:
-    """The error for a file that FFmpeg cannot open or read; says so where the index at its end is missing."""
+    """The error for a file that FFmpeg cannot open or read; says so where the index at its end is missing, and where
+    it is something else than a video."""
+    if told := _told_by_its_bytes(path):
+        return VaExportError(told[0], where=path, fix=told[1])
     if _lacks_index(path):
         return VaExportError(
             "the file lacks its index (moov), which comes last in it: a download or recording was cut short",
             where=path,
             fix="get the whole file; a recording can often be repaired with untrunc, beside a good one of its camera",
+        )
+    if getattr(error, "errno", None) == errno.EIO or isinstance(error, EOFError):  # so FFmpeg has it
+        return VaExportError(
+            f"the video cannot be read: the file ends ({path.stat().st_size} bytes) before its first frame",
+            where=path,
+            fix="get the whole file: a download or recording was cut short",
         )
     return VaExportError(
         f"the video cannot be read: {getattr(error, 'strerror', None) or error}",
@@ -140,6 +155,8 @@ def _film(path: Path, container: InputContainer) -> VideoStream:
         what, fix = "the video's codec is not one that FFmpeg decodes", "convert the clip to H.264"
     elif container.streams.video:
         what, fix = "the file has no film, only a cover or parts of a picture", "give a video file, or a PNG or JPEG"
+    elif not container.streams and _lacks_index(path):
+        raise unreadable(path, "")
     else:
         what, fix = "the file has no video stream", "give a video file"
     raise VaExportError(what, where=path, fix=fix)
@@ -159,6 +176,32 @@ def _absent(text: str) -> VaExportError:
     if Path(text).is_symlink():
         return VaExportError(f"the link leads nowhere: {Path(text).readlink()}", where=text, fix="check the link")
     return VaExportError("there is no such video file", where=text, fix="check the path")
+
+
+def _told_by_its_bytes(path: Path) -> tuple[str, str] | None:
+    """What a file is that people take for a video, and what to do; None if its bytes do not tell."""
+    with path.open("rb") as file:
+        head = file.read(_LOOKED_AT)
+        file.seek(max(len(head), path.stat().st_size - _LOOKED_AT))
+        tail = file.read(_LOOKED_AT)
+    if not any(head):
+        return (
+            f"the file's first {len(head)} bytes are all zero: room was made for it, and it did not arrive",
+            "get the file again",
+        )
+    if head[:4] == b"RIFF" and head[8:16] == b"WEBPVP8X" and head[20] & 2:
+        return "this is an animated WebP, which FFmpeg does not decode", "convert it to GIF or MP4"
+    if _ENCRYPTED.search(head) or _ENCRYPTED.search(tail):
+        return "the clip is encrypted (DRM)", "give one without copy protection"
+    with contextlib.suppress(UnicodeDecodeError):
+        text = codecs.getincrementaldecoder("utf-8-sig")().decode(head[:_TEXT_SHOWN]).strip()
+        if text and all(letter.isprintable() or letter.isspace() for letter in text):
+            return (
+                f"this is text, not a video; it begins with {text.splitlines()[0][:60]!r}",
+                "get the clip itself: a page that asks to log in, a list of files, or a pointer of Git LFS"
+                " (git lfs pull) has its place",
+            )
+    return None
 
 
 def _lacks_index(path: Path) -> bool:

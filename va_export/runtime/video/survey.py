@@ -6,6 +6,7 @@ Containers promise in different ways, and some not at all:
     AVI, IVF            the number of frames
     Matroska, WebM,     seconds, unless it was streamed or the recording broke off (then nothing)
     FLV, MXF
+    ASF, WMV            packets of data, unless it was streamed
     GIF                 a last byte
     MPEG-TS, MPEG-PS, Ogg, raw streams     nothing: what is there counts as the whole
 
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 _COUNTED = {"avi", "ivf"}
 _TIMED = {"matroska", "flv", "mxf"}
 _GIF_TRAILER = b";"
+_ASF_FILE_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
+_ASF_DATA_HEADER = 50  # bytes
 # A header's seconds are rounded, and of a last frame's length some writers know nothing: one longest frame and a half.
 _FRAMES_OF_TOLERANCE = 1.5
 
@@ -164,6 +167,8 @@ def _promised(path: Path, container: InputContainer, stream: VideoStream, film: 
         stated = container.duration / 1e6
         if (not by_stream or "mxf" in kinds) and stated > max(until + film.tolerance, film_until):
             return f"{stated:.1f} s"
+    elif "asf" in kinds:
+        return _asf_shortfall(path)
     elif "gif" in kinds and film.last is not None and bytes(film.last)[-1:] != _GIF_TRAILER:
         return "more frames"
     return None
@@ -174,3 +179,21 @@ def _is_cut_riff(path: Path) -> bool:
     with path.open("rb") as file:
         head = file.read(8)
     return head[:4] == b"RIFF" and 8 + int.from_bytes(head[4:], "little") > path.stat().st_size
+
+
+def _asf_shortfall(path: Path) -> str | None:
+    """What an ASF file's header promises, in words, where its packets of data end behind the file; FFmpeg forgets the
+    header's numbers where the file's size is not the one that it states."""
+    with path.open("rb") as file:
+        head = file.read(1 << 16)
+    at = head.find(_ASF_FILE_PROPERTIES)
+    if at < 0 or at + 104 > len(head):
+        return None
+
+    def number(place: int, length: int) -> int:
+        return int.from_bytes(head[place : place + length], "little")
+
+    is_broadcast, packets, size = number(at + 88, 4) & 1, number(at + 56, 8), number(at + 92, 4)
+    if is_broadcast or number(16, 8) + _ASF_DATA_HEADER + packets * size <= path.stat().st_size:
+        return None
+    return f"{number(at + 64, 8) / 1e7 - number(at + 80, 8) / 1e3:.1f} s"
