@@ -7,7 +7,7 @@ import ssl
 from collections.abc import Iterator
 from pathlib import Path
 
-from va_export.checkpoint.weight_files import INDEX_FILE
+from va_export.checkpoint.json_files import INDEX_FILE
 from va_export.errors import VaExportError
 
 # Everything a family may read; weights in other formats and remote code are left on the server.
