@@ -21,30 +21,29 @@ TESTS = Path(__file__).parent
 PLUGINS = TESTS.parent / "plugins"
 GOLDEN = TESTS / "data" / "golden" / "internvl2_tiny"
 
-# More than half of the time of all tests, from 200 seconds down to 25; scripts/test.sh gives them out in this order.
+# More than half of the time of all tests, from 200 seconds down to 20; scripts/test.sh gives them out in this order.
 LONGEST_FILES = (
-    "export/test_real_width.py",
-    "cli/test_terminal.py",
-    "cli/test_export_interrupted.py",
-    "plugins/test_kernel_code.py",
-    "test_pipeline.py",
-    "plugins/test_subspace_score_kernel.py",
-    "graph/test_shard_graphs.py",
-    "checkpoint/test_hub_unreachable.py",
-    "plugins/test_score_products.py",
-    "models/internvl2/test_internvl2_decoders.py",
-    "runtime/test_batch.py",
-    "graph/test_trace.py",
-    "plugins/test_kernel_bounds.py",
-    "export/test_sharded_bundle.py",
-    "anchor/test_self_expression.py",
-    "plugins/test_plugin_on_host.py",
-    "cli/test_export_refusals.py",
-    "export/test_overflow.py",
-    "anchor/test_warm_start.py",
-    "scripts/test_gpu_end_to_end.py",
-    "checkpoint/test_hub.py",
-    "fuzz/test_fuzz.py",
+    "tests/export/test_real_width.py",
+    "tests/cli/test_terminal.py",
+    "tests/cli/test_export_interrupted.py",
+    "tests/plugins/test_kernel_code.py",
+    "tests/test_pipeline.py",
+    "tests/plugins/test_subspace_score_kernel.py",
+    "tests/graph/test_shard_graphs.py",
+    "tests/plugins/test_score_products.py",
+    "tests/models/internvl2/test_internvl2_decoders.py",
+    "tests/runtime/test_batch.py",
+    "tests/graph/test_trace.py",
+    "tests/plugins/test_kernel_bounds.py",
+    "tests/export/test_sharded_bundle.py",
+    "tests/anchor/test_self_expression.py",
+    "tests/plugins/test_plugin_on_host.py",
+    "tests/cli/test_export_refusals.py",
+    "tests/export/test_overflow.py",
+    "tests/anchor/test_warm_start.py",
+    "tests/scripts/test_gpu_end_to_end.py",
+    "tests/checkpoint/test_hub.py",
+    "tests/fuzz/test_fuzz.py",
 )
 
 
@@ -58,7 +57,7 @@ def pytest_configure() -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Longest files first, so that no core is left alone with one at the end; the order of a file's tests stays."""
     places = {name: place for place, name in enumerate(LONGEST_FILES)}
-    items.sort(key=lambda item: places.get(item.path.relative_to(TESTS).as_posix(), len(places)))
+    items.sort(key=lambda item: places.get(item.nodeid.split("::")[0], len(places)))
 
 
 @pytest.fixture(scope="session", autouse=True)
