@@ -4,7 +4,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 scripts/setup.sh
 scripts/check.sh
-# Test files run side by side; each worker builds the fixtures that it needs, and takes up to 8 GB. Threads of several
-# workers on the same cores would only wait for each other.
+# Test files run side by side, in the order of tests/conftest.py; a worker takes up to 8 GB. Threads of several workers on
+# the same cores would only wait for each other.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-exec .venv/bin/pytest --numprocesses auto --maxprocesses 4 --dist loadfile "$@"
+exec .venv/bin/pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder "$@"

@@ -1,4 +1,4 @@
-"""Bundles that are exported once a session and never changed (copy one to damage it), and the golden run."""
+"""Bundles that are exported once a run and never changed (copy one to damage it), the golden run, the files' order."""
 
 from __future__ import annotations
 
@@ -10,14 +10,41 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from built_once import built_once
 from command_line import TINY, va_export
 from deep_checkpoint import write_deep_checkpoint
 
 if TYPE_CHECKING:
     import numpy as np
 
-PLUGINS = Path(__file__).parents[1] / "plugins"
-GOLDEN = Path(__file__).parent / "data" / "golden" / "internvl2_tiny"
+TESTS = Path(__file__).parent
+PLUGINS = TESTS.parent / "plugins"
+GOLDEN = TESTS / "data" / "golden" / "internvl2_tiny"
+
+# More than half of the time of all tests, from 200 seconds down to 20; scripts/test.sh gives them out in this order.
+LONGEST_FILES = (
+    "tests/export/test_real_width.py",
+    "tests/cli/test_terminal.py",
+    "tests/cli/test_export_interrupted.py",
+    "tests/plugins/test_kernel_code.py",
+    "tests/test_pipeline.py",
+    "tests/plugins/test_subspace_score_kernel.py",
+    "tests/graph/test_shard_graphs.py",
+    "tests/plugins/test_score_products.py",
+    "tests/models/internvl2/test_internvl2_decoders.py",
+    "tests/runtime/test_batch.py",
+    "tests/graph/test_trace.py",
+    "tests/plugins/test_kernel_bounds.py",
+    "tests/export/test_sharded_bundle.py",
+    "tests/anchor/test_self_expression.py",
+    "tests/plugins/test_plugin_on_host.py",
+    "tests/cli/test_export_refusals.py",
+    "tests/export/test_overflow.py",
+    "tests/anchor/test_warm_start.py",
+    "tests/scripts/test_gpu_end_to_end.py",
+    "tests/checkpoint/test_hub.py",
+    "tests/fuzz/test_fuzz.py",
+)
 
 
 def pytest_configure() -> None:
@@ -27,19 +54,27 @@ def pytest_configure() -> None:
         os.environ.setdefault(variable, "1")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Longest files first, so that no core is left alone with one at the end; the order of a file's tests stays."""
+    places = {name: place for place, name in enumerate(LONGEST_FILES)}
+    items.sort(key=lambda item: places.get(item.nodeid.split("::")[0], len(places)))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def own_engine_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The tests' own engine cache, empty at first: the user's is neither read nor filled."""
-    directory = tmp_path_factory.mktemp("cache")
+    """The tests' own engine cache, empty at first: the user's is neither read nor filled. One, as the bundles are."""
+    directory = built_once(tmp_path_factory, "engine-cache", lambda _: None)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VA_EXPORT_CACHE", str(directory))
         yield directory
 
 
-def _export(directory: Path, *arguments: object) -> Path:
-    outcome = va_export("--output", directory, *arguments)
-    assert outcome.code == 0, outcome.stderr
-    return directory
+def _exported(factory: pytest.TempPathFactory, name: str, *arguments: object) -> Path:
+    def export(directory: Path) -> None:
+        outcome = va_export("--output", directory / "bundle", *arguments)
+        assert outcome.code == 0, outcome.stderr
+
+    return built_once(factory, name, export) / "bundle"
 
 
 @pytest.fixture(scope="session")
@@ -75,14 +110,13 @@ def clip() -> Path:
 def tiny_bundle(tmp_path_factory: pytest.TempPathFactory, can_build_engines: bool) -> Path:
     """internvl2-tiny in float16, parity and latency included; with TensorRT-RTX engines where they can be built."""
     engines = [] if can_build_engines else ["--onnx-only"]
-    directory = tmp_path_factory.mktemp("tiny") / "bundle"
-    return _export(directory, *TINY, "--fp16", "--latency-iterations", 2, *engines)
+    return _exported(tmp_path_factory, "tiny", *TINY, "--fp16", "--latency-iterations", 2, *engines)
 
 
 @pytest.fixture(scope="session")
 def deep_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """internvl2-tiny with four decoder layers, no two alike."""
-    return write_deep_checkpoint(tmp_path_factory.mktemp("deep") / "checkpoint")
+    return built_once(tmp_path_factory, "deep-checkpoint", write_deep_checkpoint)
 
 
 @pytest.fixture(scope="session")
@@ -91,9 +125,7 @@ def sharded_bundle(tmp_path_factory: pytest.TempPathFactory, deep_checkpoint: Pa
     engines = ["--target", "sm80,sm86,sm89,sm120"] if can_build_engines else ["--onnx-only"]
     options = ("--decoder-shards", 2, "--fp16", "--latency-iterations", 2, "--max-kv-cache-capacity", 1024)
     limits = ("--max-input-len", 1024, "--subspaces", 8)
-    return _export(
-        tmp_path_factory.mktemp("sharded") / "bundle", "--model", deep_checkpoint, *options, *limits, *engines
-    )
+    return _exported(tmp_path_factory, "sharded", "--model", deep_checkpoint, *options, *limits, *engines)
 
 
 @pytest.fixture(scope="session")
@@ -108,14 +140,10 @@ def golden() -> Mapping[str, np.ndarray[Any, Any]]:
 @pytest.fixture(scope="session")
 def golden_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """precision → the golden checkpoint's bundle, ONNX only."""
-    made: dict[str, Path] = {}
 
     def bundle(precision: str) -> Path:
-        if precision not in made:
-            directory = tmp_path_factory.mktemp(f"golden-{precision}") / "bundle"
-            options = ("--subspaces", 8, "--precision", precision, "--onnx-only", "--latency-iterations", 0)
-            made[precision] = _export(directory, "--model", GOLDEN, *options)
-        return made[precision]
+        options = ("--subspaces", 8, "--precision", precision, "--onnx-only", "--latency-iterations", 0)
+        return _exported(tmp_path_factory, f"golden-{precision}", "--model", GOLDEN, *options)
 
     return bundle
 
@@ -152,9 +180,11 @@ def solver_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
         return installed
     if not shutil.which("cmake") or not (shutil.which("c++") or shutil.which("g++")):
         pytest.skip(f"no {LIBRARY_NAME} is installed, and no cmake and C++ compiler to build it")
-    build = tmp_path_factory.mktemp("solver")
-    configure = ["cmake", "-S", str(PLUGINS), "-B", str(build), "-DVA_EXPORT_CUDA=OFF"]
-    for command in (configure, ["cmake", "--build", str(build)]):
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
-    return build / LIBRARY_NAME
+
+    def build(directory: Path) -> None:
+        configure = ["cmake", "-S", str(PLUGINS), "-B", str(directory), "-DVA_EXPORT_CUDA=OFF"]
+        for command in (configure, ["cmake", "--build", str(directory)]):
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            assert done.returncode == 0, done.stdout + done.stderr
+
+    return built_once(tmp_path_factory, "solver", build) / LIBRARY_NAME

@@ -14,26 +14,27 @@ REPOSITORY = Path(__file__).parents[2]
 CALL = """
 import json, sys
 from va_export.checkpoint.hub import HubUnreachable, download
-try:
-    download("owner/model", weights=sys.argv[1] == "weights")
-    print(json.dumps([]))
-except HubUnreachable as error:
-    print(json.dumps([error.what, error.where, error.fix]))
+for wanted in sys.argv[1:]:
+    try:
+        download("owner/model", weights=wanted == "weights")
+        print(json.dumps([]))
+    except HubUnreachable as error:
+        print(json.dumps([error.what, error.where, error.fix]))
 """
 NOWHERE = "http://127.0.0.1:1"
 
 
-def asked(home: Path, environment: dict[str, str], wanted: str = "weights") -> list[str]:
+def asked(home: Path, environment: dict[str, str], *wanted: str) -> list[list[str]]:
+    """What is told of each, the weights or the configuration alone, asked in one process: nothing where it is there."""
     dropped = ("HF_", "HTTP", "ALL_PROXY", "NO_PROXY", "SSL_")
     kept = {name: value for name, value in os.environ.items() if not name.upper().startswith(dropped)}
     done = subprocess.run(
-        [sys.executable, "-c", CALL, wanted],
+        [sys.executable, "-c", CALL, *wanted],
         env={**kept, "HF_ENDPOINT": NOWHERE, "HF_HOME": str(home), "PYTHONPATH": str(REPOSITORY), **environment},
         capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    told: list[str] = json.loads(done.stdout)
-    return told
+    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 @pytest.mark.parametrize(("environment", "word"), [
@@ -52,7 +53,7 @@ def asked(home: Path, environment: dict[str, str], wanted: str = "weights") -> l
     ({"HF_HUB_OFFLINE": "1"}, "path"),
 ], ids=str)  # fmt: skip
 def test_a_network_that_leads_nowhere(tmp_path: Path, environment: dict[str, str], word: str) -> None:
-    what, where, fix = asked(tmp_path, environment)
+    ((what, where, fix),) = asked(tmp_path, environment, "weights")
     assert what and where and word in fix
 
 
@@ -93,11 +94,10 @@ def test_a_cache_that_holds_a_part(tmp_path: Path, files: dict[str, str]) -> Non
     (model / "refs" / "main").write_text(commit)
     for name, content in files.items():
         (snapshot / name).write_text(content)
-    for environment in ({"HF_HUB_OFFLINE": "1"}, {}):
-        _, where, fix = asked(tmp_path, environment)
+    told, planned = asked(tmp_path, {"HF_HUB_OFFLINE": "1"}, "weights", "configuration")
+    for _, where, fix in (told, *asked(tmp_path, {}, "weights")):
         assert where == str(snapshot) and "HF_HUB_OFFLINE" in fix
-    is_planned = asked(tmp_path, {"HF_HUB_OFFLINE": "1"}, "configuration")
-    assert (is_planned == []) == ("config.json" in files)
+    assert (planned == []) == ("config.json" in files)
 
 
 def test_no_home_is_told_before_a_directory_is_made(tmp_path: Path) -> None:

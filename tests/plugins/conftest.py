@@ -8,10 +8,12 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Protocol
 
 import pytest
+from built_once import built_once
 from tensor_core_case import TensorCoreKernel
 
 from va_export.errors import VaExportError
@@ -58,12 +60,36 @@ def host_flags() -> list[str]:
     ]
 
 
+class Compile(Protocol):
+    """What the session's compiler makes of sources: see `compile_once`."""
+
+    def __call__(self, output: str, sources: Iterable[Path], *flags: str) -> Path: ...
+
+
 @pytest.fixture(scope="session")
-def host_library(tmp_path_factory: pytest.TempPathFactory, cxx: str, host_flags: list[str]) -> ctypes.CDLL:
+def compile_once(tmp_path_factory: pytest.TempPathFactory, cxx: str, host_flags: list[str]) -> Compile:
+    """Compiles for the CPU, once for all workers, and says where the output of that name lies."""
+
+    def compiled(output: str, sources: Iterable[Path], *flags: str) -> Path:
+        def run(directory: Path) -> None:
+            command = [cxx, *host_flags, *flags, "-fPIC", *map(str, sources), "-o", str(directory / output)]
+            subprocess.run(command, check=True)
+
+        return built_once(tmp_path_factory, output, run) / output
+
+    return compiled
+
+
+@pytest.fixture(scope="session")
+def attention_object(compile_once: Compile) -> Path:
+    """The AnchoredAttention kernels and launcher: most of what there is to compile, and part of two libraries."""
+    return compile_once("anchored_attention_host.o", [SIMT / "anchored_attention_host.cpp"], "-O2", "-c")
+
+
+@pytest.fixture(scope="session")
+def host_library(compile_once: Compile, attention_object: Path) -> ctypes.CDLL:
     """The AnchoredAttention kernel and launcher, compiled for the CPU."""
-    path = tmp_path_factory.mktemp("simt") / "anchored_attention_host.so"
-    source = SIMT / "anchored_attention_host.cpp"
-    subprocess.run([cxx, *host_flags, "-O2", "-shared", "-fPIC", str(source), "-o", str(path)], check=True)
+    path = compile_once("anchored_attention_host.so", [attention_object], "-shared")
     library = bind(ctypes.CDLL(str(path)))
     library.simt_wgmma_products.restype = ctypes.c_int64
     return library
@@ -94,39 +120,31 @@ def hopper(tensor_cores: ctypes.CDLL) -> TensorCoreKernel:
 
 
 @pytest.fixture(scope="session")
-def score_library(tmp_path_factory: pytest.TempPathFactory, cxx: str, host_flags: list[str]) -> ctypes.CDLL:
+def score_object(compile_once: Compile) -> Path:
+    """The SubspaceScore kernels and launcher, part of two libraries."""
+    return compile_once("subspace_score_host.o", [SIMT / "subspace_score_host.cpp"], "-O2", "-c")
+
+
+@pytest.fixture(scope="session")
+def score_library(compile_once: Compile, score_object: Path) -> ctypes.CDLL:
     """The SubspaceScore kernels and launcher, compiled for the CPU."""
-    path = tmp_path_factory.mktemp("simt") / "subspace_score_host.so"
-    source = SIMT / "subspace_score_host.cpp"
-    subprocess.run([cxx, *host_flags, "-O2", "-shared", "-fPIC", str(source), "-o", str(path)], check=True)
+    path = compile_once("subspace_score_host.so", [score_object], "-shared")
     return subspace_score_params.bind(ctypes.CDLL(str(path)))
 
 
 @pytest.fixture(scope="session")
-def score_plugin_driver(
-    tmp_path_factory: pytest.TempPathFactory, cxx: str, host_flags: list[str], tensorrt_headers: Path
-) -> ctypes.CDLL:
+def score_plugin_driver(compile_once: Compile, score_object: Path, plugin_flags: list[str]) -> ctypes.CDLL:
     """The TensorRT plugin around the CPU build of the SubspaceScore kernels; simt/score_plugin_driver.cpp."""
-    path = tmp_path_factory.mktemp("driver") / "score_plugin_driver.so"
-    plugins = REPOSITORY / "plugins"
-    sources = [
-        SIMT / "score_plugin_driver.cpp",
-        *(plugins / "subspace_score").glob("*.cpp"),
-        *(plugins / "common").glob("*.cpp"),
-    ]
-    flags = [*host_flags, "-isystem", str(tensorrt_headers), "-O2", "-shared", "-fPIC"]
-    subprocess.run([cxx, *flags, *map(str, sources), "-o", str(path)], check=True)
-    library = ctypes.CDLL(str(path))
+    sources = [score_object, SIMT / "score_plugin_driver.cpp", *plugin_sources("subspace_score")]
+    library = ctypes.CDLL(str(compile_once("score_plugin_driver.so", sources, *plugin_flags)))
     library.score_plugin_log.restype = ctypes.c_char_p
     return library
 
 
 @pytest.fixture(scope="session")
-def geometry_library(tmp_path_factory: pytest.TempPathFactory, cxx: str, host_flags: list[str]) -> ctypes.CDLL:
+def geometry_library(compile_once: Compile) -> ctypes.CDLL:
     """The kernels' index arithmetic; functions of simt/geometry_host.cpp."""
-    path = tmp_path_factory.mktemp("geometry") / "geometry_host.so"
-    source = SIMT / "geometry_host.cpp"
-    subprocess.run([cxx, *host_flags, "-O1", "-shared", "-fPIC", str(source), "-o", str(path)], check=True)
+    path = compile_once("geometry_host.so", [SIMT / "geometry_host.cpp"], "-O1", "-shared")
     return ctypes.CDLL(str(path))
 
 
@@ -160,29 +178,29 @@ def disassembler() -> Path:
 
 
 @pytest.fixture(scope="session")
-def plugin_flags(host_flags: list[str], tensorrt_headers: Path) -> list[str]:
-    return [*host_flags, "-isystem", str(tensorrt_headers), "-O2", "-shared", "-fPIC"]
+def plugin_flags(tensorrt_headers: Path) -> list[str]:
+    return ["-isystem", str(tensorrt_headers), "-O2", "-shared"]
+
+
+def plugin_sources(op: str) -> list[Path]:
+    """What TensorRT sees of an op, and what all ops share of it."""
+    plugins = REPOSITORY / "plugins"
+    return [*(plugins / op).glob("*.cpp"), *(plugins / "common").glob("*.cpp")]
 
 
 @pytest.fixture(scope="session")
-def plugin_host_path(tmp_path_factory: pytest.TempPathFactory, cxx: str, plugin_flags: list[str]) -> Path:
+def plugin_host_path(compile_once: Compile, plugin_flags: list[str]) -> Path:
     """plugins/host, which calls a plugin library as TensorRT does."""
-    host = tmp_path_factory.mktemp("host") / HOST_NAME
-    source = REPOSITORY / "plugins" / "host" / "plugin_host.cpp"
-    subprocess.run([cxx, *plugin_flags, str(source), "-o", str(host)], check=True)
-    return host
+    return compile_once(HOST_NAME, [REPOSITORY / "plugins" / "host" / "plugin_host.cpp"], *plugin_flags)
 
 
 @pytest.fixture(scope="session")
 def plugin_host(
-    tmp_path_factory: pytest.TempPathFactory, cxx: str, plugin_flags: list[str], plugin_host_path: Path
+    compile_once: Compile, plugin_flags: list[str], plugin_host_path: Path, attention_object: Path
 ) -> PluginHost:
     """The TensorRT plugin with its kernel compiled for the CPU, called as TensorRT calls it."""
-    plugins, library = REPOSITORY / "plugins", tmp_path_factory.mktemp("plugin") / "plugin_library_host.so"
-    sources = [SIMT / "plugin_library_host.cpp", *(plugins / "anchored_attention").glob("*.cpp")]
-    sources += (plugins / "common").glob("*.cpp")
-    subprocess.run([cxx, *plugin_flags, *map(str, sources), "-o", str(library)], check=True)
-    return PluginHost(plugin_host_path, library)
+    sources = [attention_object, SIMT / "plugin_library_host.cpp", *plugin_sources("anchored_attention")]
+    return PluginHost(plugin_host_path, compile_once("plugin_library_host.so", sources, *plugin_flags))
 
 
 @pytest.fixture(scope="session")

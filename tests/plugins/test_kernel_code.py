@@ -9,6 +9,7 @@ import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,10 +27,10 @@ SHARED_KB = {"80": 163, "86": 99, "87": 163, "89": 99, "90": 227, "120": 99}
 
 
 def compile_kernel(nvcc: Path, source: str, architecture: str, output: Path) -> str:
-    """Compiles to an object file; what ptxas says."""
+    """Compiles to machine code, without the host's part; what ptxas says."""
     code = f"-gencode=arch=compute_{architecture},code=sm_{architecture}"
     flags = ["-O3", "-std=c++17", "-DNDEBUG", "-Xptxas=-v", f"-I{PLUGINS}", code]
-    done = subprocess.run([nvcc, *flags, "-c", PLUGINS / source, "-o", output], capture_output=True, text=True)
+    done = subprocess.run([nvcc, *flags, "-cubin", PLUGINS / source, "-o", output], capture_output=True, text=True)
     if "nsupported gpu architecture" in done.stderr:
         pytest.skip(f"{nvcc} does not know sm_{architecture}")
     assert done.returncode == 0, done.stderr
@@ -40,7 +41,7 @@ def compile_kernel(nvcc: Path, source: str, architecture: str, output: Path) -> 
 def test_ptxas_spills_nothing_and_warns_of_nothing(tmp_path: Path, nvcc: Path, source: str) -> None:
     """The source as it is, on the architecture with the most registers in use; the library below has them all."""
     architecture = "90a" if source.startswith("hopper") else "80"
-    text = compile_kernel(nvcc, f"anchored_attention/{source}", architecture, tmp_path / "kernel.o")
+    text = compile_kernel(nvcc, f"anchored_attention/{source}", architecture, tmp_path / "kernel.cubin")
     spills = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", text)
     assert set(spills) == {("0", "0")}
     # Such as C7510, "wgmma.mma_async instructions are serialized", and C7508, "setmaxnreg ignored".
@@ -55,7 +56,7 @@ SAVED_AROUND_CALLS = 64
 @pytest.mark.parametrize("architecture", ["80", "90"])
 def test_score_kernels_spill_no_register(tmp_path: Path, nvcc: Path, architecture: str) -> None:
     """Every phase is a function of its own with its sums in registers; the kernels' frames hold addresses."""
-    text = compile_kernel(nvcc, "subspace_score/subspace_score.cu", architecture, tmp_path / "kernel.o")
+    text = compile_kernel(nvcc, "subspace_score/subspace_score.cu", architecture, tmp_path / "kernel.cubin")
     usage = re.findall(
         r"Function properties for (\S+)\s+(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads",
         text,
@@ -72,20 +73,32 @@ MachineCode = Callable[[str, str], dict[str, str]]
 
 
 @pytest.fixture(scope="module")
-def machine_code(installed_library: Path, disassembler: Path) -> MachineCode:
+def machine_code(installed_library: Path, disassembler: Path, tmp_path_factory: pytest.TempPathFactory) -> MachineCode:
     """The instructions of the installed library's kernels for one architecture, by a part of the kernels' name."""
     environment = {**os.environ, "PATH": f"{disassembler.parent}:{os.environ['PATH']}"}  # it runs nvdisasm
 
+    def run(*arguments: str | Path, **options: Any) -> str:
+        command = [disassembler, *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, env=environment, **options).stdout
+
     @functools.cache
-    def kernels(architecture: str) -> dict[str, str]:
-        command = [disassembler, "-sass", "-arch", f"sm_{architecture}", installed_library]
-        text = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
-        return dict(part.split("\n", 1) for part in text.split("Function : ")[1:])
+    def objects(architecture: str) -> list[Path]:
+        folder = tmp_path_factory.mktemp(architecture)
+        run("-xelf", "all", "-arch", f"sm_{architecture}", installed_library, cwd=folder)
+        return sorted(folder.iterdir())
+
+    @functools.cache
+    def disassembled(cubin: Path) -> dict[str, str]:
+        return dict(part.split("\n", 1) for part in run("-sass", cubin).split("Function : ")[1:])
+
+    def kernels(architecture: str, name: str) -> dict[str, str]:
+        having = [cubin for cubin in objects(architecture) if name.encode() in cubin.read_bytes()]
+        return {kernel: code for cubin in having for kernel, code in disassembled(cubin).items() if name in kernel}
 
     def read(architecture: str, name: str) -> dict[str, str]:
         if not any(re.fullmatch(f"{architecture}(-real)?", known) for known in plugin_contract()["cuda_archs"]):
             pytest.skip(f"the installed library was built without code for sm_{architecture}")
-        found = {kernel: code for kernel, code in kernels(architecture).items() if name in kernel}
+        found = kernels(architecture, name)
         assert found, f"the library has no {name} for sm_{architecture}"
         return found
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from va_export.checkpoint.weight_files import INDEX_FILE
+from va_export.checkpoint.json_files import INDEX_FILE
 from va_export.errors import VaExportError
 
 # Everything a family may read; weights in other formats and remote code are left on the server.

@@ -10,6 +10,8 @@ from msgspec import inspect
 from va_export.documents import convert, parse
 from va_export.errors import VaExportError
 
+INDEX_FILE = "model.safetensors.index.json"  # which file has which tensor
+
 _Form = TypeVar("_Form")
 
 

@@ -11,12 +11,11 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from va_export.checkpoint.json_files import read_json
+from va_export.checkpoint.json_files import INDEX_FILE, read_json
 from va_export.checkpoint.safetensors_header import TensorEntry, read_header
 from va_export.errors import VaExportError
 
 SINGLE_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
 _SHARD = re.compile(r"(.*)-(\d+)-of-(\d+)\.safetensors")
 _READ_SUFFIXES = (".json", ".safetensors", ".model", ".txt")
 # What people take for a checkpoint: pattern, what it is, what to do instead.

@@ -1,7 +1,6 @@
-// A plugin library with AnchoredAttention alone, its kernels compiled for the CPU: the same plugin object behind the
-// symbols of TensorRT's plugin library protocol, as library.cpp has them.
+// A plugin library with AnchoredAttention alone, to be linked with its kernels compiled for the CPU: the same plugin
+// object behind the symbols of TensorRT's plugin library protocol, as library.cpp has them.
 #include "anchored_attention/plugin.h"
-#include "anchored_attention_host.cpp"
 #include "common/logging.h"
 
 extern "C" VA_EXPORT_API nvinfer1::IPluginCreatorInterface* const* getCreators(int32_t& count) {

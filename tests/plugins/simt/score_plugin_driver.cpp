@@ -6,7 +6,6 @@
 
 #include "common/logging.h"
 #include "subspace_score/plugin.h"
-#include "subspace_score_host.cpp"
 
 namespace {
 

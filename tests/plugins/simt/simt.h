@@ -254,13 +254,13 @@ class Exchange {
     std::memcpy(fibers[running].slots[slot_], &value, sizeof(Value));
     fibers[running].operation = operation;
     wait(State::kAtWarpBarrier);
+    lanes_ = &fibers[running / kWarpSize * kWarpSize];
   }
-  const Value& operator[](unsigned lane) const {
-    return *reinterpret_cast<const Value*>(fibers[running / kWarpSize * kWarpSize + lane].slots[slot_]);
-  }
+  const Value& operator[](unsigned lane) const { return *reinterpret_cast<const Value*>(lanes_[lane].slots[slot_]); }
 
  private:
   unsigned slot_;
+  const Fiber* lanes_;
 };
 
 inline void prepare(Fiber& fiber) {
