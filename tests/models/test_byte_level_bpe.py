@@ -85,7 +85,7 @@ def test_merges_that_were_cut_short_are_refused(keep: float, source: Path, tmp_p
     kept = lines[: int(keep * len(lines)) if 0 < keep < 1 else int(keep)]
     (directory / "merges.txt").write_text("".join(kept), encoding="utf-8")
     with refused(directory / "merges.txt", max(len(kept) - 1, 0)):
-        write_tokenizer(directory, tmp_path)
+        write_tokenizer(directory, layout("internlm2-chat"), tmp_path)
 
 
 @pytest.mark.parametrize("name", ["vocab.json", "merges.txt"])
@@ -96,7 +96,7 @@ def test_a_byte_order_mark_changes_nothing(name: str, mark: bytes, source: Path,
     for path in source.iterdir():
         (directory / path.name).write_bytes(path.read_bytes())
     (directory / name).write_bytes(mark + (source / name).read_bytes())
-    write_tokenizer(directory, tmp_path)
+    write_tokenizer(directory, layout("internlm2-chat"), tmp_path)
     ours = load_tokenizer(tmp_path)
     assert ours is not None
     assert ours.encode(TEXTS[0]) == Qwen2Tokenizer.from_pretrained(source).encode(TEXTS[0], add_special_tokens=False)

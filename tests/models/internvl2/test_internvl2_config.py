@@ -12,6 +12,7 @@ from refusals import refused
 from va_export.errors import VaExportError
 from va_export.models import family_for
 from va_export.models.family import DynamicNtkScaling, ModelSpec, TextShape
+from va_export.models.internvl2.config import spec_from_config
 from va_export.models.internvl2.tiles import TileShape
 
 # What OpenGVLab/InternVL2-8B's config.json says, less the fields that transformers writes by itself.
@@ -140,7 +141,7 @@ def test_absent_scaling_is_plain_rotary_embedding() -> None:
     ("path", "value", "named"),
     [
         ("llm_config.architectures", ["GemmaForCausalLM"], "llm_config.architectures"),
-        ("llm_config.architectures", ["Phi3ForCausalLM"], "llm_config.architectures"),
+        ("llm_config.architectures", ["Qwen3MoeForCausalLM"], "llm_config.architectures"),
         ("llm_config.architectures", [None], "llm_config.architectures[0]"),
         ("llm_config", ..., ""),
         ("llm_config", [], "llm_config"),
@@ -173,7 +174,6 @@ def test_absent_scaling_is_plain_rotary_embedding() -> None:
             "llm_config.rope_parameters.partial_rotary_factor",
         ),
         ("llm_config.hidden_act", "gelu", "llm_config.hidden_act"),
-        ("llm_config.tie_word_embeddings", True, "llm_config.tie_word_embeddings"),
         ("llm_config.bos_token_id", "1", "llm_config.bos_token_id"),
         ("llm_config.bos_token_id", [1], "llm_config.bos_token_id"),
         ("llm_config.bos_token_id", -1, "llm_config.bos_token_id"),
@@ -196,7 +196,13 @@ def test_absent_scaling_is_plain_rotary_embedding() -> None:
         ("ps_version", "v1", "ps_version"),
         ("select_layer", -4, "select_layer"),
         ("template", "phi3-chat", "template"),
-        ("template", "internvl2_5", "template"),
+        ("system_message", 3, "system_message"),
+        ("llm_config.rope_scaling", {"type": "su"}, "llm_config.original_max_position_embeddings"),
+        (
+            "llm_config.rope_scaling",
+            {"type": "longrope", "original_max_position_embeddings": 4096, "short_factor": [1.0], "long_factor": [1.0]},
+            "llm_config.rope_scaling.short_factor",
+        ),
     ],
 )
 def test_refuses_by_name(path: str, value: Any, named: str) -> None:
@@ -204,6 +210,15 @@ def test_refuses_by_name(path: str, value: Any, named: str) -> None:
         spec_of(edited(path, value))
     assert caught.value.where == (f"config.json: {named}" if named else "config.json")
     assert caught.value.fix
+
+
+def test_a_tied_head_is_the_embedding_unless_the_file_has_one() -> None:
+    tied = edited("llm_config.tie_word_embeddings", True)
+    assert spec_of(tied).names["head"] == "language_model.model.tok_embeddings.weight"
+    assert spec_of(CONFIG_8B).names["head"] == "language_model.output.weight"
+    family = family_for(tied)
+    both = spec_from_config(tied, names=["language_model.output.weight"])
+    assert family.weight_map(both)["lm_head.weight"].checkpoint_name == "language_model.output.weight"
 
 
 def test_reads_what_transformers_5_writes() -> None:

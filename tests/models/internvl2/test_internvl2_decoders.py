@@ -96,8 +96,9 @@ def test_exports_and_passes_parity(decoder: str, precision: str, checkpoints: di
     ({**QWEN2, "use_sliding_window": True}, "use_sliding_window", [True]),
     ({**LLAMA, "mlp_bias": True}, "mlp_bias", [True]),
     ({**LLAMA, "rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "rope_scaling", ["llama3"]),
-    ({**QWEN2, "tie_word_embeddings": True}, "tie_word_embeddings", []),
-    ({"architectures": ["Phi3ForCausalLM"]}, "architectures", ["Phi3ForCausalLM", "LongRoPE"]),
+    ({"architectures": ["Qwen3MoeForCausalLM"]}, "architectures", ["Qwen3MoeForCausalLM", "experts"]),
+    ({"architectures": ["GptOssForCausalLM"]}, "architectures", ["GptOssForCausalLM", "experts"]),
+    ({"architectures": ["InternLM3ForCausalLM"]}, "architectures", ["InternLM3ForCausalLM"]),
 ])  # fmt: skip
 def test_what_is_not_supported_is_refused_by_name(
     llm: dict[str, Any], key: str, named: list[object], tmp_path: Path

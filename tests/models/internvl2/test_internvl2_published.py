@@ -67,7 +67,7 @@ def test_the_6b_vision_tower_has_no_biases_and_normalised_queries_and_keys() -> 
 
 
 def test_recipes_and_published_sizes_name_each_other() -> None:
-    checkpoints = {resolve_model(name).checkpoint for name in recipe_names()} - {""}
+    checkpoints = {resolve_model(name).checkpoint for name in recipe_names() if name.startswith("internvl")} - {""}
     assert set(published_names()) == checkpoints
 
 

@@ -14,8 +14,9 @@ from va_export.anchor.hugging_face import anchors
 from va_export.checkpoint.files import Checkpoint
 from va_export.models import family_for, family_named
 from va_export.models.internvl2.tiles import tiles
-from va_export.models.internvl2.tiny import SPECIAL_TOKENS, _byte_characters
+from va_export.models.internvl2.tiny import SPECIAL_TOKENS
 from va_export.models.parameters import check_checkpoint, load_model
+from va_export.models.tiny_files import _byte_characters
 from va_export.runtime.tokenizer import load_tokenizer
 
 WEIGHTS_SHA256 = "7d3599ee98eabdc40ea8466c89b5ad0282f787d85c736ef67796b16f1cdaa0ad"  # seed 0
