@@ -55,7 +55,7 @@ def test_every_size_is_usable_at_448_pixels() -> None:
         spec = spec_of(hub_id)
         assert tiles(spec).tokens_per_frame == 256 and tiles(spec).image_size == 448
         assert spec.image_token_id is not None and spec.eos_token_ids
-        assert spec.text.head_dim == (64 if hub_id.endswith("1B") else 128)
+        assert spec.text.head_dim == {"1B": 64, "4B": 96}.get(hub_id[-2:], 128)
 
 
 def test_the_6b_vision_tower_has_no_biases_and_normalised_queries_and_keys() -> None:
