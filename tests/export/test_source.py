@@ -90,8 +90,10 @@ def test_a_name_that_leads_to_no_file_is_refused_where_weights_are_random_too(tm
 
 def test_prompts_that_cannot_be_made_are_found_before_the_work(tmp_path):
     local = family_named("internvl2").write_tiny_checkpoint(tmp_path / "checkpoint")
-    settings = json.loads((local / "tokenizer_config.json").read_text())
-    (local / "tokenizer_config.json").write_text(json.dumps(settings | {"add_eos_token": True}))
+    ending = [{"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": "<s>", "type_id": 0}}]
+    tokenizer = json.loads((local / "tokenizer.json").read_text())
+    tokenizer["post_processor"]["single"] = ending
+    (local / "tokenizer.json").write_text(json.dumps(tokenizer))
     with pytest.raises(VaExportError) as caught:
         open_source(options(tmp_path, checkpoint=str(local)), tmp_path)
-    assert caught.value.where == "tokenizer_config.json: add_eos_token"
+    assert str(caught.value.where).endswith("tokenizer.json")

@@ -159,8 +159,8 @@ class CheckpointTokenizer:
     def first_id(self, default: bool, config_bos: int | None, note: Note) -> int | None:
         """The id that every prompt starts with, None for none.
 
-        `add_bos_token` in `tokenizer_config.json` decides, else a `tokenizer.json`'s own rule, else the decoder's
-        `default`.
+        A `tokenizer.json`'s own rule decides, as in Transformers 5, which then does not look at `add_bos_token`; else
+        `add_bos_token` in `tokenizer_config.json`, else the decoder's `default`.
 
         Args:
             config_bos: `bos_token_id` of config.json, for checkpoints whose tokenizer names none.
@@ -169,26 +169,28 @@ class CheckpointTokenizer:
         Raises:
             VaExportError: the tokenizer puts more around a text than one token before it, or it is not known which.
         """
-        if self.special.add_eos_token:
+        stated, own = self.special.add_bos_token, self.id_of(self.special.bos_token)
+        is_whole = self.fast is not None and self.file is not None and self.file.name == TOKENIZER_FILE
+        if self.special.add_eos_token and not is_whole:
             raise VaExportError(
                 "the tokenizer would end every prompt with the token that ends an answer",
                 where=f"{SETTINGS_FILE}: add_eos_token",
                 fix="set it to false: a prompt must stay open for its answer",
             )
-        stated, own = self.special.add_bos_token, self.id_of(self.special.bos_token)
-        if self.fast is not None and self.file is not None and self.file.name == TOKENIZER_FILE:
+        if is_whole:
+            assert self.fast is not None
             before, after = surrounding_tokens(self.fast)
-            if stated is None and (after or len(before) > 1):
+            if after or len(before) > 1:
                 raise VaExportError(
                     f"the tokenizer puts the ids {before} before a text and {after} behind it, not one token before it",
-                    where=self.file or "tokenizer.json",
-                    fix="correct its post_processor, or say add_bos_token in tokenizer_config.json",
+                    where=self.file or TOKENIZER_FILE,
+                    fix="correct its post_processor",
                 )
             default = bool(before)
-            own = before[0] if len(before) == 1 else own
+            own = before[0] if before else own
             if stated not in (None, default):
-                note(f"add_bos_token is {stated} in {SETTINGS_FILE}, {TOKENIZER_FILE} does otherwise: "
-                     f"{SETTINGS_FILE} is followed.")  # fmt: skip
+                note(f"add_bos_token is {stated} in {SETTINGS_FILE}, {TOKENIZER_FILE} does otherwise and is followed.")
+            stated = None
         if not (default if stated is None else stated):
             return None
         if own is None:

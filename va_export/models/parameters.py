@@ -94,7 +94,7 @@ def check_against_map(
         (missing, "are missing from the checkpoint", "the checkpoint is incomplete, or its config.json is another's"),
         (extra, "of the checkpoint have no place in the model", "config.json describes another model than the weights"),
         (wrong, "have another shape than config.json says", "take config.json and weights from the same checkpoint"),
-        (typed, "are not float32, float16 or bfloat16", "use the unquantised checkpoint"),
+        (typed, "are not float32, float16 or bfloat16", "use the unquantised checkpoint; save other floats as float32"),
     )
     for found, what, fix in faults:
         if found:

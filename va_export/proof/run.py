@@ -206,7 +206,9 @@ def check_bundle(
                 if document is not None:
                     (output / f"{name}.json").write_bytes(encode(document))
         except OSError as error:
-            raise VaExportError(f"the results cannot be written: {error.strerror}", where=output) from error
+            raise VaExportError(
+                f"the results cannot be written: {error.strerror}", where=output, fix="choose another --output"
+            ) from error
     return Proof(parity, latency)
 
 

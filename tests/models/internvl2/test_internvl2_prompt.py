@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from transformers import AutoTokenizer
 
 from va_export.checkpoint.files import Checkpoint
 from va_export.models import family_for, family_named
@@ -62,8 +63,13 @@ def test_ids_start_with_bos_and_hold_every_placeholder(directory: Path) -> None:
 
 
 def test_a_tokenizer_that_adds_no_bos_is_obeyed(directory: Path) -> None:
+    """Its own post-processor says so; Transformers 5 does not look at add_bos_token beside a tokenizer.json."""
     settings = json.loads((directory / "tokenizer_config.json").read_text())
     (directory / "tokenizer_config.json").write_text(json.dumps(settings | {"add_bos_token": False}))
+    expected = AutoTokenizer.from_pretrained(directory)("a")["input_ids"]
+    assert processing_of(directory).bos_token_id == expected[0] == 256
+    tokenizer = json.loads((directory / "tokenizer.json").read_text())
+    (directory / "tokenizer.json").write_text(json.dumps(tokenizer | {"post_processor": None}))
     assert processing_of(directory).bos_token_id is None
 
 

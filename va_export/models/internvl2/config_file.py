@@ -62,6 +62,7 @@ class LlmConfig(msgspec.Struct, frozen=True):
     mlp_bias: bool | None = None
     use_sliding_window: bool | None = None
     original_max_position_embeddings: Positions | None = None
+    layer_types: list[Literal["full_attention"]] | None = None
 
 
 class VisionConfig(msgspec.Struct, frozen=True):

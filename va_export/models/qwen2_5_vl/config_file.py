@@ -54,6 +54,7 @@ class TextConfig(msgspec.Struct, frozen=True):
     rope_scaling: Rope | None = None
     rope_parameters: Rope | None = None
     use_sliding_window: Literal[False] | None = None
+    layer_types: list[Literal["full_attention"]] | None = None
 
 
 class VisionConfig(msgspec.Struct, frozen=True):

@@ -13,7 +13,16 @@ import numpy.typing as npt
 from va_export.documents import Form
 from va_export.errors import VaExportError
 from va_export.runtime import arguments
-from va_export.runtime.processing.media import Frames, Media, Video, as_media, normalise, pictures, resize
+from va_export.runtime.processing.media import (
+    Frames,
+    Media,
+    Video,
+    as_media,
+    check_normalisation,
+    normalise,
+    pictures,
+    resize,
+)
 from va_export.runtime.processing.prepared import Prepared, count_up
 from va_export.runtime.processing.templates import check_fields, fill
 from va_export.runtime.video import SAMPLERS
@@ -61,8 +70,9 @@ class FixedFrames(Form, frozen=True, tag_field="kind", tag="fixed_frames"):
             raise ValueError(f"frame_sampling is {self.frame_sampling!r}, expected one of {', '.join(SAMPLERS)}")
         check_fields("chat_template", self.chat_template, ("frames", "question"))
         check_fields("frame_template", self.frame_template, ("number", "image"))
-        if min(self.image_size, self.tokens_per_frame, self.frames, *self.std) <= 0:
-            raise ValueError("image_size, tokens_per_frame, frames and std must be positive")
+        if min(self.image_size, self.tokens_per_frame, self.frames) <= 0:
+            raise ValueError("image_size, tokens_per_frame and frames must be positive")
+        check_normalisation(self.mean, self.std)
         for name in ("image_size", "tokens_per_frame", "frames"):
             if getattr(self, name) > _LARGEST:
                 raise ValueError(f"{name} is {getattr(self, name)}, more than {_LARGEST}")

@@ -74,6 +74,16 @@ def resize(frames: Sequence[UInt8], height: int, width: int, resample: str) -> U
     return np.stack([np.asarray(Pillow.fromarray(frame).resize((width, height), filter_)) for frame in frames])
 
 
+def check_normalisation(mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    """Hold the mean and the deviation of channels in [0, 1] against what any can be.
+
+    Raises:
+        ValueError: a mean outside of [0, 1], or a deviation that is not above a thousandth: pixels would become huge.
+    """
+    if not all(0 <= value <= 1 for value in mean) or not all(1e-3 <= value <= 10 for value in std):
+        raise ValueError(f"mean {mean} and std {std} are not those of channels in [0, 1]")
+
+
 def normalise(frames: UInt8, mean: tuple[float, float, float], std: tuple[float, float, float]) -> npt.NDArray[Any]:
     """(frame / 255 − mean) / std, float32, by colour channel."""
     channels = frames.astype(np.float32) / np.float32(255.0)

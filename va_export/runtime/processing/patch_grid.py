@@ -22,6 +22,7 @@ from va_export.runtime.processing.media import (
     Medium,
     Video,
     as_media,
+    check_normalisation,
     normalise,
     pictures,
     resize,
@@ -108,8 +109,9 @@ class PatchGrid(Form, frozen=True, tag_field="kind", tag="patch_grid"):
             least, most = getattr(self, name)
             if not self._multiple**2 <= most <= _MOST_PIXELS or not 1 <= least <= most:
                 raise ValueError(f"{name} are {least} to {most}, which no picture can have")
-        if min(self.tokens_per_second, self.seconds_per_grid, *self.std) <= 0:
-            raise ValueError("tokens_per_second, seconds_per_grid and std must be positive")
+        if min(self.tokens_per_second, self.seconds_per_grid) <= 0:
+            raise ValueError("tokens_per_second and seconds_per_grid must be positive")
+        check_normalisation(self.mean, self.std)
         if not self.video_token or not self.image_token or self.video_token_id == self.image_token_id:
             raise ValueError("video_token and image_token must be two, and not empty")
         ids = (self.video_token_id, self.image_token_id, *self.stop_token_ids)
