@@ -147,6 +147,12 @@ def test_frames_of_two_sizes_are_no_video() -> None:
         PROCESSING.given([frames(1, 56, 84)[0], frames(1, 28, 84)[0]])
 
 
+@pytest.mark.parametrize("nothing", [None, 5, [], [None], [Video([])], [Image(None)], [Video(None)], "frames"])  # type: ignore[arg-type]
+def test_what_is_no_medium_is_refused(nothing: Any) -> None:
+    with refused("frames"):
+        PROCESSING.given(nothing)
+
+
 def test_a_question_may_not_spell_a_placeholder(tokenizer: BundleTokenizer) -> None:
     with refused("prompt", 7, 6):
         PROCESSING.prepare(frames(2, 56, 84), "<v>", tokenizer)

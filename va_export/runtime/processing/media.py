@@ -39,9 +39,19 @@ Media = Frames | Medium | Sequence[Medium]
 
 
 def as_media(given: Media) -> list[Medium]:
-    """Videos and images in the order of the prompt; bare frames are one video."""
+    """Videos and images in the order of the prompt; bare frames are one video.
+
+    Raises:
+        VaExportError: nothing of that kind.
+    """
     if isinstance(given, Video | Image):
         return [given]
+    if not hasattr(given, "__len__"):
+        raise VaExportError(
+            f"a {type(given).__name__} is neither frames nor a video or an image",
+            where="frames",
+            fix="give frames as read_frames reads them, or Video and Image of va_export.runtime.processing",
+        )
     if not isinstance(given, np.ndarray) and len(given) and all(isinstance(one, Video | Image) for one in given):
         return [one for one in given if isinstance(one, Video | Image)]
     return [Video(given)]  # type: ignore[arg-type]
@@ -53,6 +63,8 @@ def pictures(frames: Sequence[Any] | UInt8) -> list[UInt8]:
     Raises:
         VaExportError: none, or one of another shape or type.
     """
+    if not hasattr(frames, "__len__"):
+        raise VaExportError(f"frames are a {type(frames).__name__}", where="frames", fix="give an array or a list")
     checked = [np.asarray(frame) for frame in frames]
     for picture in checked:
         if picture.ndim != 3 or picture.shape[-1] != 3 or picture.dtype != np.uint8 or picture.size == 0:
