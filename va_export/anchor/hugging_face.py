@@ -25,6 +25,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.masking_utils import causal_mask_function, sdpa_mask
 
 from va_export.anchor.attention import attend_where_visible, key_visibility
+from va_export.anchor.hugging_face_cache import cache_of_call
 from va_export.anchor.hugging_face_call import (
     gains_of_call,
     is_known_as,
@@ -117,7 +118,8 @@ def anchors(
     signature = inspect.signature(decoder.forward)
 
     def add_gains(_: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        arguments = signature.bind_partial(*args, **kwargs).arguments
+        # By name; a keyword that the signature does not name is kept under its own.
+        arguments = {**signature.bind_partial(*args, **kwargs).arguments, **kwargs}
         step = _gains_for_step(arguments, *gains)
         if step is None:
             return args, kwargs
@@ -137,7 +139,7 @@ def _gains_for_step(
     tokens = arguments.get("input_ids")
     tokens = arguments["inputs_embeds"] if tokens is None else tokens
     batch, q_len = tokens.shape[:2]
-    cache = arguments.get("past_key_values")
+    cache = cache_of_call(arguments)
     seen = 0 if cache is None else int(cache.get_seq_length())
     length = key_log_gain.shape[1]
     if seen + q_len > length and q_len == 1:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from va_export.anchor.gains import gains_from_score
+from va_export.anchor.hugging_face_cache import cache_of_output, with_cache
 from va_export.evidence.attention_forms import AttentionForm
 from va_export.models.family import ModelFamily, ModelSpec
 from va_export.settings import GainSettings
@@ -124,11 +125,11 @@ def ask(model: Any, form: AttentionForm, question: Question, scorer: Scorer | No
         clock.stage("prefill", start)
 
         start = clock.now()
-        cache = state.past_key_values
+        cache = cache_of_output(state)
         for token in question.forced_tokens[:-1]:
             logits[-1].argmax(-1)  # a real answer chooses its token; the forced one is what is fed
             ids = torch.full((1, 1), token, device=device)
-            state = text(input_ids=ids, past_key_values=cache, use_cache=True)
+            state = text(input_ids=ids, use_cache=True, **with_cache(text, cache))
             logits.append(model.lm_head(state.last_hidden_state[:, -1]))
         clock.stage("decode", start)
     steps = len(question.forced_tokens) - 1

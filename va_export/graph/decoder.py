@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from va_export.anchor.hugging_face_cache import with_cache
 from va_export.bundle.decoder_shards import DecoderShard
 from va_export.graph import attention
 from va_export.graph.kv_cache import StaticKvCache
@@ -58,10 +59,10 @@ class DecoderGraph(torch.nn.Module):
             hidden_states = layer(
                 hidden_states,
                 position_embeddings=position_embeddings,
-                past_key_values=kv_cache,
                 key_log_gain=key_log_gain,
                 value_gain=value_gain,
                 kv_length=past_length + q_len,
+                **with_cache(layer, kv_cache),
             )
         if not self._shard.is_last:
             return (hidden_states.to(torch.float32), *kv_cache.present())

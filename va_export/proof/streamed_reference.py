@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from va_export.anchor.hugging_face_cache import with_cache
 from va_export.export.source import Source
 from va_export.models.streaming import StreamedModel
 from va_export.proof.reference_model import Array, OnStep, ReferenceModel
@@ -53,8 +54,8 @@ class StreamedReference(ReferenceModel):
                         attention_mask=None,  # causal: the anchored attention knows it from the lengths
                         position_embeddings=position_embeddings,
                         position_ids=positions,
-                        past_key_values=cache,
                         use_cache=True,
+                        **with_cache(layer, cache),
                         **gains[side],
                     )
             self._count_step()

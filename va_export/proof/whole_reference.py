@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+from va_export.anchor.hugging_face_cache import with_cache
 from va_export.export.source import Source
 from va_export.models.parameters import load_model
 from va_export.proof.reference_model import OnStep, ReferenceModel
@@ -26,10 +27,10 @@ class WholeReference(ReferenceModel):
     def _logits(
         self, embeds: Sequence[torch.Tensor], positions: torch.Tensor, gains: Sequence[dict[str, torch.Tensor]]
     ) -> list[torch.Tensor]:
-        rows = []
+        rows, decoder = [], self._model.model.language_model
         for hidden, cache, kwargs in zip(embeds, self._caches, gains, strict=True):
-            state = self._model.model.language_model(
-                inputs_embeds=hidden, position_ids=positions, past_key_values=cache, use_cache=True, **kwargs
+            state = decoder(
+                inputs_embeds=hidden, position_ids=positions, use_cache=True, **with_cache(decoder, cache), **kwargs
             ).last_hidden_state
             rows.append(self._model.lm_head(state[:, -1]))
         self._count_step()

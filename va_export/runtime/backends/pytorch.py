@@ -82,17 +82,19 @@ class TorchBackend(HostBackend):
         past_length: Int64,
         cache: list[Any],
     ) -> Float32:
+        from va_export.anchor.hugging_face_cache import with_cache
+
         torch = self._torch
-        rows = []
+        rows, decoder = [], self._model.model.language_model
         for row, row_cache in enumerate(cache):
             one = slice(row, row + 1)
             positions = torch.from_numpy(np.ascontiguousarray(position_ids[:, one]))  # (axes, 1, S)
             with torch.no_grad():
-                hidden = self._model.model.language_model(
+                hidden = decoder(
                     inputs_embeds=torch.from_numpy(inputs_embeds[one]).to(self._model.dtype),
                     position_ids=positions[0] if len(positions) == 1 else positions,
-                    past_key_values=row_cache,
                     use_cache=True,
+                    **with_cache(decoder, row_cache),
                     key_log_gain=torch.from_numpy(key_log_gain[one]),
                     value_gain=torch.from_numpy(value_gain[one]),
                 ).last_hidden_state
