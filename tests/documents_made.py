@@ -11,6 +11,7 @@ from va_export.bundle.document import (
     ModelEntry,
     ProfileEntry,
     TextSizes,
+    ToolEntry,
     VisionSizes,
 )
 from va_export.bundle.manifest import MANIFEST_VERSION
@@ -50,7 +51,7 @@ def manifest_document(**changes: Any) -> ManifestDocument:
     sizes = {"hidden_size": 4096, "num_layers": 32, "num_heads": 32, "intermediate_size": 14336}
     fields: dict[str, Any] = {
         "manifest_version": MANIFEST_VERSION,
-        "tool": {"name": "va-export", "version": "0.1.0"},
+        "tool": ToolEntry(name="va-export", version="0.1.0"),
         "created": "2025-11-23T10:00:00+00:00",
         "model": ModelEntry(
             name="model-8b",

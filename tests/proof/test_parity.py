@@ -28,7 +28,7 @@ from va_export.proof.partition import (
     normalized_cut,
 )
 from va_export.proof.reference import read_reference
-from va_export.proof.tolerances import most_copies, tolerance_for
+from va_export.proof.tolerances import count_roundings, most_copies, tolerance_for
 from va_export.runtime.bundle import Bundle
 from va_export.runtime.processing import Prepared
 from va_export.settings import ScoreSettings
@@ -89,6 +89,11 @@ def test_all_zeros() -> None:
 def test_other_shapes_are_a_bug() -> None:
     with pytest.raises(ValueError, match="shapes"):
         compare("s", None, np.zeros(3), np.zeros((3, 1)), LOOSE)
+
+
+def test_sums_of_products_round_in_float32_alone() -> None:
+    assert count_roundings("fp16", 3, 64, 96) == count_roundings("bf16", 3, 64, 96) == 72
+    assert count_roundings("fp32", 3, 64, 96) == 3 * (24 + (6 * 64 + 96) / 32)
 
 
 def test_tolerances_grow_with_roundoff_and_the_root_of_the_depth() -> None:

@@ -13,7 +13,7 @@ from command_line import TINY, va_export
 from refusals import refused
 
 from va_export.errors import VaExportError
-from va_export.proof.tolerances import tolerance_for
+from va_export.proof.tolerances import count_roundings, tolerance_for
 from va_export.runtime.anchoring import Anchoring
 from va_export.runtime.bundle import Bundle
 from va_export.runtime.generation import Generation
@@ -76,8 +76,9 @@ def assert_same(bundle: Bundle, together: Generation, alone: Generation) -> None
     """Equal tokens, logits to what rounding explains."""
     assert together.logits is not None and alone.logits is not None
     np.testing.assert_array_equal(together.tokens, alone.tokens)
-    layers = bundle.manifest.data.model.text.num_layers
-    bound = tolerance_for("fp32", layers, alone.logits, None, None)
+    text = bundle.manifest.data.model.text
+    roundings = count_roundings("fp32", text.num_layers, text.hidden_size, text.intermediate_size)
+    bound = tolerance_for("fp32", roundings, alone.logits, None, None)
     np.testing.assert_allclose(together.logits, alone.logits, atol=bound.atol, rtol=bound.rtol)
     for name in ("visual_tokens", "sharing_score", "labels"):
         np.testing.assert_array_equal(getattr(together, name), getattr(alone, name))

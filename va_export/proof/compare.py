@@ -19,7 +19,14 @@ from va_export.errors import VaExportError
 from va_export.proof.documents import Check, Greedy, NotRun, OwnScore, Parity, ParityRun, Tolerance
 from va_export.proof.partition import SAME, WORSE, ReferencePartition, label_agreement
 from va_export.proof.reference import SIDES, prepared_of
-from va_export.proof.tolerances import SCORE_ATOL, SCORE_COSINE, SCORE_GRAPH_ATOL, most_copies, tolerance_for
+from va_export.proof.tolerances import (
+    SCORE_ATOL,
+    SCORE_COSINE,
+    SCORE_GRAPH_ATOL,
+    count_roundings,
+    most_copies,
+    tolerance_for,
+)
 from va_export.runtime.anchoring import Anchoring
 from va_export.runtime.backends.backend import Backend, has_score_graph
 from va_export.runtime.bundle import Bundle
@@ -81,8 +88,10 @@ def check_parity(
     """
     data, prepared = bundle.manifest.data, prepared_of(reference)
     precision: str = data.precision
-    vision_layers = data.model.vision.num_layers
-    layers = vision_layers + data.model.text.num_layers
+    vision, text = data.model.vision, data.model.text
+    # What makes patches, and what projects them, count as a layer of the tower.
+    seen = count_roundings(precision, vision.num_layers + 1, vision.hidden_size, vision.intermediate_size)
+    said = seen + count_roundings(precision, text.num_layers, text.hidden_size, text.intermediate_size)
     checks: list[Check] = []
 
     visual = bundle.backend.run("vision", prepared.vision_inputs)["visual_tokens"]
@@ -94,7 +103,7 @@ def check_parity(
             fix="copy or export the bundle again",
         )
     checks.append(
-        compare("visual_tokens", None, visual, expected, tolerance_for(precision, vision_layers, expected, atol, rtol))
+        compare("visual_tokens", None, visual, expected, tolerance_for(precision, seen, expected, atol, rtol))
     )
     if not np.isfinite(visual).all():  # nothing behind it can be run
         return _run_entry(bundle, checks, None, [])
@@ -112,7 +121,7 @@ def check_parity(
     for anchored, side in SIDES:
         expected = reference[f"{side}_logits"]
         actual = _teacher_forced(bundle, reference, anchored, side)
-        tolerance = tolerance_for(precision, layers, expected, atol, rtol, copies)
+        tolerance = tolerance_for(precision, said, expected, atol, rtol, copies)
         checks.append(compare("prefill_logits", anchored, actual[:1], expected[:1], tolerance, top1=True))
         if len(expected) > 1:
             checks.append(compare("decode_logits", anchored, actual[1:], expected[1:], tolerance, top1=True))
