@@ -33,19 +33,19 @@ class PromptTokens:
     """Tokens that a family's prompts are made of.
 
     Attributes:
-        image: the placeholder that a visual token of a video replaces.
+        image: the placeholder that a visual token of a video replaces; None where it is no token.
         end_of_turn: what ends an answer as the chat template has it.
         others: further ones.
     """
 
-    image: str
+    image: str | None
     end_of_turn: str
     others: tuple[str, ...]
 
     @property
     def all(self) -> tuple[str, ...]:
         """Every one of them."""
-        return (*self.others, self.image, self.end_of_turn)
+        return (*self.others, *(() if self.image is None else (self.image,)), self.end_of_turn)
 
 
 @dataclass(frozen=True, eq=False)

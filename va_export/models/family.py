@@ -89,6 +89,7 @@ class ModelSpec:
             not tell, and whoever makes the prompt must know.
         eos_token_ids: ids that end an answer.
         names: what the checkpoint's names begin with, by part of the model, where a family has several layouts.
+        unread: tensors that checkpoints hold and the model does not compute with.
     """
 
     family: str
@@ -101,6 +102,7 @@ class ModelSpec:
     image_token_id: int | None
     eos_token_ids: tuple[int, ...]
     names: Mapping[str, str] = field(default_factory=dict)
+    unread: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)

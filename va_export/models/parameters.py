@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -28,7 +28,7 @@ def check_checkpoint(family: ModelFamily, spec: ModelSpec, checkpoint: Checkpoin
     """
     used = family.weight_map(spec)
     uncut = replace(spec, text=replace(spec.text, num_layers=spec.checkpoint_layers))
-    check_against_map(used, used if uncut == spec else family.weight_map(uncut), checkpoint)
+    check_against_map(used, used if uncut == spec else family.weight_map(uncut), checkpoint, spec.unread)
 
 
 def load_model(
@@ -55,13 +55,17 @@ def load_model(
 
 
 def check_against_map(
-    used: Mapping[str, WeightSource], unused: Mapping[str, WeightSource], checkpoint: Checkpoint
+    used: Mapping[str, WeightSource],
+    unused: Mapping[str, WeightSource],
+    checkpoint: Checkpoint,
+    unread: Collection[str] = (),
 ) -> None:
     """Hold a checkpoint's headers against the weights a model needs.
 
     Args:
         used: the model's weight map.
         unused: sources that the checkpoint may hold beside those (layers that were cut off).
+        unread: tensors that it may hold, of any shape and type.
 
     Buffers that older checkpoints carry and no model reads are left out, and told.
 
@@ -78,7 +82,7 @@ def check_against_map(
             f"{len(without_effect)} tensors of the checkpoint are buffers without effect, left out: "
             f"{_listed(without_effect)}"
         )
-    present = sorted(types.keys() - set(without_effect))
+    present = sorted(types.keys() - set(without_effect) - set(unread))
     missing = sorted(needed.keys() - types.keys())
     extra = [name for name in present if name not in known]
     typed = [f"{name} is {types[name]}" for name in present if types[name] not in _READABLE]

@@ -43,18 +43,18 @@ _LUMA = (0.2126, 0.7152, 0.0722)  # ITU-R BT.709
 
 
 def token_grid(values: AnyArray, grid: tuple[int, int, int]) -> AnyArray:
-    """Per-token values (N,) by step of time, row and column, (T, R, C).
+    """Per-token values (N,) by step of time, row and column, (T, R, C); what follows the grid is left out.
 
     Raises:
         VaExportError: the tokens do not fill the grid.
     """
-    if values.size != math.prod(grid) or not values.size:
+    if values.size < math.prod(grid) or min(grid) < 1:
         raise VaExportError(
             f"{values.size} tokens do not fill a grid of {' × '.join(map(str, grid))}",
             where="reference.npz",
             fix="export the bundle again",
         )
-    return values.reshape(grid)
+    return values[: math.prod(grid)].reshape(grid)
 
 
 def heat_colours(score: AnyArray) -> UInt8:

@@ -21,15 +21,24 @@ _LARGEST_PIXEL = 32.0
 _LEAST_ALPHA, _ALPHA_BELOW = -1.0, 1e4  # as for the gains of a recipe (settings.py)
 
 
-def prompt_ids(given: npt.ArrayLike | None, vocab_size: int) -> Int64:
+def prompt_ids(given: npt.ArrayLike | None, vocab_size: int, marker: int | None = None) -> Int64:
     """The ids of one prompt, (1, S).
+
+    Args:
+        marker: an id outside of the vocabulary that it may hold.
 
     Raises:
         VaExportError: none, several prompts, or no ids of the vocabulary.
     """
     if given is None:
         raise VaExportError("generate needs input_ids", where="input_ids", fix="make them with Bundle.prompt")
-    return one_row("input_ids", given, vocab_size)
+    if marker is None:
+        return one_row("input_ids", given, vocab_size)
+    array = _array("input_ids", given)
+    is_marked = array == marker
+    ids = one_row("input_ids", np.where(is_marked, 0, array), vocab_size)
+    ids[is_marked.reshape(ids.shape)] = marker
+    return ids
 
 
 def one_row(name: str, given: npt.ArrayLike, vocab_size: int) -> Int64:

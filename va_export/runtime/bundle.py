@@ -220,7 +220,7 @@ class Bundle:
                 limits; `where` names the argument.
         """
         anchors, ignore_stop = values.flag("anchors", anchors), values.flag("ignore_stop", ignore_stop)
-        ids = arguments.prompt_ids(input_ids, self._vocab_size)
+        ids = arguments.prompt_ids(input_ids, self._vocab_size, self.processing.marker)
         arrays = {"pixel_values": pixel_values, "grid_thw": grid_thw, "seconds_per_grid": seconds_per_grid}
         given = {name: array for name, array in arrays.items() if array is not None}
         return self.answer(

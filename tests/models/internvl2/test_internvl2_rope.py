@@ -9,7 +9,7 @@ from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaModel, LlamaRotaryEmbedding
 
 from va_export.models.family import DynamicNtkScaling, TextShape
-from va_export.models.internvl2.rope import DynamicNtkRotaryEmbedding, replace_rotary_embedding
+from va_export.models.rotary_embedding import DynamicNtkRotaryEmbedding, replace_rotary_embedding
 
 HEAD_DIM, BASE, MAX_POSITIONS = 32, 1e6, 64
 # Angles are float32 products position × frequency: half a unit in the last place each for the frequency (ours, and one

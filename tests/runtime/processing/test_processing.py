@@ -215,7 +215,6 @@ ILLEGAL = [
     ("std", [0.1, 0.0, 0.1]),
     ("mean", [0.1, 0.2]),
     ("image_token", ""),
-    ("image_token_id", -1),
     ("stop_token_ids", [2, -7]),
     ("stop_token_ids", ["2"]),
     ("bos_token_id", "1"),

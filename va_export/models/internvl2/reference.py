@@ -7,7 +7,7 @@ import copy
 from torch import nn
 
 from va_export.models.family import ModelSpec
-from va_export.models.internvl2.rope import replace_rotary_embedding
+from va_export.models.rotary_embedding import replace_rotary_embedding
 
 
 def build_model(spec: ModelSpec, attention: str = "anchored") -> nn.Module:

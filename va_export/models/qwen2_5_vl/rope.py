@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from va_export.models.rotary import inverse_frequencies
+from va_export.models.rotary_embedding import inverse_frequencies
 
 
 class MultiAxisRotaryEmbedding(nn.Module):

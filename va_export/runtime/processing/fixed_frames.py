@@ -43,9 +43,12 @@ class FixedFrames(Form, frozen=True, tag_field="kind", tag="fixed_frames"):
         resample: as Pillow computes it.
         frame_sampling: name of the rule that picks frames; see `runtime.video.SAMPLERS`.
         tokens_per_frame: placeholders (and visual tokens) of one frame.
-        image_token, image_token_id: the placeholder; its id is None where the checkpoint does not tell it.
+        tokens_after: further ones after the last frame.
+        grid: rows and columns that a frame's tokens fill in order; None: a square, if they fill one.
+        image_token, image_token_id: the placeholder; its id is None where the checkpoint does not tell it, and below 0
+            where it is no token: prompts are cut at it, and what lies between is tokenized by itself.
         chat_template: the whole prompt, with the fields {frames} and {question}.
-        frame_template: one frame's line, with the fields {number} (from 1) and {image}.
+        frame_template: what stands for one frame, with the field {image}, and perhaps {number} (from 1).
         bos_token_id: first id of every prompt, or None.
         stop_token_ids: ids that end an answer.
         frames: how many a question takes unless asked otherwise.
@@ -64,24 +67,35 @@ class FixedFrames(Form, frozen=True, tag_field="kind", tag="fixed_frames"):
     bos_token_id: int | None
     stop_token_ids: tuple[int, ...]
     frames: int = 8
+    tokens_after: int = 0
+    grid: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         if self.frame_sampling not in SAMPLERS:
             raise ValueError(f"frame_sampling is {self.frame_sampling!r}, expected one of {', '.join(SAMPLERS)}")
         check_fields("chat_template", self.chat_template, ("frames", "question"))
-        check_fields("frame_template", self.frame_template, ("number", "image"))
+        check_fields("frame_template", self.frame_template, ("image",), optional=("number",))
         if min(self.image_size, self.tokens_per_frame, self.frames) <= 0:
             raise ValueError("image_size, tokens_per_frame and frames must be positive")
         check_normalisation(self.mean, self.std)
+        if not 0 <= self.tokens_after <= _LARGEST:
+            raise ValueError(f"tokens_after is {self.tokens_after}")
+        if self.grid is not None and (min(self.grid) < 1 or math.prod(self.grid) != self.tokens_per_frame):
+            raise ValueError(f"grid {self.grid} does not hold the {self.tokens_per_frame} tokens of a frame")
         for name in ("image_size", "tokens_per_frame", "frames"):
             if getattr(self, name) > _LARGEST:
                 raise ValueError(f"{name} is {getattr(self, name)}, more than {_LARGEST}")
         if not self.image_token:
             raise ValueError("image_token is empty")
-        for name in ("image_token_id", "bos_token_id", "stop_token_ids"):
+        for name in ("bos_token_id", "stop_token_ids"):
             ids = getattr(self, name)
             if any(number is not None and number < 0 for number in (ids if isinstance(ids, tuple) else (ids,))):
                 raise ValueError(f"{name} must be at least 0, not {ids}")
+
+    @property
+    def marker(self) -> int | None:
+        """An id outside of the vocabulary that prompts may hold; None without one."""
+        return self.image_token_id if self.image_token_id is not None and self.image_token_id < 0 else None
 
     def with_frames(self, frames: int) -> FixedFrames:
         """The same with another default number of frames."""
@@ -155,7 +169,7 @@ class FixedFrames(Form, frozen=True, tag_field="kind", tag="fixed_frames"):
         if not given:
             return self._prepared({}, input_ids, 0)
         pixels = arguments.pixels(given[_PIXELS], self.image_size, max_frames)
-        expected = len(pixels) * self.tokens_per_frame
+        expected = self._count(len(pixels))
         if self.image_token_id is not None and expected > 1 and (input_ids == self.image_token_id).sum() == 1:
             place = int(np.flatnonzero(input_ids[0] == self.image_token_id)[0])
             whole = np.full(expected, self.image_token_id)
@@ -164,7 +178,10 @@ class FixedFrames(Form, frozen=True, tag_field="kind", tag="fixed_frames"):
 
     def count(self, given: Mapping[str, npt.NDArray[Any]]) -> int:
         """Visual tokens of what `given` made."""
-        return len(given[_PIXELS]) * self.tokens_per_frame
+        return self._count(len(given[_PIXELS]))
+
+    def _count(self, n_frames: int) -> int:
+        return n_frames * self.tokens_per_frame + (self.tokens_after if n_frames else 0)
 
     def prompt_text(self, question: str, n_frames: int) -> str:
         """The prompt for a question about `n_frames` frames, placeholders written out."""
@@ -172,6 +189,7 @@ class FixedFrames(Form, frozen=True, tag_field="kind", tag="fixed_frames"):
         frames = "".join(
             fill(self.frame_template, number=str(number), image=image) for number in range(1, n_frames + 1)
         )
+        frames += self.image_token * self.tokens_after if n_frames else ""
         return fill(self.chat_template, frames=frames, question=question)
 
     def input_ids(self, question: str, media: Media | int, tokenizer: Tokenizer) -> npt.NDArray[np.int64]:
@@ -188,11 +206,12 @@ class FixedFrames(Form, frozen=True, tag_field="kind", tag="fixed_frames"):
         return self._ids(question, len(self.given(media)[_PIXELS]), tokenizer)
 
     def _ids(self, question: str, n_frames: int, tokenizer: Tokenizer) -> npt.NDArray[np.int64]:
-        ids = tokenizer.encode(self.prompt_text(question, n_frames))
+        text = self.prompt_text(question, n_frames)
+        ids = tokenizer.encode(text) if self.marker is None else self._cut(text, tokenizer)
         if self.bos_token_id is not None:
             ids = [self.bos_token_id, *ids]
         array = np.asarray([ids], dtype=np.int64)
-        found, expected = int((array == self.image_token_id).sum()), n_frames * self.tokens_per_frame
+        found, expected = int((array == self.image_token_id).sum()), self._count(n_frames)
         if found != expected:
             raise VaExportError(
                 f"the prompt has {found} tokens {self.image_token}, {n_frames} frames need {expected}",
@@ -201,24 +220,34 @@ class FixedFrames(Form, frozen=True, tag_field="kind", tag="fixed_frames"):
             )
         return array
 
+    def _cut(self, text: str, tokenizer: Tokenizer) -> list[int]:
+        """Ids of a text, the marker in the places of the placeholder."""
+        assert self.marker is not None
+        ids: list[int] = []
+        for number, piece in enumerate(text.split(self.image_token)):
+            ids += [self.marker] * (number > 0) + (tokenizer.encode(piece) if piece else [])
+        return ids
+
     def _prepared(
         self, vision_inputs: Mapping[str, npt.NDArray[Any]], input_ids: npt.NDArray[np.int64], n_frames: int
     ) -> Prepared:
         is_visual = self._placeholders(input_ids, n_frames)
         side = math.isqrt(self.tokens_per_frame)
+        grid = self.grid or ((side, side) if side**2 == self.tokens_per_frame else None)
         return Prepared(
             vision_inputs=vision_inputs,
-            input_ids=input_ids,
+            # Whatever stands for a marker is embedded, and then replaced by a visual token.
+            input_ids=input_ids if self.marker is None else np.where(is_visual, 0, input_ids),
             is_visual=is_visual,
             is_scored=is_visual,
             position_ids=count_up(input_ids.shape[1]),
             next_position=input_ids.shape[1],
-            grid=(n_frames, side, side) if n_frames and side**2 == self.tokens_per_frame else None,
+            grid=(n_frames, *grid) if n_frames and grid is not None else None,
         )
 
     def _placeholders(self, ids: npt.NDArray[np.int64], n_frames: int) -> npt.NDArray[np.bool_]:
         """Which positions take visual tokens, (1, S)."""
-        token, count = self.image_token_id, n_frames * self.tokens_per_frame
+        token, count = self.image_token_id, self._count(n_frames)
         if token is None and not n_frames:
             return np.zeros(ids.shape, dtype=np.bool_)
         if token is None:
@@ -238,7 +267,7 @@ class FixedFrames(Form, frozen=True, tag_field="kind", tag="fixed_frames"):
                 f"the prompt has {found} image placeholders (id {token}); "
                 + (f"the frames give {count} visual tokens" if n_frames else "there are no frames"),
                 where="generate",
-                fix=f"put {self.tokens_per_frame} placeholders into the prompt for each frame"
+                fix=f"put {count} placeholders into the prompt, or one for all"
                 if n_frames
                 else "give pixel_values, or leave the placeholders out",
             )

@@ -119,6 +119,11 @@ class PatchGrid(Form, frozen=True, tag_field="kind", tag="patch_grid"):
             raise ValueError(f"ids must be at least 0, not {ids}")
 
     @property
+    def marker(self) -> int | None:
+        """An id outside of the vocabulary that prompts may hold: there is none."""
+        return None
+
+    @property
     def _multiple(self) -> int:
         """What the sides of pictures are multiples of, in pixels."""
         return self.patch_size * self.merge_size

@@ -21,7 +21,7 @@ class Prepared:
         is_scored: (1, S), those of them whose visual tokens are scored together and get gains.
         position_ids: (axes, 1, S) int64, what rotary embeddings turn by; not the slots of the cache.
         next_position: the position, on every axis, of the first token after the prompt.
-        grid: (frames, rows, columns) that the scored tokens fill in order; None where they fill none.
+        grid: (frames, rows, columns) that the first scored tokens fill in order; None where they fill none.
     """
 
     vision_inputs: Mapping[str, npt.NDArray[Any]]
