@@ -21,6 +21,7 @@ trap 'rm -rf "$logs"' EXIT
 tests=(
     tests/anchor/test_hugging_face_attention.py
     tests/anchor/test_hugging_face_cache.py
+    tests/anchor/test_hugging_face_cuda.py
     tests/models/*/test_*_vision.py
     tests/models/test_toy_family.py
     tests/proof/test_streamed_reference.py

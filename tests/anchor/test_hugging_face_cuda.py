@@ -206,3 +206,12 @@ def test_a_model_on_the_cpu_is_refused_by_the_real_function(
     monkeypatch.setenv(LIBRARY_VARIABLE, str(tmp_path / "libva_plugins.so"))
     with refused("anchored_attention_cuda", "query", "cpu"):
         use_anchored_attention(model, "anchored_cuda")(ids)
+
+
+def test_what_says_the_keys_passes_for_a_mask() -> None:
+    """`generate` of transformers 5.18 to 5.23 asks every mask to be contiguous; neither end of the range does."""
+    from va_export.anchor.hugging_face_cuda import ValidKeys
+
+    keys = ValidKeys(torch.tensor([3]), None)
+    assert keys.contiguous() is keys
+    assert keys.ndim == 4

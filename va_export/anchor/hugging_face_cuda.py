@@ -42,6 +42,10 @@ class ValidKeys(NamedTuple):
         """As of a finished mask, which transformers hands on as it is."""
         return 4
 
+    def contiguous(self) -> ValidKeys:
+        """As of a tensor: `generate` of transformers 5.18 to 5.23 asks for it of whatever mask it has made."""
+        return self
+
 
 def anchored_cuda_mask(
     batch_size: int,
