@@ -76,7 +76,10 @@ def export_command(
     ] = None,
     sampling: Annotated[
         str | None,
-        Option(help="Which frames of it: segment-midpoint, uniform-index, uniform-time, fps=N. [default: the model's]"),
+        Option(
+            help="Which frames of it: segment-midpoint, uniform-index, uniform-index-floor, uniform-time, fps=N."
+            " [default: the model's]"
+        ),
     ] = None,
     allow_truncated: Annotated[
         bool, Option("--allow-truncated", help="Take what is there of a clip that is cut short.")

@@ -20,8 +20,8 @@ def run_command(
     sampling: Annotated[
         str | None,
         Option(
-            help="Which frames: segment-midpoint, uniform-index, uniform-time, or fps=N, up to --frames or as many as"
-            " the bundle takes. [default: the bundle's rule]"
+            help="Which frames: segment-midpoint, uniform-index, uniform-index-floor, uniform-time, or fps=N, up to"
+            " --frames or as many as the bundle takes. [default: the bundle's rule]"
         ),
     ] = None,
     allow_truncated: Annotated[

@@ -9,9 +9,10 @@ from va_export.checkpoint.quantised import refuse_quantised
 from va_export.errors import VaExportError
 from va_export.models.family import ModelFamily
 from va_export.models.internvl2 import InternVL2
+from va_export.models.llava import Llava
 from va_export.models.qwen2_5_vl import Qwen25VL
 
-FAMILIES: tuple[ModelFamily, ...] = (InternVL2(), Qwen25VL())
+FAMILIES: tuple[ModelFamily, ...] = (InternVL2(), Qwen25VL(), Llava())
 
 
 def family_for(config: Mapping[str, Any]) -> ModelFamily:

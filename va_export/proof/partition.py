@@ -9,6 +9,7 @@ the right score of its own labels, and of its partition is asked only what the d
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from scipy.optimize import linear_sum_assignment
 
 from va_export.anchor import subspace_score
 from va_export.anchor.sharing import sharing_score
+from va_export.anchor.subspace_details import SubspaceScore
 from va_export.settings import ScoreSettings
 
 Array = npt.NDArray[Any]
@@ -60,13 +62,31 @@ class ReferencePartition:
         """The sharing score [N] that belongs to labels [N]."""
         return sharing_score(self._expression.sum(axis=1), labels)
 
+    def score_at(self, labels: Array, iterations: int) -> Array | None:
+        """The sharing score [N] that belongs to labels [N] where the solver, in float64, is stopped after so many
+        iterations; None where it would not stop thereabouts.
+
+        Near its stop the iteration still moves (a Gram matrix that is singular, as equal tokens make it, lets it move
+        for long), and rounding decides at which step the residual falls below eps. So a float32 score that is not
+        float64's may be that of a neighbouring step. Such a step has a residual of at most twice eps: float32's
+        residual itself, a sum over a row of |A − C|, is that uncertain where the stop test falls a few steps away.
+        """
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that it is stopped is meant
+            details = self._solve(max_iter=iterations)
+        if details.residual > 2 * self._settings.eps:
+            return None
+        return sharing_score(np.asarray(details.self_expression, dtype=np.float64).sum(axis=1), labels)
+
     @property
     def _expression(self) -> Array:
         if self._solved is None:
-            arguments = {**asdict(self._settings), "n_subspaces": self._settings.n_subspaces or "auto"}
-            details = subspace_score(self._tokens, **arguments, dtype="float64", return_details=True)
-            self._solved = np.asarray(details.self_expression, dtype=np.float64)
+            self._solved = np.asarray(self._solve().self_expression, dtype=np.float64)
         return self._solved
+
+    def _solve(self, **changed: Any) -> SubspaceScore:
+        arguments = {**asdict(self._settings), "n_subspaces": self._settings.n_subspaces or "auto", **changed}
+        return subspace_score(self._tokens, **arguments, dtype="float64", return_details=True)
 
 
 def normalized_cut(self_expression: Array, labels: Array) -> float:

@@ -34,6 +34,11 @@ def uniform_index(edges: Edges, n_frames: int) -> list[int]:
     return [int(index) for index in np.round(np.linspace(0, len(edges) - 2, n_frames))]
 
 
+def uniform_index_floor(edges: Edges, n_frames: int) -> list[int]:
+    """As `uniform_index`, but cut off and not rounded: NumPy's `linspace` of whole numbers (LMMs-Eval)."""
+    return [int(index) for index in np.linspace(0, len(edges) - 2, n_frames)]
+
+
 def uniform_time(edges: Edges, n_frames: int) -> list[int]:
     """What is on the screen in the middle of each of `n_frames` equal spans of time.
 
@@ -47,6 +52,7 @@ def uniform_time(edges: Edges, n_frames: int) -> list[int]:
 SAMPLERS: Mapping[str, Callable[[Edges, int], list[int]]] = {
     "segment-midpoint": segment_midpoints,
     "uniform-index": uniform_index,
+    "uniform-index-floor": uniform_index_floor,
     "uniform-time": uniform_time,
 }
 
