@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,11 @@ def main() -> int:
     ours, theirs = found.values()
     error = float(np.abs(ours - theirs).max() / np.sqrt(np.mean(theirs.astype(np.float64) ** 2)))
     first, second = (times[1:] for times in seconds.values())
+    from va_export.evidence.device import current_commit
+
     result = {
+        "commit": current_commit(Path(__file__).parents[1]),
+        "date": datetime.now(UTC).date().isoformat(),
         **{name: getattr(arguments, name) for name in ("model", "frames", "size", "threads", "repeats")},
         "visual_tokens": len(ours),
         "seconds": {name: spread(times[1:]) for name, times in seconds.items()},

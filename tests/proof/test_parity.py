@@ -93,7 +93,8 @@ def test_other_shapes_are_a_bug() -> None:
 
 def test_sums_of_products_round_in_float32_alone() -> None:
     assert count_roundings("fp16", 3, 64, 96) == count_roundings("bf16", 3, 64, 96) == 72
-    assert count_roundings("fp32", 3, 64, 96) == 3 * (24 + (6 * 64 + 96) / 32)
+    assert count_roundings("fp32", 3, 64, 96) == 3 * (24 + 6 * 32 + 48)
+    assert count_roundings("fp32", 1, 4096, 1024) == 24 + 6 * (256 + 16) / 2 + (256 + 4) / 2  # panels, then their sums
 
 
 def test_tolerances_grow_with_roundoff_and_the_root_of_the_depth() -> None:
