@@ -148,7 +148,8 @@ def score_component(spec: ModelSpec, visual_tokens: Callable[[int], int]) -> Com
 
     def ranges(limits: Limits) -> Profiles:
         sizes = visual_range(limits, visual_tokens)
-        return {"tokens": {"visual_count": DimensionRange(min(visual_tokens(1), sizes.opt), sizes.opt, sizes.max)}}
+        least = 1 if spec.vision.keeps_sizes else min(visual_tokens(1), sizes.opt)
+        return {"tokens": {"visual_count": DimensionRange(least, sizes.opt, sizes.max)}}
 
     return Component(
         SCORE,

@@ -14,6 +14,7 @@ import torch
 from va_export.checkpoint.files import Checkpoint
 from va_export.graph.trace import FakeModel
 from va_export.models import family_for
+from va_export.models.component import score_component
 from va_export.models.parameters import load_model
 from va_export.models.qwen2_5_vl.vision import VisionGraph, reference_tokens, vision_component
 from va_export.passes import run_passes
@@ -90,5 +91,7 @@ def test_ranges_hold_what_the_limits_allow(made: Any) -> None:
     assert (ranges["grids"].max, ranges["grid_patches"].max) == (8, 4 * 2048)
     # Grids of 24 × 32 tokens have 6 × 8 windows, of 27 × 28 tokens 7 × 7.
     assert ranges["windows"].max >= 8 * 49
+    score = score_component(spec, lambda frames: spec.vision.visual_tokens(frames)).ranges(limits)["tokens"]
+    assert score["visual_count"].min == 1  # a clip of small frames has few tokens
     short = vision_component(spec).ranges(Limits(max_frames=16, max_input_len=4096))["patches"]
     assert short["visual_count"].max == 4096  # no prompt is longer
