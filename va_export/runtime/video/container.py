@@ -119,7 +119,7 @@ def check_pixels(path: Path, width: int, height: int) -> None:
 def unreadable(path: Path, error: Exception | str) -> VaExportError:
     """The error for a file that FFmpeg cannot open or read; says so where the index at its end is missing, and where
     it is something else than a video."""
-    if told := _told_by_its_bytes(path):
+    if told := told_by_its_bytes(path):
         return VaExportError(told[0], where=path, fix=told[1])
     if _lacks_index(path):
         return VaExportError(
@@ -178,7 +178,7 @@ def _absent(text: str) -> VaExportError:
     return VaExportError("there is no such video file", where=text, fix="check the path")
 
 
-def _told_by_its_bytes(path: Path) -> tuple[str, str] | None:
+def told_by_its_bytes(path: Path) -> tuple[str, str] | None:
     """What a file is that people take for a video, and what to do; None if its bytes do not tell."""
     with path.open("rb") as file:
         head = file.read(_LOOKED_AT)

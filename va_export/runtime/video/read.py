@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from va_export.errors import VaExportError
-from va_export.runtime.video.container import check_file, unreadable
+from va_export.runtime.video.container import check_file, told_by_its_bytes, unreadable
 from va_export.runtime.video.decode import Decoded, decode_video
 from va_export.runtime.video.sampling import Edges, check_sampling, is_by_rate, sample_frames
 from va_export.runtime.video.survey import Survey, end_of, longest_frame, survey_video
@@ -171,6 +171,8 @@ def _shortfall(promised: str, edges: Edges) -> str:
 
 
 def _cut_short(path: Path, lost: str) -> VaExportError:
+    if told := told_by_its_bytes(path):  # of an encrypted clip some packets decode, by chance
+        return VaExportError(told[0], where=path, fix=told[1])
     return VaExportError(
         f"the video is cut short or damaged: {lost}",
         where=path,
