@@ -18,7 +18,7 @@ from torch import nn
 from va_export.bundle.decoder_shards import DecoderShard
 from va_export.bundle.tensors import DimensionRange, TensorInfo
 from va_export.models.component import Component, decoder_component, embedding_component
-from va_export.models.family import ModelSpec, TextShape, VisionShape, WeightSource
+from va_export.models.family import AS_IT_IS, Choices, ModelSpec, TextShape, VisionShape, WeightSource
 from va_export.runtime.processing import Processing
 from va_export.runtime.processing.fixed_frames import FixedFrames
 
@@ -95,14 +95,8 @@ class Toy:
     name = "toy"
     architectures = ("ToyForVideo",)
 
-    def spec_from_config(
-        self,
-        config: Mapping[str, Any],
-        num_decoder_layers: int | None = None,
-        image_token_id: int | None = None,
-        max_pixels: int | None = None,
-    ) -> ModelSpec:
-        text = replace(TEXT, num_layers=num_decoder_layers or config["layers"])
+    def spec_from_config(self, config: Mapping[str, Any], choices: Choices = AS_IT_IS) -> ModelSpec:
+        text = replace(TEXT, num_layers=choices.num_decoder_layers or config["layers"])
         names = {
             "num_attention_heads": "num_heads",
             "num_key_value_heads": "num_kv_heads",
@@ -126,8 +120,8 @@ class Toy:
             eos_token_ids=(2,),
         )
 
-    def spec_from_checkpoint(self, checkpoint: Any, *choices: int | None) -> ModelSpec:
-        return self.spec_from_config(checkpoint.config, *choices)
+    def spec_from_checkpoint(self, checkpoint: Any, choices: Choices = AS_IT_IS) -> ModelSpec:
+        return self.spec_from_config(checkpoint.config, choices)
 
     def published_config(self, hub_id: str) -> dict[str, Any] | None:
         return None

@@ -14,6 +14,7 @@ from va_export.checkpoint.files import Checkpoint
 from va_export.export.recipe import Recipe
 from va_export.export.source import Source
 from va_export.models import family_named
+from va_export.models.family import Choices
 from va_export.proof.reference import (
     FILE_NAME,
     compute_reference,
@@ -32,7 +33,7 @@ def reference(golden: Arrays, golden_checkpoint: Path) -> dict[str, np.ndarray[A
     """The reference of the official run's own frames and prompt."""
     family = family_named("internvl2")
     checkpoint = Checkpoint.open(golden_checkpoint)
-    spec = family.spec_from_checkpoint(checkpoint, image_token_id=int(golden["image_token_id"]))
+    spec = family.spec_from_checkpoint(checkpoint, Choices(image_token_id=int(golden["image_token_id"])))
     source = Source(family, spec, checkpoint)
     prepared = source.processing.prepare_ids(golden["input_ids"], {"pixel_values": golden["pixel_values"]}, 8)
     sample = Sample(frames=np.zeros((8, 112, 112, 3), np.uint8), prepared=prepared, clip={})

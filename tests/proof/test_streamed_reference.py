@@ -17,6 +17,7 @@ from va_export.export.recipe import Recipe
 from va_export.export.source import Source
 from va_export.models import family_for, published_config
 from va_export.models import reference_memory as memory
+from va_export.models.family import Choices
 from va_export.models.internvl2.tiny import write_tiny_checkpoint
 from va_export.models.streaming import StreamedModel
 from va_export.proof.reference import compute_reference
@@ -46,7 +47,7 @@ def sample_of(source: Source) -> Sample:
 def reference(directory: Path, *, streamed: bool | None, layers: int | None = None, **rest: Any) -> dict[str, Any]:
     checkpoint = Checkpoint.open(directory)
     family = family_for(checkpoint.config)
-    source = Source(family, family.spec_from_checkpoint(checkpoint, layers), checkpoint)
+    source = Source(family, family.spec_from_checkpoint(checkpoint, Choices(layers)), checkpoint)
     recipe = Recipe(name="r", checkpoint=str(directory), score=ScoreSettings(n_subspaces=2))
     return compute_reference(source, recipe, sample_of(source), 4, streamed=streamed, **rest)
 

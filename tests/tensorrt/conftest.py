@@ -12,7 +12,7 @@ from va_export.errors import VaExportError
 from va_export.models import family_named, published_config
 from va_export.models.component import Component, score_component
 from va_export.models.family import ModelSpec
-from va_export.settings import Limits
+from va_export.settings import Limits, ScoreSettings
 from va_export.tensorrt.api import TensorRT, available_flavors, load_tensorrt
 
 
@@ -46,7 +46,7 @@ def components(spec: ModelSpec) -> dict[str, Component]:
     family = family_named("internvl2")
     layers = spec.text.num_layers
     parts = family.components(spec, "fp16", (DecoderShard("decoder", 0, layers, layers),))
-    score = score_component(spec, lambda frames: family.visual_tokens(spec, frames))
+    score = score_component(spec, lambda frames: family.visual_tokens(spec, frames), ScoreSettings())
     return {part.name: part for part in (*parts, score)}
 
 

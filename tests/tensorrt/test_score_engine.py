@@ -22,7 +22,8 @@ LIMITS = Limits(max_input_len=256, max_kv_cache_capacity=256, opt_input_len=64, 
 
 def component(spec: ModelSpec, hidden_size: int = 48) -> Component:
     """The score of a model of this width with 16 visual tokens a frame."""
-    return score_component(replace(spec, text=replace(spec.text, hidden_size=hidden_size)), lambda frames: 16 * frames)
+    resized = replace(spec, text=replace(spec.text, hidden_size=hidden_size))
+    return score_component(resized, lambda frames: 16 * frames, ScoreSettings(n_subspaces=5, pca_rank=12))
 
 
 def save(score: Component, settings: ScoreSettings, path: Path) -> Path:

@@ -44,7 +44,11 @@ def list_components(options: ExportOptions, model: Model, shards: ShardPlan) -> 
     """What a run exports, in the order in which it is written."""
     parts = model.family.components(model.spec, options.precision, shards.shards)
     listed = [part for part in parts if part.role in options.components]
-    return [*listed, score_component(model.spec, model.visual_tokens)] if options.exports_score else listed
+    return (
+        [*listed, score_component(model.spec, model.visual_tokens, options.recipe.score)]
+        if options.exports_score
+        else listed
+    )
 
 
 def write_components(

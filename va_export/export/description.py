@@ -6,7 +6,6 @@ import json
 import shutil
 from dataclasses import asdict
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from va_export._version import __version__
@@ -21,7 +20,6 @@ from va_export.bundle.document import (
     VisionSizes,
 )
 from va_export.bundle.manifest import MANIFEST_VERSION
-from va_export.checkpoint.json_files import read_json
 from va_export.documents import encode
 from va_export.export.weight_losses import loss_entry
 from va_export.machine import library_versions
@@ -41,16 +39,11 @@ def write_settings(options: ExportOptions, source: Source, bundle: BundleWriter)
     processing = source.processing.with_frames(options.recipe.frames)
     bundle.path(PROCESSING_NAME).write_bytes(encode(processing))
     source.family.write_tokenizer(source.checkpoint, bundle.directory)
-    write_configuration(source, bundle.path("config.json"))
-
-
-def write_configuration(source: Source, path: Path) -> None:
-    """The checkpoint's config.json; with the sizes that only tensors told, where a family found some."""
-    original = source.checkpoint.directory / "config.json"
-    if read_json(original, what="the model's configuration") == source.checkpoint.config:
-        shutil.copyfile(original, path)
+    if source.spec.found:
+        config = {**source.checkpoint.config, **source.spec.found}
+        bundle.path("config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
     else:
-        path.write_text(json.dumps(source.checkpoint.config, indent=1) + "\n", encoding="utf-8")
+        shutil.copyfile(source.checkpoint.directory / "config.json", bundle.path("config.json"))
 
 
 def describe_bundle(

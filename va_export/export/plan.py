@@ -151,10 +151,7 @@ def _proof_candidates(
 
 def _prompt_tokens(options: ExportOptions, model: Model) -> int:
     frames = options.recipe.frames
-    text = frames * _TEXT_A_FRAME + _TEXT
-    if model.spec.vision.keeps_sizes:
-        return min(model.visual_tokens(frames) + text, options.recipe.limits.max_input_len)
-    return model.visual_tokens(frames) + text
+    return min(model.visual_tokens(frames) + frames * _TEXT_A_FRAME + _TEXT, options.recipe.limits.max_input_len)
 
 
 def _largest(weight_map: Mapping[str, WeightSource]) -> int:

@@ -16,6 +16,7 @@ from va_export.checkpoint.json_files import read_json
 from va_export.checkpoint.random_weights import RandomCheckpoint
 from va_export.checkpoint.weight_files import check_entries
 from va_export.models import family_for, family_named, published_config
+from va_export.models.family import Choices
 from va_export.models.parameters import check_checkpoint
 from va_export.runtime.values import expanded
 
@@ -84,9 +85,8 @@ def open_source(options: ExportOptions, scratch: Path, note: Callable[[str], Non
     return source
 
 
-def _choices(options: ExportOptions) -> tuple[int | None, int | None, int | None]:
-    """What of the options decides a `ModelSpec`."""
-    return options.num_decoder_layers, options.image_token_id, options.recipe.limits.max_pixels
+def _choices(options: ExportOptions) -> Choices:
+    return Choices(options.num_decoder_layers, options.image_token_id, options.recipe.limits.max_pixels)
 
 
 def _opened(options: ExportOptions, scratch: Path) -> Source:
@@ -96,7 +96,7 @@ def _opened(options: ExportOptions, scratch: Path) -> Source:
     directory = _checkpoint_directory(recipe, scratch)
     checkpoint = Checkpoint.open(directory)
     family = family_for(checkpoint.config)
-    spec = family.spec_from_checkpoint(checkpoint, *_choices(options))
+    spec = family.spec_from_checkpoint(checkpoint, _choices(options))
     check_checkpoint(family, spec, checkpoint)
     source = Source(family, spec, checkpoint, _commit(directory))
     _ = source.processing  # what is wrong with prompts should not be found out after everything else
@@ -111,7 +111,7 @@ def open_model(options: ExportOptions, scratch: Path, note: Callable[[str], None
         return open_source(options, scratch, note)
     config = _hub_config(recipe)
     family = family_for(config)
-    return Model(family, family.spec_from_config(config, *_choices(options)))
+    return Model(family, family.spec_from_config(config, _choices(options)))
 
 
 def _hub_config(recipe: Recipe) -> Mapping[str, Any]:
@@ -140,7 +140,7 @@ def _random_source(options: ExportOptions, scratch: Path) -> Source:
     config = read_json(directory / "config.json", what="the model's configuration")
     family = family_for(config)
     without_weights = Checkpoint(directory, config, {}, ())
-    spec = family.spec_from_checkpoint(without_weights, *_choices(options))
+    spec = family.spec_from_checkpoint(without_weights, _choices(options))
     checkpoint = RandomCheckpoint(directory, config, family.weight_map(spec), recipe.seed)
     checkpoint.notes = without_weights.notes
     source = Source(family, spec, checkpoint, _commit(directory))

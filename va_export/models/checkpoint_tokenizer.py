@@ -104,6 +104,11 @@ class CheckpointTokenizer:
         end = self.id_of(self.special.eos_token)
         return (*self.special.stop_ids, *(() if end is None else (end,)))
 
+    @property
+    def all_stop_ids(self) -> tuple[int, ...]:
+        """`stop_ids` and the end of a turn."""
+        return (*self.stop_ids, *(() if self.end_of_turn_id is None else (self.end_of_turn_id,)))
+
     def check(self, vocab_size: int, image_token_id: int | None) -> None:
         """Hold the tokenizer against the model.
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from va_export.bundle.decoder_shards import DecoderShard
 from va_export.bundle.tensors import DataType, DimensionRange, Profiles, TensorInfo
-from va_export.settings import Limits
+from va_export.settings import Limits, ScoreSettings
 
 if TYPE_CHECKING:
     import torch
@@ -143,12 +143,13 @@ def decoder_component(spec: ModelSpec, precision: str, shard: DecoderShard, posi
     )
 
 
-def score_component(spec: ModelSpec, visual_tokens: Callable[[int], int]) -> Component:
-    """Visual tokens of one video → their sharing scores and subspaces; the graph is `graph.score.score_model`'s."""
+def score_component(spec: ModelSpec, visual_tokens: Callable[[int], int], score: ScoreSettings) -> Component:
+    """Visual tokens of one video → their sharing scores and subspaces; the graph is `graph.score.score_model`'s, which
+    takes no fewer tokens than it makes subspaces or principal components of."""
 
     def ranges(limits: Limits) -> Profiles:
         sizes = visual_range(limits, visual_tokens)
-        least = 1 if spec.vision.keeps_sizes else min(visual_tokens(1), sizes.opt)
+        least = min(max(2, score.n_subspaces, score.pca_rank), sizes.opt)
         return {"tokens": {"visual_count": DimensionRange(least, sizes.opt, sizes.max)}}
 
     return Component(

@@ -90,6 +90,7 @@ class ModelSpec:
         eos_token_ids: ids that end an answer.
         names: what the checkpoint's names begin with, by part of the model, where a family has several layouts.
         unread: tensors that checkpoints hold and the model does not compute with.
+        found: keys of config.json that the checkpoint leaves to its tensors, as read off them; a bundle's says them.
     """
 
     family: str
@@ -103,6 +104,25 @@ class ModelSpec:
     eos_token_ids: tuple[int, ...]
     names: Mapping[str, str] = field(default_factory=dict)
     unread: frozenset[str] = frozenset()
+    found: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What a user decides of a model before it is built; None leaves it to the checkpoint or the family.
+
+    Attributes:
+        num_decoder_layers: how many decoder layers, from the first.
+        image_token_id: id of the placeholder.
+        max_pixels: of a frame as the model sees it, where frames keep their own sizes.
+    """
+
+    num_decoder_layers: int | None = None
+    image_token_id: int | None = None
+    max_pixels: int | None = None
+
+
+AS_IT_IS = Choices()
 
 
 @dataclass(frozen=True)
@@ -165,17 +185,8 @@ class ModelFamily(Protocol):
     name: str
     architectures: tuple[str, ...]
 
-    def spec_from_config(
-        self,
-        config: Mapping[str, Any],
-        num_decoder_layers: int | None = None,
-        image_token_id: int | None = None,
-        max_pixels: int | None = None,
-    ) -> ModelSpec:
-        """The model that `config` describes, with its first `num_decoder_layers` decoder layers (None: all).
-
-        Args:
-            max_pixels: of a frame as the model sees it, where frames keep their own sizes; None: the family's own.
+    def spec_from_config(self, config: Mapping[str, Any], choices: Choices = AS_IT_IS) -> ModelSpec:
+        """The model that `config` describes.
 
         Raises:
             VaExportError: `config` contradicts itself or asks for something unsupported.
@@ -185,13 +196,7 @@ class ModelFamily(Protocol):
         """What config.json of the published checkpoint `hub_id` says, as far as a `ModelSpec` needs it; None where it
         is not known. For planning and for random weights without a network."""
 
-    def spec_from_checkpoint(
-        self,
-        checkpoint: Checkpoint,
-        num_decoder_layers: int | None = None,
-        image_token_id: int | None = None,
-        max_pixels: int | None = None,
-    ) -> ModelSpec:
+    def spec_from_checkpoint(self, checkpoint: Checkpoint, choices: Choices = AS_IT_IS) -> ModelSpec:
         """`spec_from_config`, with token ids looked up in the checkpoint's tokenizer files, if it has any."""
 
     def build_model(self, spec: ModelSpec, attention: str = "anchored") -> nn.Module:

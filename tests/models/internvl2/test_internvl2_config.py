@@ -11,7 +11,7 @@ from refusals import refused
 
 from va_export.errors import VaExportError
 from va_export.models import family_for
-from va_export.models.family import DynamicNtkScaling, ModelSpec, TextShape
+from va_export.models.family import Choices, DynamicNtkScaling, ModelSpec, TextShape
 from va_export.models.internvl2.config import spec_from_config
 from va_export.models.internvl2.tiles import TileShape
 
@@ -61,7 +61,7 @@ CONFIG_8B: dict[str, Any] = {
 
 
 def spec_of(config: dict[str, Any], layers: int | None = None, image_token_id: int | None = None) -> ModelSpec:
-    return family_for(config).spec_from_config(config, layers, image_token_id)
+    return family_for(config).spec_from_config(config, Choices(layers, image_token_id))
 
 
 def edited(path: str, value: Any) -> dict[str, Any]:
@@ -145,9 +145,9 @@ def test_absent_scaling_is_plain_rotary_embedding() -> None:
         ("llm_config.architectures", [None], "llm_config.architectures[0]"),
         ("llm_config", ..., ""),
         ("llm_config", [], "llm_config"),
-        ("llm_config.hidden_size", 4097, "llm_config"),
+        ("llm_config.hidden_size", 4097, "llm_config.num_attention_heads"),
         ("llm_config.hidden_size", 4096.5, "llm_config.hidden_size"),
-        ("llm_config.num_key_value_heads", 5, "llm_config"),
+        ("llm_config.num_key_value_heads", 5, "llm_config.num_attention_heads"),
         ("llm_config.num_attention_heads", 0, "llm_config.num_attention_heads"),
         ("llm_config.num_hidden_layers", 10**30, "llm_config.num_hidden_layers"),
         ("llm_config.vocab_size", "many", "llm_config.vocab_size"),

@@ -15,7 +15,7 @@ from torch import nn
 from va_export.anchor.hugging_face import anchors
 from va_export.checkpoint.files import Checkpoint
 from va_export.models import family_for
-from va_export.models.family import ModelSpec
+from va_export.models.family import Choices, ModelSpec
 from va_export.models.internvl2.tiles import tiles
 from va_export.models.parameters import check_checkpoint, load_model
 
@@ -38,14 +38,14 @@ def golden(folder: Path) -> Mapping[str, np.ndarray]:
 @pytest.fixture(scope="module")
 def spec(folder: Path, golden: Mapping[str, np.ndarray]) -> ModelSpec:
     config = Checkpoint.open(folder).config
-    return family_for(config).spec_from_config(config, image_token_id=int(golden["image_token_id"]))
+    return family_for(config).spec_from_config(config, Choices(image_token_id=int(golden["image_token_id"])))
 
 
 @pytest.fixture(scope="module")
 def model(folder: Path, golden: Mapping[str, np.ndarray]) -> Iterator[nn.Module]:
     checkpoint = Checkpoint.open(folder)
     family = family_for(checkpoint.config)
-    spec = family.spec_from_checkpoint(checkpoint, image_token_id=int(golden["image_token_id"]))
+    spec = family.spec_from_checkpoint(checkpoint, Choices(image_token_id=int(golden["image_token_id"])))
     check_checkpoint(family, spec, checkpoint)
     with torch.no_grad():
         yield load_model(family, spec, checkpoint)

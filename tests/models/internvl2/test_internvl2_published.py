@@ -13,7 +13,7 @@ from va_export.checkpoint.hub import HubUnreachable
 from va_export.export import source
 from va_export.export.recipe import ExportOptions, recipe_names, resolve_model
 from va_export.models import family_for, published_config
-from va_export.models.family import ModelSpec
+from va_export.models.family import Choices, ModelSpec
 from va_export.models.internvl2.published import published_names, published_parameters
 from va_export.models.internvl2.tiles import tiles
 
@@ -42,7 +42,7 @@ def test_the_map_covers_the_full_size_model(hub_id: str) -> None:
     assert config is not None
     config["vision_config"]["num_hidden_layers"] = 2
     family = family_for(config)
-    spec = family.spec_from_config(config, 2)
+    spec = family.spec_from_config(config, Choices(2))
     with torch.device("meta"):
         model = family.build_model(spec)
     assert {name: source.shape for name, source in family.weight_map(spec).items()} == {

@@ -15,7 +15,7 @@ from va_export.checkpoint.files import Checkpoint
 from va_export.errors import VaExportError
 from va_export.models import family_named
 from va_export.models.checkpoint_tokenizer import write_tokenizer
-from va_export.models.family import ModelSpec
+from va_export.models.family import Choices, ModelSpec
 from va_export.models.internvl2.tokenizer import layout
 from va_export.runtime.processing import Processing
 from va_export.runtime.tokenizer import load_tokenizer
@@ -153,7 +153,7 @@ def test_merges_that_are_dropped_at_random_are_kept(source: Path, tmp_path: Path
 def opened(directory: Path, image_token_id: int | None = None) -> tuple[ModelSpec, Processing, list[str]]:
     """The model, its prompts, and what was noted."""
     checkpoint, family = Checkpoint.open(directory), family_named("internvl2")
-    spec = family.spec_from_checkpoint(checkpoint, image_token_id=image_token_id)
+    spec = family.spec_from_checkpoint(checkpoint, Choices(image_token_id=image_token_id))
     return spec, family.processing(spec, checkpoint), checkpoint.notes
 
 
@@ -300,7 +300,7 @@ def test_spec_takes_its_token_ids_from_the_tokenizer_files(source: Path, tmp_pat
     spec = family.spec_from_checkpoint(Checkpoint.open(directory))
     assert spec.image_token_id == 100
     assert spec.eos_token_ids == (101, 257)
-    assert family.spec_from_checkpoint(Checkpoint.open(directory), image_token_id=9).image_token_id == 9
+    assert family.spec_from_checkpoint(Checkpoint.open(directory), Choices(image_token_id=9)).image_token_id == 9
 
 
 def test_a_template_without_its_token(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from va_export.checkpoint.files import Checkpoint
 from va_export.errors import VaExportError
 from va_export.models import family_for, family_named
-from va_export.models.family import ModelFamily, ModelSpec
+from va_export.models.family import Choices, ModelFamily, ModelSpec
 from va_export.models.internvl2.tiles import tiles
 from va_export.models.parameters import check_checkpoint, load_model
 
@@ -51,7 +51,7 @@ def variant_spec(family: ModelFamily, directory: Path, name: str, layers: int | 
     for section, values in VARIANTS[name].items():
         config[section] |= values
     (directory / "config.json").write_text(json.dumps(config))
-    return family.spec_from_checkpoint(Checkpoint.open(directory), layers)
+    return family.spec_from_checkpoint(Checkpoint.open(directory), Choices(layers))
 
 
 def write_variant_weights(family: ModelFamily, spec: ModelSpec, directory: Path) -> dict[str, torch.Tensor]:
@@ -166,7 +166,7 @@ def test_cut_model_equals_the_whole_up_to_its_layer(family: ModelFamily, directo
     ids = torch.arange(12)[None]
     with torch.no_grad():
         whole = load_model(family, family.spec_from_checkpoint(checkpoint), checkpoint)
-        cut = load_model(family, family.spec_from_checkpoint(checkpoint, 1), checkpoint)
+        cut = load_model(family, family.spec_from_checkpoint(checkpoint, Choices(1)), checkpoint)
         hidden = whole.model.language_model(ids, output_hidden_states=True).hidden_states[1]
         after_cut = cut.model.language_model(ids).last_hidden_state
         normed = whole.model.language_model.norm(hidden)
@@ -298,7 +298,9 @@ def test_buffers_without_effect_are_left_out_and_told(family: ModelFamily, direc
 def test_sound_weights_pass(family: ModelFamily, directory: Path) -> None:
     checkpoint = Checkpoint.open(directory)
     check_checkpoint(family, family.spec_from_checkpoint(checkpoint), checkpoint)
-    check_checkpoint(family, family.spec_from_checkpoint(checkpoint, 1), checkpoint)  # layer 1's tensors are left over
+    check_checkpoint(
+        family, family.spec_from_checkpoint(checkpoint, Choices(1)), checkpoint
+    )  # layer 1's tensors are left over
 
 
 @pytest.mark.parametrize(

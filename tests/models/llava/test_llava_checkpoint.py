@@ -25,6 +25,9 @@ def config(name: str = "llava_video_tiny", **changed: Any) -> dict[str, Any]:
     return {**json.loads((GOLDEN / name / "config.json").read_text()), **changed}
 
 
+TEXT = config("llava_onevision_tiny_hf")["text_config"]
+
+
 @pytest.mark.parametrize("name", ["llava_video_tiny", "llava_onevision_tiny", "llava_onevision_tiny_hf"])
 def test_every_parameter_has_its_tensor_and_every_tensor_a_use(name: str) -> None:
     checkpoint = Checkpoint.open(GOLDEN / name)
@@ -44,10 +47,11 @@ def test_every_parameter_has_its_tensor_and_every_tensor_a_use(name: str) -> Non
 
 def test_the_towers_sizes_are_read_off_the_tensors() -> None:
     checkpoint = Checkpoint.open(GOLDEN / "llava_video_tiny")
-    vision = pooled(family_for(checkpoint.config).spec_from_checkpoint(checkpoint))
+    spec = family_for(checkpoint.config).spec_from_checkpoint(checkpoint)
+    vision = pooled(spec)
     assert (vision.hidden_size, vision.image_size, vision.patch_size, vision.num_heads) == (64, 98, 14, 16)
     # What a bundle's config.json then says, so that it can be opened without the tensors.
-    again = family_for(checkpoint.config).spec_from_config(checkpoint.config)
+    again = family_for(checkpoint.config).spec_from_config({**checkpoint.config, **spec.found})
     assert pooled(again) == vision
 
 
@@ -79,6 +83,7 @@ def test_tokens_of_the_published_tower(pooling: str, newline: str, merge: str, p
         ("llava_video_tiny", {"rope_theta": None}, "rope_theta"),
         ("llava_onevision_tiny_hf", {"video_token_index": 768}, "video_token_index"),
         ("llava_onevision_tiny_hf", {"vision_feature_layer": -2}, "vision_feature_layer"),
+        ("llava_onevision_tiny_hf", {"text_config": {**TEXT, "rope_scaling": {}}}, "text_config: rope_scaling"),
     ],
 )
 def test_what_is_not_supported_is_refused_by_name(name: str, changed: dict[str, Any], key: str) -> None:

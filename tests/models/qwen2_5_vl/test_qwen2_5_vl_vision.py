@@ -20,7 +20,7 @@ from va_export.models.qwen2_5_vl.vision import VisionGraph, reference_tokens, vi
 from va_export.passes import run_passes
 from va_export.passes.lower_anchored_attention import lower_anchored_attention
 from va_export.runtime.processing import Image, Video
-from va_export.settings import Limits
+from va_export.settings import Limits, ScoreSettings
 
 GOLDEN = Path(__file__).parents[2] / "data" / "golden" / "qwen2_5_vl_tiny"
 
@@ -63,8 +63,8 @@ def test_ragged_rows_are_the_windows_of_the_original(made: Any, sizes: list[tupl
 
 
 def test_no_mask_over_all_patches_is_in_the_graph(made: Any) -> None:
-    """Every value's size is linear in the patches, but for a grid's own logits, which belong to the op. In the form
-    without the op, windows have biases of a window's size, and only grids one of a grid's."""
+    """Every value's size is linear in the patches; logits belong to the op. In the form without the op, windows have a
+    bias of a window's size, and only grids one of a grid's."""
     family, spec, _, _ = made
     graph = run_passes(FakeModel(family, spec, "fp32").trace(vision_component(spec)))
     attentions = [node for node in graph.graph if node.op_type == "AnchoredAttention"]
@@ -74,8 +74,10 @@ def test_no_mask_over_all_patches_is_in_the_graph(made: Any) -> None:
     for value in (output for node in graph.graph for output in node.outputs):
         assert _powers(value) <= 1, value
     lower_anchored_attention(graph)
-    squares = {str(value.shape) for node in graph.graph for value in node.outputs if _powers(value) > 1}
-    assert all("grid_patches" in shape for shape in squares)
+    lowered = [node for node in graph.graph if node.op_type == "Attention"]
+    lengths = [tuple(node.inputs[place].shape[2] for place in (0, 1)) for node in lowered]  # type: ignore[union-attr,index]
+    assert lengths.count((64, 64)) == 2 and len(lengths) == 4  # a window's queries see a window's keys, with their bias
+    assert len({id(node.inputs[3]) for node in lowered}) == 2  # one bias for all windows, one for all grids
 
 
 def _powers(value: ir.Value) -> int:
@@ -91,7 +93,7 @@ def test_ranges_hold_what_the_limits_allow(made: Any) -> None:
     assert (ranges["grids"].max, ranges["grid_patches"].max) == (8, 4 * 2048)
     # Grids of 24 × 32 tokens have 6 × 8 windows, of 27 × 28 tokens 7 × 7.
     assert ranges["windows"].max >= 8 * 49
-    score = score_component(spec, lambda frames: spec.vision.visual_tokens(frames)).ranges(limits)["tokens"]
-    assert score["visual_count"].min == 1  # a clip of small frames has few tokens
+    score = score_component(spec, spec.vision.visual_tokens, ScoreSettings(n_subspaces=24)).ranges(limits)["tokens"]
+    assert score["visual_count"].min == 24  # a clip of small frames has few tokens, and no fewer than subspaces
     short = vision_component(spec).ranges(Limits(max_frames=16, max_input_len=4096))["patches"]
     assert short["visual_count"].max == 4096  # no prompt is longer

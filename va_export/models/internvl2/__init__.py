@@ -5,67 +5,52 @@ shuffle, a two-layer projector and a decoder; see `text_backbones` for the decod
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from va_export.models.component import Component, decoder_component, embedding_component
-from va_export.models.family import ModelSpec, WeightSource
+from va_export.models.family import AS_IT_IS, Choices, ModelSpec, WeightSource
 from va_export.models.internvl2 import config as _config
 from va_export.models.internvl2 import key_map
 from va_export.models.internvl2.tiles import tiles
+from va_export.models.tokenized import TokenizedFamily
 
 if TYPE_CHECKING:
     from torch import nn
 
     from va_export.bundle.decoder_shards import DecoderShard
     from va_export.checkpoint.files import Checkpoint
+    from va_export.models.checkpoint_tokenizer import TokenizerLayout
     from va_export.runtime.processing import Processing
 
 
-class InternVL2:
+class InternVL2(TokenizedFamily):
     """The family's entry in the table; the methods are documented in `models.family.ModelFamily`."""
 
     name: str = _config.FAMILY
     architectures: tuple[str, ...] = ("InternVLChatModel",)
 
-    def spec_from_config(
-        self,
-        config: Mapping[str, Any],
-        num_decoder_layers: int | None = None,
-        image_token_id: int | None = None,
-        max_pixels: int | None = None,
-    ) -> ModelSpec:
-        return _config.spec_from_config(config, num_decoder_layers, image_token_id, max_pixels)
+    def spec_from_config(self, config: Mapping[str, Any], choices: Choices = AS_IT_IS) -> ModelSpec:
+        return _config.spec_from_config(config, choices)
 
     def published_config(self, hub_id: str) -> dict[str, Any] | None:
         from va_export.models.internvl2 import published
 
         return published.published_config(hub_id)
 
-    def spec_from_checkpoint(
-        self,
-        checkpoint: Checkpoint,
-        num_decoder_layers: int | None = None,
-        image_token_id: int | None = None,
-        max_pixels: int | None = None,
-    ) -> ModelSpec:
-        from va_export.models.checkpoint_tokenizer import read_tokenizer
-        from va_export.models.internvl2.tokenizer import layout
-
-        tokens = read_tokenizer(checkpoint.directory, layout(checkpoint.config.get("template")))
-        for text in tokens.notes:
-            checkpoint.note(text)
+    def spec_from_checkpoint(self, checkpoint: Checkpoint, choices: Choices = AS_IT_IS) -> ModelSpec:
+        tokens = self.tokenizer(checkpoint)
+        image = tokens.image_token_id if choices.image_token_id is None else choices.image_token_id
         spec = _config.spec_from_config(
             checkpoint.config,
-            num_decoder_layers,
-            tokens.image_token_id if image_token_id is None else image_token_id,
-            max_pixels,
+            replace(choices, image_token_id=image),
             tokens.stop_ids,
             tokens.end_of_turn_id,
-            tuple(checkpoint.names()),
+            checkpoint.names(),
         )
-        tokens.check(spec.text.vocab_size, image_token_id)
+        tokens.check(spec.text.vocab_size, choices.image_token_id)
         return spec
 
     def build_model(self, spec: ModelSpec, attention: str = "anchored") -> nn.Module:
@@ -89,22 +74,18 @@ class InternVL2:
         return key_map.weight_map(spec)
 
     def processing(self, spec: ModelSpec, checkpoint: Checkpoint) -> Processing:
-        from va_export.models.checkpoint_tokenizer import read_tokenizer
         from va_export.models.internvl2 import prompt
         from va_export.models.internvl2.text_backbones import TEXT_BACKBONES
-        from va_export.models.internvl2.tokenizer import layout
 
         default = TEXT_BACKBONES[spec.text_architecture].adds_bos
         config_bos = spec.hf_config["text_config"]["bos_token_id"]
-        tokens = read_tokenizer(checkpoint.directory, layout(checkpoint.config.get("template")))
-        first = tokens.first_id(default, config_bos, checkpoint.note)
+        first = self.tokenizer(checkpoint).first_id(default, config_bos, checkpoint.note)
         return prompt.processing(spec, first, checkpoint.config.get("system_message"))
 
-    def write_tokenizer(self, checkpoint: Checkpoint, directory: Path) -> Path | None:
-        from va_export.models.checkpoint_tokenizer import write_tokenizer
+    def tokenizer_layout(self, config: Mapping[str, Any]) -> TokenizerLayout:
         from va_export.models.internvl2.tokenizer import layout
 
-        return write_tokenizer(checkpoint.directory, layout(checkpoint.config.get("template")), directory)
+        return layout(config.get("template"))
 
     def write_tiny_checkpoint(self, directory: Path, seed: int = 0) -> Path:
         from va_export.models.internvl2 import tiny

@@ -10,20 +10,27 @@ from typing import Any
 from va_export.checkpoint.json_files import as_form
 from va_export.checkpoint.special_tokens import as_tuple
 from va_export.errors import VaExportError
-from va_export.models.family import DynamicNtkScaling, LongRopeScaling, ModelSpec, TextShape
+from va_export.models.decoder_config import (
+    CONFIG,
+    check_in_vocabulary,
+    invalid,
+    listed,
+    refuse_max_pixels,
+    stated_theta,
+    text_shape,
+)
+from va_export.models.family import AS_IT_IS, Choices, DynamicNtkScaling, LongRopeScaling, ModelSpec, TextShape
 from va_export.models.internvl2.config_file import ConfigFile, DecoderName, LlmConfig, Rope
 from va_export.models.internvl2.text_backbones import REFUSED_BACKBONES, TEXT_BACKBONES, TextBackbone
 from va_export.models.internvl2.tiles import TileShape
 
 FAMILY = "internvl2"
-CONFIG = "config.json"
+_LLM = "llm_config."
 
 
 def spec_from_config(
     config: Mapping[str, Any],
-    num_decoder_layers: int | None = None,
-    image_token_id: int | None = None,
-    max_pixels: int | None = None,
+    choices: Choices = AS_IT_IS,
     stop_ids: tuple[int, ...] = (),
     end_of_turn_id: int | None = None,
     names: Collection[str] = (),
@@ -31,22 +38,24 @@ def spec_from_config(
     """See `ModelFamily.spec_from_config`.
 
     Args:
-        image_token_id, end_of_turn_id: None where no tokenizer tells; the published checkpoints' then, if the
-            vocabulary is theirs.
+        choices: without an id of the placeholder, the published checkpoints' if the vocabulary is theirs.
         stop_ids: ids that end an answer besides the configuration's own and the end of a turn.
+        end_of_turn_id: None where no tokenizer tells; the published checkpoints' then, if the vocabulary is theirs.
         names: of the checkpoint's tensors, which tell whether tied matrices are both there.
     """
-    if max_pixels is not None:
-        raise VaExportError(
-            "every frame of this model becomes the same square: there is no limit to set on its pixels",
-            where="--max-pixels",
-            fix="leave --max-pixels out",
-        )
+    refuse_max_pixels(choices)
     named = as_form(dict(config), DecoderName, what="model's configuration", where=CONFIG)
     architecture, backbone = _backbone(named.llm_config.architectures)
     file = as_form(dict(config), ConfigFile, what="model's configuration", where=CONFIG)
-    text = _text_shape(file.llm_config, num_decoder_layers)
-    _check_required(file.llm_config, backbone)
+    llm = file.llm_config
+    text = text_shape(
+        llm,
+        choices,
+        rope_theta=stated_theta(llm.rope_theta, _ropes(llm), _LLM),
+        rope_scaling=_rope_scaling(llm, llm.width_of_head),
+        prefix=_LLM,
+    )
+    _check_required(llm, backbone)
     vision = _vision_shape(file)
     if file.template not in backbone.prompt_templates:
         raise VaExportError(
@@ -54,35 +63,30 @@ def spec_from_config(
             where="config.json: template",
             fix="use an InternVL2 checkpoint with its original config.json",
         )
-    config_eos = as_tuple(file.llm_config.eos_token_id)
+    config_eos = as_tuple(llm.eos_token_id)
     known = backbone.known_tokens.get(text.vocab_size)
     if end_of_turn_id is not None:
         stop_ids = (*stop_ids, end_of_turn_id)
     elif known is not None:
         stop_ids = (*stop_ids, *known.eos_token_ids)
+    image_token_id = choices.image_token_id
     if image_token_id is None and known is not None:
         image_token_id = known.image_token_id
-    _check_in_vocabulary("the image token", image_token_id, text.vocab_size, "image_token_id")
-    _check_in_vocabulary(
-        "bos_token_id", file.llm_config.bos_token_id, text.vocab_size, "config.json: llm_config.bos_token_id"
-    )
+    check_in_vocabulary("the image token", image_token_id, text.vocab_size, "image_token_id")
+    check_in_vocabulary("bos_token_id", llm.bos_token_id, text.vocab_size, "config.json: llm_config.bos_token_id")
     for number in config_eos:
-        _check_in_vocabulary("eos_token_id", number, text.vocab_size, "config.json: llm_config.eos_token_id")
+        check_in_vocabulary("eos_token_id", number, text.vocab_size, "config.json: llm_config.eos_token_id")
     return ModelSpec(
         family=FAMILY,
         hf_config=_hf_config(file, text, vision, image_token_id, backbone),
         text=text,
         vision=vision,
-        checkpoint_layers=file.llm_config.num_hidden_layers,
+        checkpoint_layers=llm.num_hidden_layers,
         text_architecture=architecture,
         prompt_template=file.template,
         image_token_id=image_token_id,
         eos_token_ids=tuple(sorted({*config_eos, *stop_ids})),
-        names={
-            "head": backbone.embedding
-            if file.llm_config.tie_word_embeddings and backbone.head not in names
-            else backbone.head
-        },
+        names={"head": backbone.embedding if llm.tie_word_embeddings and backbone.head not in names else backbone.head},
     )
 
 
@@ -98,52 +102,10 @@ def _backbone(architectures: list[str]) -> tuple[str, TextBackbone]:
     )
 
 
-def _text_shape(llm: LlmConfig, num_decoder_layers: int | None) -> TextShape:
-    hidden, heads, layers = llm.hidden_size, llm.num_attention_heads, llm.num_hidden_layers
-    kv_heads = llm.num_key_value_heads or heads
-    head_dim = llm.head_dim or hidden // heads
-    if (llm.head_dim is None and hidden % heads) or heads % kv_heads or head_dim % 2:
-        raise _invalid(
-            f"hidden_size {hidden}, {heads} attention heads and {kv_heads} key/value heads do not divide "
-            "evenly into heads of even size",
-            "llm_config",
-        )
-    if num_decoder_layers is not None and not 1 <= num_decoder_layers <= layers:
-        raise VaExportError(
-            f"{num_decoder_layers} decoder layers asked for, the checkpoint has {layers}",
-            where="num_decoder_layers",
-            fix=f"choose 1 to {layers}, or leave it out for all",
-        )
-    return TextShape(
-        hidden_size=hidden,
-        num_layers=num_decoder_layers or layers,
-        num_heads=heads,
-        num_kv_heads=kv_heads,
-        head_dim=head_dim,
-        intermediate_size=llm.intermediate_size,
-        vocab_size=llm.vocab_size,
-        max_position_embeddings=llm.max_position_embeddings,
-        rms_norm_eps=llm.rms_norm_eps,
-        rope_theta=_rope_theta(llm),
-        rope_scaling=_rope_scaling(llm, head_dim),
-    )
-
-
 def _check_required(llm: LlmConfig, backbone: TextBackbone) -> None:
     for key, value in backbone.required.items():
         if (said := getattr(llm, key)) not in (None, value):
-            raise _invalid(f"{key} is {said!r}, only {value!r} is supported", f"llm_config.{key}")
-
-
-def _rope_theta(llm: LlmConfig) -> float:
-    """The base frequency, wherever it stands; where it stands twice, both must say the same."""
-    said = {"rope_theta": llm.rope_theta} | {f"{key}.rope_theta": rope.rope_theta for key, rope in _ropes(llm).items()}
-    stated = {place: theta for place, theta in said.items() if theta is not None}
-    if not stated:
-        raise _invalid("rope_theta is missing", "llm_config.rope_theta")
-    if len(set(stated.values())) > 1:
-        raise _invalid(f"two base frequencies: {_listed(stated)}", "llm_config.rope_theta")
-    return next(iter(stated.values()))
+            raise invalid(f"{key} is {said!r}, only {value!r} is supported", f"llm_config.{key}")
 
 
 Scaling = DynamicNtkScaling | LongRopeScaling | None
@@ -152,7 +114,7 @@ Scaling = DynamicNtkScaling | LongRopeScaling | None
 def _rope_scaling(llm: LlmConfig, head_dim: int) -> Scaling:
     said = {key: _scaling(llm, key, rope, head_dim) for key, rope in _ropes(llm).items()}
     if len(set(said.values())) > 1:
-        raise _invalid(f"two different scalings of positions: {_listed(said)}", "llm_config.rope_scaling")
+        raise invalid(f"two different scalings of positions: {listed(said)}", "llm_config.rope_scaling")
     return next(iter(said.values()), None)
 
 
@@ -165,20 +127,20 @@ def _scaling(llm: LlmConfig, key: str, rope: Rope, head_dim: int) -> Scaling:
     place = f"llm_config.{key}"
     kinds = {kind for kind in (rope.type, rope.rope_type) if kind is not None}
     if len(kinds) > 1:
-        raise _invalid(f"{key} has the type {rope.type!r} and the rope_type {rope.rope_type!r}", place)
+        raise invalid(f"{key} has the type {rope.type!r} and the rope_type {rope.rope_type!r}", place)
     kind = kinds.pop() if kinds else "default"
     if kind == "default" and rope.factor in (None, 1):
         return None
     if kind == "default":
-        raise _invalid(f"{key} has the factor {rope.factor} and no type that it belongs to", place)
+        raise invalid(f"{key} has the factor {rope.factor} and no type that it belongs to", place)
     if kind in ("su", "longrope"):
         return _long_rope(llm, key, rope, head_dim)
     if kind != "dynamic":
-        raise _invalid(f"{key} {kind!r} is not supported, only 'dynamic', 'longrope' ('su') or none", place)
+        raise invalid(f"{key} {kind!r} is not supported, only 'dynamic', 'longrope' ('su') or none", place)
     if rope.factor is None:
-        raise _invalid(f"{key} 'dynamic' lacks factor", f"{place}.factor")
+        raise invalid(f"{key} 'dynamic' lacks factor", f"{place}.factor")
     if rope.original_max_position_embeddings not in (None, llm.max_position_embeddings):
-        raise _invalid(
+        raise invalid(
             f"original_max_position_embeddings {rope.original_max_position_embeddings} is not"
             f" max_position_embeddings, {llm.max_position_embeddings}",
             f"{place}.original_max_position_embeddings",
@@ -189,7 +151,7 @@ def _scaling(llm: LlmConfig, key: str, rope: Rope, head_dim: int) -> Scaling:
 def _long_rope(llm: LlmConfig, key: str, rope: Rope, head_dim: int) -> LongRopeScaling:
     original = rope.original_max_position_embeddings or llm.original_max_position_embeddings
     if original is None or not 1 < original <= llm.max_position_embeddings:
-        raise _invalid(
+        raise invalid(
             f"original_max_position_embeddings {original} is not between 2 and max_position_embeddings,"
             f" {llm.max_position_embeddings}",
             "llm_config.original_max_position_embeddings",
@@ -197,7 +159,7 @@ def _long_rope(llm: LlmConfig, key: str, rope: Rope, head_dim: int) -> LongRopeS
     for name in ("short_factor", "long_factor"):
         factors = getattr(rope, name)
         if factors is None or len(factors) != head_dim // 2:
-            raise _invalid(
+            raise invalid(
                 f"{name} has {'no' if factors is None else len(factors)} factors for the {head_dim // 2} frequencies of"
                 f" head_dim {head_dim}",
                 f"llm_config.{key}.{name}",
@@ -206,27 +168,23 @@ def _long_rope(llm: LlmConfig, key: str, rope: Rope, head_dim: int) -> LongRopeS
     return LongRopeScaling(tuple(rope.short_factor), tuple(rope.long_factor), original)
 
 
-def _listed(said: Mapping[str, object]) -> str:
-    return ", ".join(f"{value} in {place}" for place, value in said.items())
-
-
 def _vision_shape(file: ConfigFile) -> TileShape:
     vit, ratio = file.vision_config, file.downsample_ratio
     image, patch = vit.image_size, vit.patch_size
     if (file.force_image_size or image) != image:
-        raise _invalid(
+        raise invalid(
             f"force_image_size {file.force_image_size} is not the vision tower's {image}: positions would be"
             " interpolated",
             "force_image_size",
         )
     if vit.hidden_size % vit.num_attention_heads:
-        raise _invalid(
+        raise invalid(
             f"hidden_size {vit.hidden_size} is not a multiple of {vit.num_attention_heads} attention heads",
             "vision_config",
         )
     step, grid = round(1 / ratio), image // patch
     if step * ratio != 1.0 or image % patch or grid % step:
-        raise _invalid(
+        raise invalid(
             f"image_size {image}, patch_size {patch} and downsample_ratio {ratio} do not divide evenly",
             "vision_config",
         )
@@ -301,17 +259,3 @@ def _rope_parameters(text: TextShape) -> dict[str, Any]:
             named = {"rope_type": "longrope", "original_max_position_embeddings": original}
             return {**named, **factors, "rope_theta": text.rope_theta}
     return {"rope_type": "default", "rope_theta": text.rope_theta}
-
-
-def _invalid(what: str, path: str) -> VaExportError:
-    """The error about the key at `path`, a dotted name."""
-    return VaExportError(what, where=f"{CONFIG}: {path}", fix="use the checkpoint's original config.json")
-
-
-def _check_in_vocabulary(name: str, number: int | None, vocab_size: int, where: str) -> None:
-    if number is not None and not 0 <= number < vocab_size:
-        raise VaExportError(
-            f"{name} {number} is outside the vocabulary of {vocab_size}",
-            where=where,
-            fix="take the configuration and the tokenizer's files from one checkpoint",
-        )

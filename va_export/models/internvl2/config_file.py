@@ -11,14 +11,8 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from va_export.checkpoint.special_tokens import TokenId
+from va_export.models.decoder_config import DecoderConfig, Epsilon, Layers, Positions, Size, Theta
 
-# Upper limits are far above any model; they keep a wrong number from being taken for a size and computed with.
-Layers = Annotated[int, msgspec.Meta(ge=1, le=1024)]
-Size = Annotated[int, msgspec.Meta(ge=1, le=1 << 24)]
-Positions = Annotated[int, msgspec.Meta(ge=1, le=1 << 31)]
-Epsilon = Annotated[float, msgspec.Meta(gt=0, lt=1)]
-Theta = Annotated[float, msgspec.Meta(gt=0, le=1e15)]
 Factor = Annotated[float, msgspec.Meta(ge=1, le=1e6)]
 Ratio = Annotated[float, msgspec.Meta(ge=1 / 64, le=1)]
 
@@ -36,33 +30,18 @@ class Rope(msgspec.Struct, frozen=True):
     long_factor: list[Theta] | None = None
 
 
-class LlmConfig(msgspec.Struct, frozen=True):
+class LlmConfig(DecoderConfig, frozen=True, kw_only=True):
     """`llm_config`: the decoder."""
 
     architectures: list[str]
-    hidden_act: Literal["silu"]
-    hidden_size: Size
-    intermediate_size: Size
-    max_position_embeddings: Positions
-    num_attention_heads: Size
-    num_hidden_layers: Layers
-    rms_norm_eps: Epsilon
-    vocab_size: Size
-    num_key_value_heads: Size | None = None
-    head_dim: Size | None = None
-    bos_token_id: TokenId | None = None
-    eos_token_id: TokenId | list[TokenId] | None = None
-    rope_theta: Theta | None = None
     rope_scaling: Rope | None = None
     rope_parameters: Rope | None = None
     partial_rotary_factor: Literal[1] | None = None
-    tie_word_embeddings: bool | None = None
     bias: bool | None = None
     attention_bias: bool | None = None
     mlp_bias: bool | None = None
     use_sliding_window: bool | None = None
     original_max_position_embeddings: Positions | None = None
-    layer_types: list[Literal["full_attention"]] | None = None
 
 
 class VisionConfig(msgspec.Struct, frozen=True):

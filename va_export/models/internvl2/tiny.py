@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import save_file
 
-from va_export.models.family import WeightSource
+from va_export.models.family import Choices, WeightSource
 from va_export.models.internvl2.config import spec_from_config
 from va_export.models.internvl2.key_map import weight_map
 from va_export.models.internvl2.prompt import END_OF_TURN, IMAGE_TOKEN
@@ -87,7 +87,7 @@ def write_tiny_checkpoint(
         "llm_config": {**_CONFIG["llm_config"], **(llm_config or {})},
         "vision_config": {**_CONFIG["vision_config"], **(vision_config or {})},
     }
-    spec = spec_from_config(config, image_token_id=BYTES + SPECIAL_TOKENS.index(IMAGE_TOKEN))
+    spec = spec_from_config(config, Choices(image_token_id=BYTES + SPECIAL_TOKENS.index(IMAGE_TOKEN)))
     sources = {source.checkpoint_name: source for source in weight_map(spec).values()}
     generator = np.random.Generator(np.random.PCG64(seed))
     weights = {name: _random_weight(sources[name], generator) for name in sorted(sources)}

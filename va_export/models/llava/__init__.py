@@ -10,61 +10,39 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from va_export.models.component import Component, decoder_component, embedding_component
-from va_export.models.family import ModelSpec, WeightSource
+from va_export.models.family import AS_IT_IS, Choices, ModelSpec, WeightSource
 from va_export.models.llava import config as _config
 from va_export.models.llava import key_map
 from va_export.models.llava.pooled import pooled
+from va_export.models.tokenized import TokenizedFamily
 
 if TYPE_CHECKING:
     from torch import nn
 
     from va_export.bundle.decoder_shards import DecoderShard
     from va_export.checkpoint.files import Checkpoint
-    from va_export.models.checkpoint_tokenizer import CheckpointTokenizer
+    from va_export.models.checkpoint_tokenizer import TokenizerLayout
     from va_export.runtime.processing import Processing
 
 
-class Llava:
+class Llava(TokenizedFamily):
     """The family's entry in the table; the methods are documented in `models.family.ModelFamily`."""
 
     name: str = _config.FAMILY
     architectures: tuple[str, ...] = (_config.ORIGINAL, _config.TRANSFORMERS)
 
-    def spec_from_config(
-        self,
-        config: Mapping[str, Any],
-        num_decoder_layers: int | None = None,
-        image_token_id: int | None = None,
-        max_pixels: int | None = None,
-    ) -> ModelSpec:
-        return _config.spec_from_config(config, num_decoder_layers, image_token_id, max_pixels)
+    def spec_from_config(self, config: Mapping[str, Any], choices: Choices = AS_IT_IS) -> ModelSpec:
+        return _config.spec_from_config(config, choices)
 
     def published_config(self, hub_id: str) -> dict[str, Any] | None:
         from va_export.models.llava import published
 
         return published.published_config(hub_id)
 
-    def spec_from_checkpoint(
-        self,
-        checkpoint: Checkpoint,
-        num_decoder_layers: int | None = None,
-        image_token_id: int | None = None,
-        max_pixels: int | None = None,
-    ) -> ModelSpec:
-        tokens = _tokenizer(checkpoint)
-        for text in tokens.notes:
-            checkpoint.note(text)
-        end = tokens.end_of_turn_id
-        spec = _config.spec_from_config(
-            checkpoint.config,
-            num_decoder_layers,
-            image_token_id,
-            max_pixels,
-            {name: checkpoint.shape(name) for name in checkpoint.names()} or None,
-            (*tokens.stop_ids, *(() if end is None else (end,))),
-        )
-        if _config.is_original(checkpoint.config) and checkpoint.names():
-            checkpoint.config = {**checkpoint.config, "vision_config": spec.hf_config["vision_config"]}
+    def spec_from_checkpoint(self, checkpoint: Checkpoint, choices: Choices = AS_IT_IS) -> ModelSpec:
+        tokens = self.tokenizer(checkpoint)
+        shapes = {name: checkpoint.shape(name) for name in checkpoint.names()}
+        spec = _config.spec_from_config(checkpoint.config, choices, shapes, tokens.all_stop_ids)
         tokens.check(spec.text.vocab_size, None)
         return spec
 
@@ -92,25 +70,15 @@ class Llava:
     def processing(self, spec: ModelSpec, checkpoint: Checkpoint) -> Processing:
         from va_export.models.llava import prompt
 
-        first = _tokenizer(checkpoint).first_id(default=False, config_bos=None, note=checkpoint.note)
+        first = self.tokenizer(checkpoint).first_id(default=False, config_bos=None, note=checkpoint.note)
         return prompt.processing(spec, first)
 
-    def write_tokenizer(self, checkpoint: Checkpoint, directory: Path) -> Path | None:
-        from va_export.models.checkpoint_tokenizer import write_tokenizer
+    def tokenizer_layout(self, config: Mapping[str, Any]) -> TokenizerLayout:
         from va_export.models.llava.tokenizer import layout
 
-        return write_tokenizer(
-            checkpoint.directory, layout(is_original=_config.is_original(checkpoint.config)), directory
-        )
+        return layout(is_original=_config.is_original(config))
 
     def write_tiny_checkpoint(self, directory: Path, seed: int = 0) -> Path:
         from va_export.models.llava import tiny
 
         return tiny.write_tiny_checkpoint(directory, seed)
-
-
-def _tokenizer(checkpoint: Checkpoint) -> CheckpointTokenizer:
-    from va_export.models.checkpoint_tokenizer import read_tokenizer
-    from va_export.models.llava.tokenizer import layout
-
-    return read_tokenizer(checkpoint.directory, layout(is_original=_config.is_original(checkpoint.config)))

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
+
+import msgspec
 
 from va_export.checkpoint.json_files import as_form
 from va_export.checkpoint.special_tokens import as_tuple
 from va_export.errors import VaExportError
-from va_export.models.family import ModelSpec, TextShape
-from va_export.models.llava.config_file import CONFIG, OriginalFile, TextConfig, TransformersFile, VisionConfig
+from va_export.models.decoder_config import CONFIG, invalid, refuse_max_pixels, stated_theta, text_shape
+from va_export.models.family import AS_IT_IS, Choices, ModelSpec, TextShape
+from va_export.models.llava.config_file import (
+    OriginalFile,
+    TextConfig,
+    TransformersFile,
+    UnscaledTextConfig,
+    VisionConfig,
+)
 from va_export.models.llava.pooled import PooledShape
 
 FAMILY = "llava"
@@ -49,9 +59,7 @@ def is_original(config: Mapping[str, Any]) -> bool:
 
 def spec_from_config(
     config: Mapping[str, Any],
-    num_decoder_layers: int | None = None,
-    image_token_id: int | None = None,
-    max_pixels: int | None = None,
+    choices: Choices = AS_IT_IS,
     shapes: Shapes | None = None,
     stop_ids: tuple[int, ...] = (),
 ) -> ModelSpec:
@@ -61,19 +69,15 @@ def spec_from_config(
         shapes: of the checkpoint's tensors; None: the published tower, and a head of its own unless it is tied.
         stop_ids: ids that end an answer besides the configuration's own.
     """
-    if max_pixels is not None:
-        raise VaExportError(
-            "every frame of this model becomes the same square: there is no limit to set on its pixels",
-            where="--max-pixels",
-            fix="leave --max-pixels out",
-        )
+    refuse_max_pixels(choices)
+    shapes = shapes or {}
     layout = ORIGINAL if is_original(config) else TRANSFORMERS
     names = dict(_NAMES[layout])
     what = "model's configuration"
     if layout == ORIGINAL:
         original = as_form(dict(config), OriginalFile, what=what, where=CONFIG)
-        llm = as_form(dict(config), TextConfig, what=what, where=CONFIG)
-        vit = original.vision_config or _measured(shapes or {}, names["vision"])
+        llm: TextConfig = as_form(dict(config), TextConfig, what=what, where=CONFIG)
+        vit = original.vision_config or _measured(shapes, names["vision"])
         pooling, newline, placeholder, is_tied = (
             original.mm_spatial_pool_mode,
             original.mm_newline_position,
@@ -84,28 +88,32 @@ def spec_from_config(
             newline = "no_token"
     else:
         file = as_form(dict(config), TransformersFile, what=what, where=CONFIG)
-        llm = as_form(dict(config.get("text_config") or {}), TextConfig, what=what, where=f"{CONFIG}: text_config")
+        llm = as_form(
+            dict(config.get("text_config") or {}), UnscaledTextConfig, what=what, where=f"{CONFIG}: text_config"
+        )
         vit, pooling, newline = file.vision_config, "bilinear", "one_token"
         found = file.video_token_id if file.video_token_index is None else file.video_token_index
         if found is None or found >= llm.vocab_size:
-            raise _invalid(f"video_token_index {found} is not in the vocabulary, {llm.vocab_size}", "video_token_index")
+            raise invalid(f"video_token_index {found} is not in the vocabulary, {llm.vocab_size}", "video_token_index")
         placeholder, is_tied = found, file.tie_word_embeddings or llm.tie_word_embeddings
-    if is_tied and names["head"] not in (shapes or {}):
+    if is_tied and names["head"] not in shapes:
         names["head"] = f"{names['text']}embed_tokens.weight"
-    if image_token_id not in (None, placeholder):
+    if choices.image_token_id not in (None, placeholder):
         raise VaExportError(
-            f"the placeholder is said to be {image_token_id}, this model's is {placeholder}",
+            f"the placeholder is said to be {choices.image_token_id}, this model's is {placeholder}",
             where="image_token_id",
             fix="leave --image-token-id out",
         )
     if vit.hidden_size % vit.num_attention_heads or vit.image_size < 2 * vit.patch_size:
-        raise _invalid(
+        raise invalid(
             f"a tower {vit.hidden_size} wide, {vit.num_attention_heads} heads, {vit.image_size} pixels and patches of"
             f" {vit.patch_size} does not divide evenly",
             "vision_config",
         )
-    vocabulary = (shapes or {}).get(f"{names['text']}embed_tokens.weight", (llm.vocab_size,))[0]
-    text = _text_shape(llm, num_decoder_layers, vocabulary)
+    # The original's loader cuts both matrices to the tokenizer's length, and published files keep what it made.
+    rows = shapes.get(f"{names['text']}embed_tokens.weight", (llm.vocab_size,))[0]
+    theta = stated_theta(llm.rope_theta, {"rope_parameters": llm.rope_parameters})
+    text = replace(text_shape(llm, choices, rope_theta=theta), vocab_size=rows)
     vision = PooledShape(
         hidden_size=vit.hidden_size,
         num_layers=vit.num_hidden_layers,
@@ -133,6 +141,7 @@ def spec_from_config(
         eos_token_ids=tuple(sorted({*eos, *stop_ids})),
         names=names,
         unread=frozenset(unread),
+        found=_found(vit) if layout == ORIGINAL and shapes else {},
     )
 
 
@@ -154,37 +163,8 @@ def _measured(shapes: Shapes, prefix: str) -> VisionConfig:
     )
 
 
-def _text_shape(llm: TextConfig, num_decoder_layers: int | None, vocab_size: int) -> TextShape:
-    hidden, heads, layers = llm.hidden_size, llm.num_attention_heads, llm.num_hidden_layers
-    if hidden % heads or heads % llm.num_key_value_heads or hidden // heads % 2:
-        raise _invalid(
-            f"hidden_size {hidden}, {heads} attention heads and {llm.num_key_value_heads} key/value heads do not"
-            " divide evenly into heads of even size",
-            "num_attention_heads",
-        )
-    if num_decoder_layers is not None and not 1 <= num_decoder_layers <= layers:
-        raise VaExportError(
-            f"{num_decoder_layers} decoder layers asked for, the checkpoint has {layers}",
-            where="num_decoder_layers",
-            fix=f"choose 1 to {layers}, or leave it out for all",
-        )
-    said = (llm.rope_theta, None if llm.rope_parameters is None else llm.rope_parameters.rope_theta)
-    thetas = {theta for theta in said if theta is not None}
-    if len(thetas) != 1:
-        raise _invalid(f"rope_theta is said to be {sorted(thetas) or 'nothing'}", "rope_theta")
-    return TextShape(
-        hidden_size=hidden,
-        num_layers=num_decoder_layers or layers,
-        num_heads=heads,
-        num_kv_heads=llm.num_key_value_heads,
-        head_dim=hidden // heads,
-        intermediate_size=llm.intermediate_size,
-        vocab_size=vocab_size,
-        max_position_embeddings=llm.max_position_embeddings,
-        rms_norm_eps=llm.rms_norm_eps,
-        rope_theta=thetas.pop(),
-        rope_scaling=None,
-    )
+def _found(vit: VisionConfig) -> dict[str, Any]:
+    return {"vision_config": msgspec.to_builtins(vit)}
 
 
 def _hf_config(vit: VisionConfig, text: TextShape, eos: tuple[int, ...]) -> dict[str, Any]:
@@ -197,15 +177,8 @@ def _hf_config(vit: VisionConfig, text: TextShape, eos: tuple[int, ...]) -> dict
         "vision_feature_select_strategy": "full",
         "vision_config": {
             "model_type": "siglip_vision_model",
-            "hidden_size": vit.hidden_size,
-            "image_size": vit.image_size,
-            "intermediate_size": vit.intermediate_size,
-            "num_attention_heads": vit.num_attention_heads,
-            "num_hidden_layers": vit.num_hidden_layers,
-            "patch_size": vit.patch_size,
-            "layer_norm_eps": vit.layer_norm_eps,
-            "hidden_act": vit.hidden_act,
             "vision_use_head": False,
+            **msgspec.to_builtins(vit),
         },
         "text_config": {
             "model_type": "qwen2",
@@ -226,8 +199,3 @@ def _hf_config(vit: VisionConfig, text: TextShape, eos: tuple[int, ...]) -> dict
             "pad_token_id": None,
         },
     }
-
-
-def _invalid(what: str, path: str) -> VaExportError:
-    """The error about the key at `path`, a dotted name."""
-    return VaExportError(what, where=f"{CONFIG}: {path}", fix="use the checkpoint's original config.json")

@@ -7,22 +7,15 @@ sizes; transformers' (`LlavaOnevisionForConditionalGeneration`) has a `text_conf
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
 import msgspec
 
 from va_export.checkpoint.special_tokens import TokenId
+from va_export.models.decoder_config import DecoderConfig, Epsilon, Layers, Positions, Size, Theta
 
-CONFIG = "config.json"
 Newline = Literal["grid", "frame", "one_token", "no_token"]
 Pooling = Literal["bilinear", "average"]
-
-# Upper limits are far above any model; they keep a wrong number from being taken for a size and computed with.
-Layers = Annotated[int, msgspec.Meta(ge=1, le=1024)]
-Size = Annotated[int, msgspec.Meta(ge=1, le=1 << 24)]
-Positions = Annotated[int, msgspec.Meta(ge=1, le=1 << 31)]
-Epsilon = Annotated[float, msgspec.Meta(gt=0, lt=1)]
-Theta = Annotated[float, msgspec.Meta(gt=0, le=1e15)]
 
 
 class Rope(msgspec.Struct, frozen=True):
@@ -32,23 +25,21 @@ class Rope(msgspec.Struct, frozen=True):
     rope_type: Literal["default"] = "default"
 
 
-class TextConfig(msgspec.Struct, frozen=True):
-    """The decoder's settings, wherever they lie. The original code sets rope_scaling to none, whatever it says."""
+class TextConfig(DecoderConfig, frozen=True, kw_only=True):
+    """The decoder's settings, wherever they lie."""
 
-    hidden_size: Size
-    intermediate_size: Size
-    num_attention_heads: Size
-    num_hidden_layers: Layers
     num_key_value_heads: Size
-    vocab_size: Size
     hidden_act: Literal["silu"] = "silu"
     max_position_embeddings: Positions = 32768
     rms_norm_eps: Epsilon = 1e-6
-    rope_theta: Theta | None = None
     rope_parameters: Rope | None = None
-    eos_token_id: TokenId | list[TokenId] | None = None
-    tie_word_embeddings: bool = False
     use_sliding_window: Literal[False] | None = None
+
+
+class UnscaledTextConfig(TextConfig, frozen=True, kw_only=True):
+    """The same in transformers' layout, which follows rope_scaling; the original sets it to none, whatever it says."""
+
+    rope_scaling: None = None
 
 
 class VisionConfig(msgspec.Struct, frozen=True):

@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import save_file
 
+from va_export.models.decoder_config import CONFIG
 from va_export.models.family import WeightSource
 from va_export.models.llava.config import spec_from_config
-from va_export.models.llava.config_file import CONFIG
 from va_export.models.llava.key_map import weight_map
 from va_export.models.llava.prompt import END_OF_TURN
 from va_export.models.tiny_files import BYTES, uniform, write_byte_tokenizer, write_json

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from va_export.models.component import Component, decoder_component, embedding_component
-from va_export.models.family import ModelSpec, WeightSource
+from va_export.models.family import AS_IT_IS, Choices, ModelSpec, WeightSource
 from va_export.models.qwen2_5_vl import config as _config
 from va_export.models.qwen2_5_vl import key_map
 from va_export.models.qwen2_5_vl.patches import patches
+from va_export.models.tokenized import TokenizedFamily
 from va_export.runtime.processing.grid_positions import AXES
 
 if TYPE_CHECKING:
@@ -21,51 +22,29 @@ if TYPE_CHECKING:
 
     from va_export.bundle.decoder_shards import DecoderShard
     from va_export.checkpoint.files import Checkpoint
+    from va_export.models.checkpoint_tokenizer import TokenizerLayout
     from va_export.runtime.processing import Processing
 
 
-class Qwen25VL:
+class Qwen25VL(TokenizedFamily):
     """The family's entry in the table; the methods are documented in `models.family.ModelFamily`."""
 
     name: str = _config.FAMILY
     architectures: tuple[str, ...] = ("Qwen2_5_VLForConditionalGeneration",)
 
-    def spec_from_config(
-        self,
-        config: Mapping[str, Any],
-        num_decoder_layers: int | None = None,
-        image_token_id: int | None = None,
-        max_pixels: int | None = None,
-    ) -> ModelSpec:
-        return _config.spec_from_config(config, num_decoder_layers, image_token_id, max_pixels)
+    def spec_from_config(self, config: Mapping[str, Any], choices: Choices = AS_IT_IS) -> ModelSpec:
+        return _config.spec_from_config(config, choices)
 
     def published_config(self, hub_id: str) -> dict[str, Any] | None:
         from va_export.models.qwen2_5_vl import published
 
         return published.published_config(hub_id)
 
-    def spec_from_checkpoint(
-        self,
-        checkpoint: Checkpoint,
-        num_decoder_layers: int | None = None,
-        image_token_id: int | None = None,
-        max_pixels: int | None = None,
-    ) -> ModelSpec:
-        from va_export.models.checkpoint_tokenizer import read_tokenizer
+    def spec_from_checkpoint(self, checkpoint: Checkpoint, choices: Choices = AS_IT_IS) -> ModelSpec:
         from va_export.models.qwen2_5_vl.prompt import IMAGE_TOKEN, VIDEO_TOKEN
-        from va_export.models.qwen2_5_vl.tokenizer import LAYOUT
 
-        tokens = read_tokenizer(checkpoint.directory, LAYOUT)
-        for text in tokens.notes:
-            checkpoint.note(text)
-        spec = _config.spec_from_config(
-            checkpoint.config,
-            num_decoder_layers,
-            image_token_id,
-            max_pixels,
-            tuple(checkpoint.names()),
-            (*tokens.stop_ids, *(() if tokens.end_of_turn_id is None else (tokens.end_of_turn_id,))),
-        )
+        tokens = self.tokenizer(checkpoint)
+        spec = _config.spec_from_config(checkpoint.config, choices, checkpoint.names(), tokens.all_stop_ids)
         tokens.check(spec.text.vocab_size, None)
         for token, key in ((VIDEO_TOKEN, "video_token_id"), (IMAGE_TOKEN, "image_token_id")):
             tokens.check_id(token, spec.hf_config[key], key)
@@ -92,19 +71,15 @@ class Qwen25VL:
         return key_map.weight_map(spec)
 
     def processing(self, spec: ModelSpec, checkpoint: Checkpoint) -> Processing:
-        from va_export.models.checkpoint_tokenizer import read_tokenizer
         from va_export.models.qwen2_5_vl import prompt
-        from va_export.models.qwen2_5_vl.tokenizer import LAYOUT
 
-        tokens = read_tokenizer(checkpoint.directory, LAYOUT)
-        first = tokens.first_id(default=False, config_bos=None, note=checkpoint.note)
+        first = self.tokenizer(checkpoint).first_id(default=False, config_bos=None, note=checkpoint.note)
         return prompt.processing(spec, checkpoint, first)
 
-    def write_tokenizer(self, checkpoint: Checkpoint, directory: Path) -> Path | None:
-        from va_export.models.checkpoint_tokenizer import write_tokenizer
+    def tokenizer_layout(self, config: Mapping[str, Any]) -> TokenizerLayout:
         from va_export.models.qwen2_5_vl.tokenizer import LAYOUT
 
-        return write_tokenizer(checkpoint.directory, LAYOUT, directory)
+        return LAYOUT
 
     def write_tiny_checkpoint(self, directory: Path, seed: int = 0) -> Path:
         from va_export.models.qwen2_5_vl import tiny

@@ -7,8 +7,9 @@ from typing import Any
 
 from va_export.checkpoint.special_tokens import as_tuple
 from va_export.errors import VaExportError
-from va_export.models.family import ModelSpec, TextShape
-from va_export.models.qwen2_5_vl.config_file import CONFIG, ConfigFile, Rope, TextConfig, VisionConfig, read_config
+from va_export.models.decoder_config import CONFIG, check_in_vocabulary, invalid, stated_theta, text_shape
+from va_export.models.family import AS_IT_IS, Choices, ModelSpec, TextShape
+from va_export.models.qwen2_5_vl.config_file import ConfigFile, Rope, TextConfig, VisionConfig, read_config
 from va_export.models.qwen2_5_vl.patches import PatchShape
 
 FAMILY = "qwen2_5_vl"
@@ -23,9 +24,7 @@ _NESTED = {"vision": "model.visual.", "text": "model.language_model."}
 
 def spec_from_config(
     config: Mapping[str, Any],
-    num_decoder_layers: int | None = None,
-    image_token_id: int | None = None,
-    max_pixels: int | None = None,
+    choices: Choices = AS_IT_IS,
     names: Collection[str] = (),
     stop_ids: tuple[int, ...] = (),
 ) -> ModelSpec:
@@ -36,20 +35,22 @@ def spec_from_config(
         stop_ids: ids that end an answer besides the configuration's own.
     """
     file, llm = read_config(config)
-    text = _text_shape(llm, num_decoder_layers)
-    vision = _vision_shape(file.vision_config, text, max_pixels)
+    text = text_shape(llm, choices, rope_theta=stated_theta(llm.rope_theta, _ropes(llm)))
+    if text.head_dim * text.num_heads != text.hidden_size:  # its classes compute it, whatever head_dim says
+        raise invalid(f"head_dim {text.head_dim} is not hidden_size / num_attention_heads", "head_dim")
+    vision = _vision_shape(file.vision_config, text, choices.max_pixels)
     ids = {
         name: getattr(file, name)
         for name in ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
     }
     eos = as_tuple(llm.eos_token_id)
-    said = {**ids, "bos_token_id": llm.bos_token_id, **{f"eos_token_id {number}": number for number in eos}}
-    for name, number in said.items():
-        if number is not None and number >= text.vocab_size:
-            raise _invalid(f"{name} {number} is outside the vocabulary of {text.vocab_size}", name.split()[0])
-    if image_token_id not in (None, file.video_token_id):
+    tokens = [*ids.items(), ("bos_token_id", llm.bos_token_id), *(("eos_token_id", number) for number in eos)]
+    for name, number in tokens:
+        check_in_vocabulary(name, number, text.vocab_size, f"{CONFIG}: {name}")
+    if choices.image_token_id not in (None, file.video_token_id):
         raise VaExportError(
-            f"the placeholder is said to be {image_token_id}, config.json has video_token_id {file.video_token_id}",
+            f"the placeholder is said to be {choices.image_token_id}, config.json's video_token_id is"
+            f" {file.video_token_id}",
             where="image_token_id",
             fix="leave --image-token-id out: it is for checkpoints that do not tell",
         )
@@ -73,60 +74,23 @@ def _names(names: Collection[str], is_tied: bool) -> Mapping[str, str]:
     return {**prefixes, "head": _EXPORTED_HEAD if has_head else f"{prefixes['text']}embed_tokens.weight"}
 
 
-def _text_shape(llm: TextConfig, num_decoder_layers: int | None) -> TextShape:
-    hidden, heads, layers = llm.hidden_size, llm.num_attention_heads, llm.num_hidden_layers
-    if hidden % heads or heads % llm.num_key_value_heads or hidden // heads % 2:
-        raise _invalid(
-            f"hidden_size {hidden}, {heads} attention heads and {llm.num_key_value_heads} key/value heads do not"
-            " divide evenly into heads of even size",
-            "num_attention_heads",
-        )
-    if num_decoder_layers is not None and not 1 <= num_decoder_layers <= layers:
-        raise VaExportError(
-            f"{num_decoder_layers} decoder layers asked for, the checkpoint has {layers}",
-            where="num_decoder_layers",
-            fix=f"choose 1 to {layers}, or leave it out for all",
-        )
-    return TextShape(
-        hidden_size=hidden,
-        num_layers=num_decoder_layers or layers,
-        num_heads=heads,
-        num_kv_heads=llm.num_key_value_heads,
-        head_dim=hidden // heads,
-        intermediate_size=llm.intermediate_size,
-        vocab_size=llm.vocab_size,
-        max_position_embeddings=llm.max_position_embeddings,
-        rms_norm_eps=llm.rms_norm_eps,
-        rope_theta=_rope_theta(llm),
-        rope_scaling=None,
-    )
-
-
 def _ropes(llm: TextConfig) -> dict[str, Rope]:
     tables = {"rope_scaling": llm.rope_scaling, "rope_parameters": llm.rope_parameters}
     return {key: rope for key, rope in tables.items() if rope is not None}
-
-
-def _rope_theta(llm: TextConfig) -> float:
-    thetas = {rope.rope_theta for rope in _ropes(llm).values()} | {llm.rope_theta}
-    stated = thetas - {None}
-    if len(stated) != 1:
-        raise _invalid(f"rope_theta is said to be {sorted(map(str, stated)) or 'nothing'}", "rope_theta")
-    return float(next(theta for theta in stated if theta is not None))
 
 
 def _mrope_section(llm: TextConfig, head_dim: int) -> list[int]:
     sections = []
     for key, rope in _ropes(llm).items():
         if others := {rope.type, rope.rope_type} - {"mrope", "default", None}:
-            raise _invalid(f"{key} is of type {others.pop()!r}; only 'mrope' is supported", key)
+            raise invalid(f"{key} is of type {others.pop()!r}; only 'mrope' is supported", key)
         if rope.mrope_section is not None:
             sections.append((key, rope.mrope_section))
     if not sections or any(section != sections[0][1] for _, section in sections):
-        raise _invalid("mrope_section is missing, or said twice in different ways", "rope_scaling.mrope_section")
+        raise invalid("mrope_section is missing, or said twice in different ways", "rope_scaling.mrope_section")
     key, section = sections[0]
     if len(section) != 3 or 2 * sum(section) != head_dim:
-        raise _invalid(
+        raise invalid(
             f"mrope_section {section} does not cut half of head_dim {head_dim} in three", f"{key}.mrope_section"
         )
     return section
@@ -135,19 +99,19 @@ def _mrope_section(llm: TextConfig, head_dim: int) -> list[int]:
 def _vision_shape(vit: VisionConfig, text: TextShape, max_pixels: int | None) -> PatchShape:
     multiple = vit.patch_size * vit.spatial_merge_size
     if vit.hidden_size % vit.num_heads or vit.hidden_size // vit.num_heads % 4:
-        raise _invalid(
+        raise invalid(
             f"hidden_size {vit.hidden_size} does not divide into {vit.num_heads} heads that rows and columns can turn",
             "vision_config.num_heads",
         )
     if vit.window_size % multiple:
-        raise _invalid(f"window_size {vit.window_size} is no multiple of {multiple}", "vision_config.window_size")
+        raise invalid(f"window_size {vit.window_size} is no multiple of {multiple}", "vision_config.window_size")
     if vit.out_hidden_size != text.hidden_size:
-        raise _invalid(
+        raise invalid(
             f"out_hidden_size {vit.out_hidden_size} is not the decoder's hidden_size {text.hidden_size}",
             "vision_config.out_hidden_size",
         )
     if any(block >= vit.depth for block in vit.fullatt_block_indexes):
-        raise _invalid(
+        raise invalid(
             f"fullatt_block_indexes {vit.fullatt_block_indexes} go beyond {vit.depth} blocks",
             "vision_config.fullatt_block_indexes",
         )
@@ -217,8 +181,3 @@ def _hf_config(file: ConfigFile, llm: TextConfig, text: TextShape, vision: Patch
             },
         },
     }
-
-
-def _invalid(what: str, path: str) -> VaExportError:
-    """The error about the key at `path`, a dotted name."""
-    return VaExportError(what, where=f"{CONFIG}: {path}", fix="use the checkpoint's original config.json")

@@ -13,16 +13,11 @@ import msgspec
 
 from va_export.checkpoint.json_files import as_form
 from va_export.checkpoint.special_tokens import TokenId
+from va_export.models.decoder_config import CONFIG, DecoderConfig, Layers, Positions, Size, Theta
 
-CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
+PREPROCESSOR = "preprocessor_config.json"
 
-# Upper limits are far above any model; they keep a wrong number from being taken for a size and computed with.
-Layers = Annotated[int, msgspec.Meta(ge=1, le=1024)]
-Size = Annotated[int, msgspec.Meta(ge=1, le=1 << 24)]
 Small = Annotated[int, msgspec.Meta(ge=1, le=1 << 10)]
-Positions = Annotated[int, msgspec.Meta(ge=1, le=1 << 31)]
-Epsilon = Annotated[float, msgspec.Meta(gt=0, lt=1)]
-Theta = Annotated[float, msgspec.Meta(gt=0, le=1e15)]
 Rate = Annotated[float, msgspec.Meta(gt=0, le=1e6)]
 Channel = Annotated[float, msgspec.Meta(gt=0, le=1)]
 
@@ -36,25 +31,13 @@ class Rope(msgspec.Struct, frozen=True):
     mrope_section: list[Size] | None = None
 
 
-class TextConfig(msgspec.Struct, frozen=True):
+class TextConfig(DecoderConfig, frozen=True, kw_only=True):
     """The decoder's settings, wherever they lie."""
 
-    hidden_act: Literal["silu"]
-    hidden_size: Size
-    intermediate_size: Size
-    max_position_embeddings: Positions
-    num_attention_heads: Size
-    num_hidden_layers: Layers
     num_key_value_heads: Size
-    rms_norm_eps: Epsilon
-    vocab_size: Size
-    bos_token_id: TokenId | None = None
-    eos_token_id: TokenId | list[TokenId] | None = None
-    rope_theta: Theta | None = None
     rope_scaling: Rope | None = None
     rope_parameters: Rope | None = None
     use_sliding_window: Literal[False] | None = None
-    layer_types: list[Literal["full_attention"]] | None = None
 
 
 class VisionConfig(msgspec.Struct, frozen=True):

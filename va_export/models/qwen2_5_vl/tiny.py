@@ -15,9 +15,10 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import save_file
 
+from va_export.models.decoder_config import CONFIG
 from va_export.models.family import WeightSource
 from va_export.models.qwen2_5_vl.config import spec_from_config
-from va_export.models.qwen2_5_vl.config_file import CONFIG, PREPROCESSOR
+from va_export.models.qwen2_5_vl.config_file import PREPROCESSOR
 from va_export.models.qwen2_5_vl.key_map import weight_map
 from va_export.models.qwen2_5_vl.prompt import END_OF_TURN, IMAGE_TOKEN, VIDEO_TOKEN
 from va_export.models.tiny_files import BYTES, uniform, write_byte_tokenizer, write_json

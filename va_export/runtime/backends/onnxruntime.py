@@ -174,8 +174,10 @@ class OnnxRuntimeBackend(HostBackend):
     def _open(self, component: str) -> ort.InferenceSession:
         import onnxruntime as ort
 
-        has_both = component in self._device_of or self._manifest.component(component).onnx_native is not None
-        kind = "onnx_native" if self._is_native and has_both else "onnx"
+        entry = self._manifest.component(component)
+        # A decoder without its other form is said to lack it; other components may have one form only.
+        has_native = entry.role == "decoder" or entry.onnx_native is not None
+        kind = "onnx_native" if self._is_native and has_native else "onnx"
         name = component_file(self._manifest, component, kind)
         options = session_options(self._streams)
         with held_graph(self._manifest, name, stay_open=True) as path:

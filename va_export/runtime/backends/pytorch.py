@@ -111,12 +111,14 @@ def _load_model(manifest: Manifest) -> tuple[Any, tuple[Component, ...]]:
 
     from va_export.anchor.hugging_face import use_anchored_attention
     from va_export.models import family_for
+    from va_export.models.family import Choices
 
     where, fix = manifest.path("config.json"), "copy or export the bundle again"
     config = parse(manifest.held.read("config.json"), what="the model's configuration", where=where, fix=fix)
     family = family_for(config)
-    model_data, max_pixels = manifest.data.model, manifest.data.limits.max_pixels
-    spec = family.spec_from_config(config, model_data.text.num_layers, model_data.image_token_id, max_pixels)
+    data = manifest.data
+    choices = Choices(data.model.text.num_layers, data.model.image_token_id, data.limits.max_pixels)
+    spec = family.spec_from_config(config, choices)
     dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[manifest.data.precision]
     with torch.device("meta"):
         model: Any = family.build_model(spec)

@@ -66,7 +66,7 @@ class TensorRTBackend:
 
     def _has_custom_op(self, component: str) -> bool:
         entry = self._manifest.component(component)
-        return entry.onnx_native is not None or entry.role in ("decoder", "score")
+        return entry.onnx_native is not None or entry.role == "score"
 
     @property
     def part_milliseconds(self) -> Mapping[str, float]:
