@@ -44,7 +44,7 @@ def test_visual_tokens_follow_from_frames(components: dict[str, Component]) -> N
     # two rows of a batch, each with the most frames
     assert embedding.ranges["visual_tokens"] == ShapeRange((1, 64), (2048, 64), (8192, 64))
     (score,) = shape_profiles(shapes, components["score"].ranges(LIMITS))  # of one video
-    assert score.ranges["visual_tokens"] == ShapeRange((256, 64), (2048, 64), (4096, 64))
+    assert score.ranges["visual_tokens"] == ShapeRange((24, 64), (2048, 64), (4096, 64))
     (vision,) = shape_profiles({"pixel_values": ("frames", 3, 448, 448)}, components["vision"].ranges(LIMITS))
     assert vision.ranges["pixel_values"] == ShapeRange((1, 3, 448, 448), (8, 3, 448, 448), (16, 3, 448, 448))
 

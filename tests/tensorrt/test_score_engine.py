@@ -21,7 +21,7 @@ LIMITS = Limits(max_input_len=256, max_kv_cache_capacity=256, opt_input_len=64, 
 
 
 def component(spec: ModelSpec, hidden_size: int = 48) -> Component:
-    """The score of a model of this width with 16 visual tokens a frame."""
+    """The score of a model of this width with 16 visual tokens a frame, of at least 12."""
     resized = replace(spec, text=replace(spec.text, hidden_size=hidden_size))
     return score_component(resized, lambda frames: 16 * frames, ScoreSettings(n_subspaces=5, pca_rank=12))
 
@@ -41,7 +41,7 @@ def test_the_body_builds(rtx: TensorRT, spec: ModelSpec, tmp_path: Path, pca_ran
     assert info.input_shapes == {"visual_tokens": ("visual_count", hidden_size)}
     (profile,) = info.profiles
     shapes = profile.ranges["visual_tokens"]
-    assert [shape[0] for shape in (shapes.min, shapes.opt, shapes.max)] == [16, 64, 128]
+    assert [shape[0] for shape in (shapes.min, shapes.opt, shapes.max)] == [12, 64, 128]
     assert info.layer_counts["TRIP_LIMIT"] >= 8  # the loops are loops: not unrolled, not folded away
 
 
