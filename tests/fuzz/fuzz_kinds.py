@@ -43,6 +43,7 @@ class Kind:
 IMPORTED = (
     *("test_document_forms", "va_export.runtime.bundle", "va_export.runtime.video", "va_export.proof.run"),
     *("va_export.export.source", "va_export.export.plan", "va_export.export.shard_plan", "va_export.report.html"),
+    *("va_export.models.qwen2_5_vl.tokenizer", "va_export.models.llava.tokenizer", "va_export.models.tokenized"),
     *("va_export.models.internvl2.tokenizer", "va_export.runtime.backends.onnxruntime", "va_export.progress"),
     *("onnxruntime", "onnx", "av", "av.subtitles", "tokenizers", "safetensors", "scipy.linalg", "jinja2"),
     *("PIL.PngImagePlugin", "PIL.JpegImagePlugin", "PIL.GifImagePlugin", "PIL.BmpImagePlugin", "PIL.PpmImagePlugin"),
@@ -50,6 +51,9 @@ IMPORTED = (
 )
 MAKERS: dict[str, Make] = {
     "checkpoint": inputs.write_checkpoint,
+    "patch checkpoint": inputs.write_patch_checkpoint,
+    "pooled checkpoint": inputs.write_pooled_checkpoint,
+    "patch processing": inputs.write_patch_processing,
     "sharded checkpoint": inputs.write_sharded_checkpoint,
     "sentencepiece checkpoint": inputs.write_sentencepiece_checkpoint,
     "byte-level checkpoint": inputs.write_byte_level_checkpoint,
@@ -130,9 +134,21 @@ def open_checkpoint(folder: Path) -> None:
         tokenizer = load_tokenizer(Path(scratch))
         if tokenizer is not None:
             ids = processing.input_ids(_QUESTION, 2, tokenizer)
-            tokenizer.decode([int(token) for token in ids[0, -50:]])
+            tokenizer.decode([int(token) for token in ids[0, -50:] if token >= 0])  # a marker is no token
         for weight in source.weight_map.values():
             source.checkpoint.tensor(weight.checkpoint_name)
+
+
+def open_processing(folder: Path) -> None:
+    """A prompt about a video and an image, made by the host alone."""
+    from va_export.runtime.processing import Image, Video, read_processing
+    from va_export.runtime.tokenizer import load_tokenizer
+
+    processing, tokenizer = read_processing(folder / "processing.json"), load_tokenizer(folder)
+    assert tokenizer is not None
+    frames = _frames(3)
+    processing.prepare([Video(frames), Image(frames[0])], _QUESTION, tokenizer)
+    processing.prepare_ids(processing.input_ids(_QUESTION, 3, tokenizer), processing.given(frames), 4)
 
 
 def open_recipe(folder: Path) -> None:
@@ -209,6 +225,7 @@ KINDS = {
     for kind in (
         Kind("manifest", "bundle", ("manifest.json",), change_json, open_manifest),
         Kind("processing", "bundle", ("processing.json",), change_json, answer, resealed=True),
+        Kind("patch processing", "patch processing", ("processing.json",), change_json, open_processing),
         Kind("bundle tokenizer", "bundle", ("tokenizer.json",), change_json, answer, resealed=True),
         Kind("parity", "bundle", ("parity.json",), change_json, report, resealed=True),
         Kind("latency", "bundle", ("latency.json",), change_json, report, resealed=True),
@@ -219,6 +236,8 @@ KINDS = {
         Kind("portable graph", "bundle", ("onnx/*e.onnx",), change_message, answer_portable, resealed=True),
         Kind("weights", "bundle", ("onnx/*.data",), change_bytes, answer, resealed=True),
         Kind("checkpoint config", "checkpoint", ("config.json",), change_json, open_checkpoint),
+        Kind("patch checkpoint config", "patch checkpoint", ("config.json", "pre*.json"), change_json, open_checkpoint),
+        Kind("pooled checkpoint config", "pooled checkpoint", ("config.json",), change_json, open_checkpoint),
         Kind("generation config", "checkpoint", ("generation_config.json",), change_json, open_checkpoint),
         Kind("tokenizer config", "checkpoint", ("tokenizer_config.json",), change_json, open_checkpoint),
         Kind(

@@ -15,6 +15,7 @@ from va_export.checkpoint.hub import HubUnreachable, download
 from va_export.checkpoint.json_files import read_json
 from va_export.checkpoint.random_weights import RandomCheckpoint
 from va_export.checkpoint.weight_files import check_entries
+from va_export.errors import VaExportError
 from va_export.models import family_for, family_named, published_config
 from va_export.models.family import Choices
 from va_export.models.parameters import check_checkpoint
@@ -67,7 +68,14 @@ class Source(Model):
     @cached_property
     def processing(self) -> Processing:
         """How frames and a question become the model's inputs."""
-        return self.family.processing(self.spec, self.checkpoint)
+        try:
+            return self.family.processing(self.spec, self.checkpoint)
+        except ValueError as error:  # a form's own check of what a family put together
+            raise VaExportError(
+                f"the checkpoint's files describe no prompts or pictures that a model can take: {error}",
+                where=self.checkpoint.directory,
+                fix="take config.json and the settings beside it from one checkpoint",
+            ) from error
 
 
 def open_source(options: ExportOptions, scratch: Path, note: Callable[[str], None] = _unheard) -> Source:

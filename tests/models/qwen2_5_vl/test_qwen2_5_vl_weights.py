@@ -81,6 +81,9 @@ def test_settings_that_contradict_each_other_are_refused(original: dict[str, tor
     family, spec, checkpoint = opened(directory)
     with refused("preprocessor_config.json: patch_size", 16, 14):
         family.processing(spec, checkpoint)
+    (directory / "preprocessor_config.json").write_text(json.dumps({"max_pixels": 100}))
+    with refused("preprocessor_config.json: max_pixels", 100):
+        family.processing(spec, checkpoint)
 
 
 def test_missing_settings_are_told_and_the_published_taken(original: dict[str, torch.Tensor], tmp_path: Path) -> None:

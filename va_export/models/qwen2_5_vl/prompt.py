@@ -51,6 +51,13 @@ def processing(spec: ModelSpec, checkpoint: Checkpoint, bos_token_id: int | None
                 fix="take both files from one checkpoint",
             )
 
+    if file.max_pixels is not None and file.max_pixels < (vision.patch_size * vision.merge_size) ** 2:
+        raise VaExportError(
+            f"max_pixels is {file.max_pixels}, less than one token has",
+            where=f"{PREPROCESSOR}: max_pixels",
+            fix="take this file from the original checkpoint",
+        )
+
     def limits(most: int) -> tuple[int, int]:
         most = most if file.max_pixels is None else min(most, file.max_pixels)
         return max(1, min(max(LEAST_PIXELS, file.min_pixels or 0), most // _SLACK)), most
