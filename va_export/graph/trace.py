@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -57,7 +57,7 @@ class FakeModel:
                 custom_translation_table={**anchored_attention.onnx_translation(), **kv_cache.onnx_translation()},
             )
         assert onnx_program is not None  # only None when it writes a file itself
-        return _named(onnx_program.model, component)
+        return _named(onnx_program.model, component, program.state_dict)
 
 
 def _symbols(tensor: TensorInfo) -> dict[int, str]:
@@ -85,15 +85,18 @@ def _dynamic_shapes(component: Component, module: torch.nn.Module) -> tuple[obje
     return (*per_input[:n_named], tuple(per_input[n_named:]))
 
 
-def _named(model: ir.Model, component: Component) -> ir.Model:
-    """Give inputs, outputs, dimensions and weights their public names, and drop the weights' placeholders."""
+def _named(model: ir.Model, component: Component, weights: Container[str]) -> ir.Model:
+    """Give inputs, outputs, dimensions and weights their public names, and drop the weights' placeholders.
+
+    Tensors that a `forward` makes of numbers (LongRoPE's factors) are initializers too, and keep their values.
+    """
     graph = model.graph
     model.ir_version = IR_VERSION
     graph.name = component.name
     for name, value in list(graph.initializers.items()):
         if not value.uses() and not value.is_graph_output():
             del graph.initializers[name]
-        elif name.startswith("hf."):
+        elif name in weights:
             value.const_value = None
             del graph.initializers[name]
             value.name = name.removeprefix("hf.")

@@ -8,8 +8,8 @@ import torch
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaModel, LlamaRotaryEmbedding
 
-from va_export.models.family import DynamicNtkScaling, TextShape
-from va_export.models.rotary_embedding import DynamicNtkRotaryEmbedding, replace_rotary_embedding
+from va_export.models.family import DynamicNtkScaling, LongRopeScaling, TextShape
+from va_export.models.rotary_embedding import DynamicNtkRotaryEmbedding, LongRopeEmbedding, replace_rotary_embedding
 
 HEAD_DIM, BASE, MAX_POSITIONS = 32, 1e6, 64
 # Angles are float32 products position × frequency: half a unit in the last place each for the frequency (ours, and one
@@ -143,3 +143,31 @@ def test_takes_its_place_in_a_hugging_face_model() -> None:
     torch.testing.assert_close(after, before, rtol=1e-5, atol=1e-5)
     with pytest.raises(TypeError, match="no rotary_emb"):
         replace_rotary_embedding(torch.nn.Linear(1, 1), shape)
+
+
+@pytest.mark.parametrize(("length", "is_long"), [(4096, False), (4097, True)])
+def test_long_rope_is_hugging_faces(length: int, is_long: bool) -> None:
+    """Its own module, whose list follows from the largest position; cosines are stretched with either list."""
+    from transformers import Phi3Config
+    from transformers.models.phi3.modeling_phi3 import Phi3RotaryEmbedding
+
+    short, long = [1.0 + i / 50 for i in range(12)], [2.0 + i * 3 for i in range(12)]
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": short, "long_factor": long}
+    config = Phi3Config(
+        hidden_size=96,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=131072,
+        original_max_position_embeddings=4096,
+        pad_token_id=None,
+        rope_parameters={**rope, "original_max_position_embeddings": 4096},
+    )
+    scaling = LongRopeScaling(tuple(short), tuple(long), 4096)
+    ours = LongRopeEmbedding(24, 1e4, scaling, 131072)
+    positions, hidden = torch.arange(length)[None], torch.zeros(1, length, 96)
+    expected = Phi3RotaryEmbedding(config)(hidden, positions)
+    for mine, theirs in zip(ours(hidden, positions), expected, strict=True):
+        # float32 angles of up to 4 096 radians are 2e-4 apart by one rounding
+        np.testing.assert_allclose(mine.numpy(), theirs.numpy(), rtol=0, atol=5e-4)
+    other = ours(hidden[:, :4096], torch.arange(4096)[None])[0][0, 5]
+    assert (torch.equal(other, ours(hidden, positions)[0][0, 5])) is not is_long
