@@ -56,7 +56,7 @@ def test_graphs_are_the_golden_run(attention: str, bundle: Path, golden: Mapping
 
 def test_decoding_across_the_original_length_changes_the_factors(name: str, bundle: Path) -> None:
     """A prompt of 4 095 tokens takes the short factors; the first step after it, at position 4 095, still does; the
-    second, at 4 096, takes the long ones, over keys that keep theirs. PyTorch's steps say the same, and a prompt of 4 096
+    second, at 4 096, takes the long ones, over keys that keep theirs. PyTorch says the same, and a prompt of 4 096
     tokens, still short, says what stepping there said."""
     if name != "internvl2_4b_tiny":
         pytest.skip("this decoder has one list of frequencies")
