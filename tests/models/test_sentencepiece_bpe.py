@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import sentencepiece
 from refusals import refused
+from sentencepiece.sentencepiece_model_pb2 import ModelProto
 from tokenizers import Tokenizer
 
 from va_export.errors import VaExportError
@@ -157,6 +158,28 @@ def test_added_tokens_take_over_pieces_or_follow_the_last(name: str, tmp_path: P
         ids = fast.encode(text, add_special_tokens=False).ids
         assert ids == reference_ids(truth, added, text), text
     assert fast.decode([1, *truth.encode("a fox"), 2]) == "a fox"
+
+
+def test_a_prefix_of_the_whole_text_stands_behind_no_added_token(tmp_path: Path) -> None:
+    """Transformers' `legacy: false`: its SentencePiece has no dummy prefix, and gets a blank before the whole text."""
+    path = train(tmp_path, **SETTINGS["with-prefix"])
+    bare = ModelProto.FromString(path.read_bytes())
+    bare.normalizer_spec.add_dummy_prefix = False
+    truth = sentencepiece.SentencePieceProcessor(model_proto=bare.SerializeToString())
+    added = [AddedToken(1, "<s>"), AddedToken(len(truth), "<img>")]
+    build_tokenizer(read_model(path), added, prefixes_once=True).save(str(tmp_path / "tokenizer.json"))
+    fast = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    generator = random.Random(2)
+    texts = random_texts(60)
+    for _ in range(200):
+        parts = [
+            generator.choice(texts) + generator.choice(["", *(token.content for token in added)]) for _ in range(4)
+        ]
+        text = "".join(parts)
+        starts = not text or text.startswith(tuple(token.content for token in added))
+        expected = reference_ids(truth, added, text if starts else f" {text}")
+        assert fast.encode(text, add_special_tokens=False).ids == expected, text
+    assert fast.encode(" a<img> a", add_special_tokens=False).ids == reference_ids(truth, added, "  a<img> a")
 
 
 def test_user_defined_pieces_stay_whole(tmp_path: Path) -> None:

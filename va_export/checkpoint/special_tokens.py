@@ -52,18 +52,22 @@ class SpecialTokens:
 
     Attributes:
         added: every added token once, by id.
+        named: contents that a file names, with a role (`pad_token`) or in a list of further special tokens.
         bos_token, eos_token: by content, None where no file names one.
         add_bos_token, add_eos_token: as `tokenizer_config.json` says; None where it does not.
         tokenizer_class: the class of Transformers that the files are for.
+        legacy: as `tokenizer_config.json` says; None where it does not. LlamaTokenizer's own word.
         stop_ids: of `generation_config.json`.
     """
 
     added: tuple[AddedToken, ...]
+    named: frozenset[str]
     bos_token: str | None
     eos_token: str | None
     add_bos_token: bool | None
     add_eos_token: bool | None
     tokenizer_class: str | None
+    legacy: bool | None
     stop_ids: tuple[int, ...]
 
     def id_of(self, content: str | None) -> int | None:
@@ -114,6 +118,7 @@ class _Settings(_Named, frozen=True):
     add_bos_token: bool | None = None
     add_eos_token: bool | None = None
     tokenizer_class: str | None = None
+    legacy: bool | None = None
     split_special_tokens: bool | None = None
 
 
@@ -146,11 +151,13 @@ def read_special_tokens(directory: Path, needed: Collection[str], note: Note) ->
     stated += _stated_by_name(directory, settings, {token.content for _, token in stated}, note)
     return SpecialTokens(
         added=_agreed(directory, stated, {*needed, bos, eos}, note),
+        named=frozenset(str(_content(name)) for file in _naming_files(directory, settings) for name in _names_in(file)),
         bos_token=bos,
         eos_token=eos,
         add_bos_token=settings.add_bos_token,
         add_eos_token=settings.add_eos_token,
         tokenizer_class=settings.tokenizer_class,
+        legacy=settings.legacy,
         stop_ids=as_tuple(generation.eos_token_id),
     )
 
@@ -209,15 +216,21 @@ def _stated_by_name(
 ) -> Iterator[tuple[str, AddedToken]]:
     """(file, token) of the special tokens that a file names and none lists with an id: the vocabulary has it."""
     vocabulary = _vocabulary(directory)
-    # So Transformers does: whoever writes `added_tokens_decoder` has written all names beside it.
-    for file in (SETTINGS_FILE,) if settings.added_tokens_decoder is not None else (SETTINGS_FILE, MAP_FILE):
-        for named in _names_in(directory / file):
+    for file in _naming_files(directory, settings):
+        for named in _names_in(file):
             entry = _Entry(named) if isinstance(named, str) else named
             number = vocabulary.get(entry.content)
             if isinstance(number, int) and entry.content not in listed:
-                yield file, entry.token(number)
+                yield file.name, entry.token(number)
             elif vocabulary and number is None and entry.content not in listed:
-                note(f"{file} names the special token {entry.content}, to which no file gives an id: left out.")
+                note(f"{file.name} names the special token {entry.content}, to which no file gives an id: left out.")
+
+
+def _naming_files(directory: Path, settings: _Settings) -> tuple[Path, ...]:
+    """Who names special tokens. As in Transformers: whoever writes `added_tokens_decoder` has written all names beside
+    it."""
+    files = (SETTINGS_FILE,) if settings.added_tokens_decoder is not None else (SETTINGS_FILE, MAP_FILE)
+    return tuple(directory / file for file in files)
 
 
 def _names_in(path: Path) -> list[str | _Entry]:

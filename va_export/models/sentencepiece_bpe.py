@@ -21,9 +21,9 @@ from va_export.documents import is_lfs_pointer
 from va_export.errors import VaExportError
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer, decoders, normalizers
+    from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers
 
-_SPACE = "▁"  # SentencePiece's visible space, U+2581
+VISIBLE_SPACE = "▁"  # SentencePiece's visible space, U+2581
 _MODEL_TYPE_BPE = 2
 
 
@@ -106,12 +106,17 @@ def read_model(path: Path) -> SentencePieceModel:
 
 
 def build_tokenizer(
-    model: SentencePieceModel, added: Sequence[AddedToken], strips_first_blank: bool | None = None
+    model: SentencePieceModel,
+    added: Sequence[AddedToken],
+    strips_first_blank: bool | None = None,
+    prefixes_once: bool = False,
 ) -> Tokenizer:
     """The equivalent fast tokenizer.
 
     Args:
         strips_first_blank: whether decoded text loses a blank at its start; None: where the model put one there.
+        prefixes_once: the dummy prefix stands where the whole text starts, and not also behind each added token: what
+            Transformers' LlamaTokenizer calls `legacy: false`.
 
     An added token with the id of a piece takes the piece's place. Text between added tokens is tokenized on its own, as
     Hugging Face's tokenizers over SentencePiece do. One difference remains: with a dummy prefix, text after a
@@ -139,7 +144,9 @@ def build_tokenizer(
             byte_fallback=model.byte_fallback,
         )
     )
-    tokenizer.normalizer = _normalizer(model)
+    tokenizer.normalizer = _normalizer(model, prefix=model.add_dummy_prefix and not prefixes_once)
+    if model.add_dummy_prefix and prefixes_once:
+        tokenizer.pre_tokenizer = _first_prefix()
     tokenizer.decoder = _decoder(model.add_dummy_prefix if strips_first_blank is None else strips_first_blank)
     # SentencePiece finds user-defined pieces in the normalized text, where blanks are visible. A dummy prefix would be
     # put before the pieces themselves: there the text as it is must do.
@@ -164,7 +171,7 @@ def _merges(mergeable: Mapping[str, int], scores: Sequence[float]) -> list[tuple
     return [(left, right) for *_, left, right in ranked]
 
 
-def _normalizer(model: SentencePieceModel) -> normalizers.Normalizer:
+def _normalizer(model: SentencePieceModel, prefix: bool) -> normalizers.Normalizer:
     from tokenizers import Regex, normalizers
 
     steps: list[normalizers.Normalizer] = []
@@ -180,16 +187,30 @@ def _normalizer(model: SentencePieceModel) -> normalizers.Normalizer:
     if model.remove_extra_whitespaces:
         # \A and \z: of the text, not of a line in it.
         steps += [normalizers.Replace(Regex(r"\A +| +\z"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
-    if model.add_dummy_prefix:
-        steps.append(normalizers.Prepend(_SPACE))
-    steps.append(normalizers.Replace(" ", _SPACE))
+    if prefix:
+        steps.append(normalizers.Prepend(VISIBLE_SPACE))
+    steps.append(normalizers.Replace(" ", VISIBLE_SPACE))
     return normalizers.Sequence(steps)
+
+
+def _first_prefix() -> pre_tokenizers.PreTokenizer:
+    """Only a pre-tokenizer knows where the whole text starts. Metaspace adds no prefix to a text that starts with its
+    replacement, and SentencePiece adds one all the same: so the first looks for blanks, which the normalizer left none
+    of, and the second makes the one blank that the first put there a visible one."""
+    from tokenizers import pre_tokenizers
+
+    return pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Metaspace(replacement=" ", prepend_scheme="first", split=False),
+            pre_tokenizers.Metaspace(replacement=VISIBLE_SPACE, prepend_scheme="never", split=False),
+        ]
+    )
 
 
 def _decoder(strips_first_blank: bool) -> decoders.Decoder:
     from tokenizers import decoders
 
-    steps: list[decoders.Decoder] = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    steps: list[decoders.Decoder] = [decoders.Replace(VISIBLE_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
     if strips_first_blank:
         steps.append(decoders.Strip(content=" ", left=1))
     return decoders.Sequence(steps)

@@ -14,9 +14,9 @@ import sentencepiece
 from va_export.checkpoint.files import Checkpoint
 from va_export.errors import VaExportError
 from va_export.models import family_named
-from va_export.models.checkpoint_tokenizer import write_tokenizer
+from va_export.models.checkpoint_tokenizer import read_tokenizer, write_tokenizer
 from va_export.models.family import Choices, ModelSpec
-from va_export.models.internvl2.tokenizer import layout
+from va_export.models.internvl2.tokenizer import layout, prefix_ids
 from va_export.runtime.processing import Processing
 from va_export.runtime.tokenizer import load_tokenizer
 
@@ -66,6 +66,28 @@ def test_prompt_ids_equal_sentencepiece_between_the_added_tokens(source: Path, t
     expected += [*pieces.encode("\n视频里 что 🚲?  "), end]
     assert tokenizer.encode(text) == expected
     assert tokenizer.decode(expected) == "user\nFrame1: \n视频里 что 🚲?  "
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"tokenizer_class": "LlamaTokenizer", "legacy": False}, 1),
+        ({"tokenizer_class": "LlamaTokenizer", "legacy": False, "additional_special_tokens": ["<|im_start|>"]}, 0),
+        ({"tokenizer_class": "LlamaTokenizer", "legacy": False, "pad_token": {"content": "<|im_start|>"}}, 0),
+        ({"tokenizer_class": "LlamaTokenizer", "legacy": None}, 0),
+        ({"tokenizer_class": "InternLM2Tokenizer", "legacy": False}, 0),
+    ],
+)
+def test_a_prompt_of_4bs_tokenizer_has_the_prefix_of_its_first_token(
+    changes: dict[str, Any], expected: int, source: Path
+) -> None:
+    edit(source / "tokenizer_config.json", lambda settings: settings.update(changes))
+    found = read_tokenizer(source, layout("internlm2-chat"))
+    assert found.fast is not None
+    prefix = [found.fast.token_to_id("\u2581")]
+    assert prefix != [None]
+    assert [*prefix_ids(found, "<|im_start|>system")] == prefix * expected
+    assert prefix_ids(found, "system<|im_start|>") == ()
 
 
 @pytest.fixture

@@ -112,6 +112,8 @@ def test_prompt_text_and_ids() -> None:
     ids = PROCESSING.input_ids("Why?", 2, CharacterTokenizer())  # type: ignore[arg-type]
     assert ids.dtype == np.int64
     assert ids.tolist() == [[1, *CharacterTokenizer().encode(text)]]
+    with_prefix = msgspec.structs.replace(PROCESSING, prefix_ids=(5, 6))
+    assert with_prefix.input_ids("Why?", 2, CharacterTokenizer()).tolist() == [[1, 5, 6, *ids[0, 1:]]]  # type: ignore[arg-type]
     without = msgspec.structs.replace(PROCESSING, bos_token_id=None)
     assert without.input_ids("Why?", 2, CharacterTokenizer()).tolist() == [ids[0, 1:].tolist()]  # type: ignore[arg-type]
 
@@ -218,6 +220,7 @@ ILLEGAL = [
     ("stop_token_ids", [2, -7]),
     ("stop_token_ids", ["2"]),
     ("bos_token_id", "1"),
+    ("prefix_ids", [-1]),
     ("surplus", 1),
 ]
 

@@ -10,6 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from va_export.models.component import Component, decoder_component, embedding_component
 from va_export.models.family import AS_IT_IS, Choices, ModelSpec, WeightSource
 from va_export.models.internvl2 import config as _config
@@ -76,11 +78,14 @@ class InternVL2(TokenizedFamily):
     def processing(self, spec: ModelSpec, checkpoint: Checkpoint) -> Processing:
         from va_export.models.internvl2 import prompt
         from va_export.models.internvl2.text_backbones import TEXT_BACKBONES
+        from va_export.models.internvl2.tokenizer import prefix_ids
 
         default = TEXT_BACKBONES[spec.text_architecture].adds_bos
         config_bos = spec.hf_config["text_config"]["bos_token_id"]
-        first = self.tokenizer(checkpoint).first_id(default, config_bos, checkpoint.note)
-        return prompt.processing(spec, first, checkpoint.config.get("system_message"))
+        tokenizer = self.tokenizer(checkpoint)
+        first = tokenizer.first_id(default, config_bos, checkpoint.note)
+        processing = prompt.processing(spec, first, checkpoint.config.get("system_message"))
+        return msgspec.structs.replace(processing, prefix_ids=prefix_ids(tokenizer, processing.chat_template))
 
     def tokenizer_layout(self, config: Mapping[str, Any]) -> TokenizerLayout:
         from va_export.models.internvl2.tokenizer import layout

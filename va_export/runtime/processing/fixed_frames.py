@@ -52,6 +52,7 @@ class FixedFrames(Form, frozen=True, tag_field="kind", tag="fixed_frames"):
         bos_token_id: first id of every prompt, or None.
         stop_token_ids: ids that end an answer.
         frames: how many a question takes unless asked otherwise.
+        prefix_ids: ids between the first and those of the text, which the text does not spell.
     """
 
     image_size: int
@@ -69,6 +70,7 @@ class FixedFrames(Form, frozen=True, tag_field="kind", tag="fixed_frames"):
     frames: int = 8
     tokens_after: int = 0
     grid: tuple[int, int] | None = None
+    prefix_ids: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.frame_sampling not in SAMPLERS:
@@ -87,7 +89,7 @@ class FixedFrames(Form, frozen=True, tag_field="kind", tag="fixed_frames"):
                 raise ValueError(f"{name} is {getattr(self, name)}, more than {_LARGEST}")
         if not self.image_token:
             raise ValueError("image_token is empty")
-        for name in ("bos_token_id", "stop_token_ids"):
+        for name in ("bos_token_id", "stop_token_ids", "prefix_ids"):
             ids = getattr(self, name)
             if any(number is not None and number < 0 for number in (ids if isinstance(ids, tuple) else (ids,))):
                 raise ValueError(f"{name} must be at least 0, not {ids}")
@@ -208,6 +210,7 @@ class FixedFrames(Form, frozen=True, tag_field="kind", tag="fixed_frames"):
     def _ids(self, question: str, n_frames: int, tokenizer: Tokenizer) -> npt.NDArray[np.int64]:
         text = self.prompt_text(question, n_frames)
         ids = tokenizer.encode(text) if self.marker is None else self._cut(text, tokenizer)
+        ids = [*self.prefix_ids, *ids]
         if self.bos_token_id is not None:
             ids = [self.bos_token_id, *ids]
         array = np.asarray([ids], dtype=np.int64)
