@@ -15,7 +15,7 @@ import pytest
 import torch
 from refusals import refused
 from safetensors.torch import load_file, save_file
-from transformers import InternVLConfig, InternVLForConditionalGeneration
+from transformers import AutoTokenizer, InternVLConfig, InternVLForConditionalGeneration
 from transformers.models.internvl.processing_internvl import InternVLProcessor
 from transformers_layout import LAYOUTS, rewritten_config, write_in_transformers_layout
 
@@ -28,6 +28,7 @@ from va_export.models.internvl2.config import spec_from_config
 from va_export.models.internvl2.tiny import write_tiny_checkpoint
 from va_export.models.parameters import check_checkpoint, load_model
 from va_export.runtime.processing import Processing
+from va_export.runtime.tokenizer import load_tokenizer
 
 IMAGE = 90
 TEXT: dict[str, Any] = {
@@ -191,6 +192,27 @@ def test_another_chat_template_is_told_and_not_executed(directory: Path, monkeyp
     (directory / "chat_template.jinja").write_bytes(b"\xff")
     with refused(directory / "chat_template.jinja"):
         processing_of(directory)
+
+
+def test_a_token_that_the_model_has_no_row_for_is_left_out(directory: Path) -> None:
+    """The processor's `<video>`, which it replaces by frames: a question that spells it stays within the vocabulary."""
+    expected = processing_of(directory)[0]
+    entry = {"content": "<video>", "lstrip": False, "rstrip": False, "single_word": False, "normalized": False}
+    content = json.loads((directory / "tokenizer.json").read_text())
+    content["added_tokens"].append({"id": 263, "special": True, **entry})
+    (directory / "tokenizer.json").write_text(json.dumps(content))
+    settings = json.loads((directory / "tokenizer_config.json").read_text())
+    settings["added_tokens_decoder"]["263"] = {"special": True, **entry}
+    (directory / "tokenizer_config.json").write_text(json.dumps(settings))
+    assert AutoTokenizer.from_pretrained(directory).convert_tokens_to_ids("<video>") == 263
+    found, notes = processing_of(directory)
+    assert found == expected and len(notes) == 1 and "<video>" in notes[0]
+    checkpoint = Checkpoint.open(directory)
+    written = family_for(checkpoint.config).write_tokenizer(checkpoint, directory.parent)
+    assert written is not None
+    tokenizer = load_tokenizer(written.parent)
+    assert tokenizer is not None and tokenizer.vocab_size == 263
+    assert tokenizer.encode("<video><img>") == [*b"<video>", 260]
 
 
 def test_an_id_that_the_tokenizer_contradicts_is_refused(directory: Path) -> None:

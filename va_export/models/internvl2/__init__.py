@@ -92,7 +92,9 @@ class InternVL2(TokenizedFamily):
     def tokenizer_layout(self, config: Mapping[str, Any]) -> TokenizerLayout:
         from va_export.models.internvl2.tokenizer import layout
 
-        return layout(config.get("template"))
+        text = config.get("text_config")
+        rows = text.get("vocab_size") if isinstance(text, dict) and layouts.is_transformers(config) else None
+        return layout(str(config.get("template")), rows if isinstance(rows, int) else None)
 
     def write_tiny_checkpoint(self, directory: Path, seed: int = 0) -> Path:
         from va_export.models.internvl2 import tiny

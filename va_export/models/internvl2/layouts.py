@@ -72,6 +72,11 @@ def is_original(spec: ModelSpec) -> bool:
     return "tower" not in spec.names
 
 
+def is_transformers(config: Mapping[str, Any]) -> bool:
+    """Whether a config.json is of transformers' layout."""
+    return TRANSFORMERS in (config.get("architectures") or ())
+
+
 def described(config: Mapping[str, Any], names: Collection[str]) -> Description:
     """Read a config.json of either layout.
 
@@ -82,7 +87,7 @@ def described(config: Mapping[str, Any], names: Collection[str]) -> Description:
         VaExportError: a key is missing or holds what it must not, or the decoder is none of ours.
     """
     _refuse_flash(config, names)
-    if TRANSFORMERS in (config.get("architectures") or ()):
+    if is_transformers(config):
         return _from_transformers(config, names)
     return _from_original(config, names)
 
