@@ -1,10 +1,11 @@
 """What config.json says in each of the two layouts that InternVL's checkpoints come in, in one form.
 
 The original is OpenGVLab's (`InternVLChatModel`), whose tower packs its queries, keys and values. In transformers'
-(`InternVLForConditionalGeneration`: InternVL3-8B-hf, InternVL3_5-8B-HF) tensors have the names of the class, as
-transformers 4.52 and later write them (`vision_tower`, `language_model.model`) or as the class itself does (the same
-behind `model.`, and `lm_head`). The decoders of that layout are those of transformers' own conversion script
-(`convert_internvl_weights_to_hf.py`, where InternLM2 becomes a Llama) and of OpenGVLab's for InternVL3.5 (Qwen3).
+(`InternVLForConditionalGeneration`: InternVL3-8B-hf, InternVL3_5-8B-HF) tensors have the names of the class: as
+`save_pretrained` of 5.17 writes them (`vision_tower`, `language_model.model`; so did 4.52, by its conversion table), or
+the class's own (`model.vision_tower`, `model.language_model`, `lm_head`). The decoders of that layout are those of
+transformers' conversion script (`convert_internvl_weights_to_hf.py`, where InternLM2 becomes a Llama) and of
+OpenGVLab's for InternVL3.5 (Qwen3); no published file of it was at hand.
 """
 
 from __future__ import annotations
