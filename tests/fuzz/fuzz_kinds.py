@@ -45,6 +45,7 @@ IMPORTED = (
     *("test_document_forms", "va_export.runtime.bundle", "va_export.runtime.video", "va_export.proof.run"),
     *("va_export.export.source", "va_export.export.plan", "va_export.export.shard_plan", "va_export.report.html"),
     *("va_export.models.qwen2_5_vl.tokenizer", "va_export.models.llava.tokenizer", "va_export.models.tokenized"),
+    *("va_export.models.internvl2.chat_template", "va_export.models.internvl2.layouts"),
     "va_export.models.qwen3_vl.tokenizer",
     *("va_export.models.internvl2.tokenizer", "va_export.runtime.backends.onnxruntime", "va_export.progress"),
     *("onnxruntime", "onnx", "av", "av.subtitles", "tokenizers", "safetensors", "scipy.linalg", "jinja2"),
@@ -53,6 +54,7 @@ IMPORTED = (
 )
 MAKERS: dict[str, Make] = {
     "checkpoint": inputs.write_checkpoint,
+    "transformers checkpoint": inputs.write_transformers_checkpoint,
     "patch checkpoint": partial(inputs.write_checkpoint_of, "qwen2_5_vl"),
     "deep checkpoint": partial(inputs.write_checkpoint_of, "qwen3_vl"),
     "pooled checkpoint": partial(inputs.write_checkpoint_of, "llava"),
@@ -241,6 +243,14 @@ KINDS = {
         Kind("portable graph", "bundle", ("onnx/*e.onnx",), change_message, answer_portable, resealed=True),
         Kind("weights", "bundle", ("onnx/*.data",), change_bytes, answer, resealed=True),
         Kind("checkpoint config", "checkpoint", ("config.json",), change_json, open_checkpoint),
+        Kind(
+            "transformers checkpoint config",
+            "transformers checkpoint",
+            ("config.json", "chat_template.json"),
+            change_json,
+            open_checkpoint,
+        ),
+        Kind("chat template", "transformers checkpoint", ("chat_template.jinja",), change_bytes, open_checkpoint),
         Kind("patch checkpoint config", "patch checkpoint", ("config.json", "pre*.json"), change_json, open_checkpoint),
         Kind("deep checkpoint config", "deep checkpoint", ("config.json", "*pre*.json"), change_json, open_checkpoint),
         Kind("pooled checkpoint config", "pooled checkpoint", ("config.json",), change_json, open_checkpoint),

@@ -7,6 +7,7 @@ import hashlib
 import json
 import random
 import shutil
+import tempfile
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -66,6 +67,21 @@ def write_checkpoint(folder: Path) -> None:
     }
     for name, content in files.items():
         (folder / name).write_text(json.dumps(content, indent=1))
+
+
+def write_transformers_checkpoint(folder: Path) -> None:
+    """The tiny checkpoint over Qwen2 in transformers' layout, with a chat template in every file that may hold one."""
+    from transformers_layout import write_in_transformers_layout
+
+    from va_export.models.internvl2.tiny import write_tiny_checkpoint
+
+    with tempfile.TemporaryDirectory() as scratch:
+        decoder = {"architectures": ["Qwen2ForCausalLM"], "rope_scaling": None}
+        original = write_tiny_checkpoint(Path(scratch), llm_config=decoder)
+        write_in_transformers_layout(original, folder, "class", 262)
+    template = "{% for message in messages %}{{ message }}{% endfor %}"
+    (folder / "chat_template.jinja").write_text(template)
+    (folder / "chat_template.json").write_text(json.dumps({"chat_template": template}))
 
 
 def write_checkpoint_of(family: str, folder: Path) -> None:
