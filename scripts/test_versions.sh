@@ -23,6 +23,7 @@ tests=(
     tests/anchor/test_hugging_face_cache.py
     tests/anchor/test_hugging_face_cuda.py
     tests/models/*/test_*_vision.py
+    tests/models/*/test_*_classes.py
     tests/models/test_toy_family.py
     tests/proof/test_streamed_reference.py
 )

@@ -185,8 +185,9 @@ FAMILY_NAMES_ELSEWHERE = {
     "va_export/models/__init__.py": (  # the rows
         "from va_export.models.internvl2 import InternVL2",
         "from va_export.models.qwen2_5_vl import Qwen25VL",
+        "from va_export.models.qwen3_vl import Qwen3VL",
         "from va_export.models.llava import Llava",
-        "(InternVL2(), Qwen25VL(), Llava())",
+        "(InternVL2(), Qwen25VL(), Qwen3VL(), Llava())",
     ),
     "va_export/anchor/gains.py": ("InternVL2-8B", "InternVL2-4B"),  # the paper's gains
     # default gains; what marks the recipes' folder

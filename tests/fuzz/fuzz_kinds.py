@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,8 @@ IMPORTED = (
     *("test_document_forms", "va_export.runtime.bundle", "va_export.runtime.video", "va_export.proof.run"),
     *("va_export.export.source", "va_export.export.plan", "va_export.export.shard_plan", "va_export.report.html"),
     *("va_export.models.qwen2_5_vl.tokenizer", "va_export.models.llava.tokenizer", "va_export.models.tokenized"),
+    *("va_export.models.internvl2.chat_template", "va_export.models.internvl2.layouts"),
+    "va_export.models.qwen3_vl.tokenizer",
     *("va_export.models.internvl2.tokenizer", "va_export.runtime.backends.onnxruntime", "va_export.progress"),
     *("onnxruntime", "onnx", "av", "av.subtitles", "tokenizers", "safetensors", "scipy.linalg", "jinja2"),
     *("PIL.PngImagePlugin", "PIL.JpegImagePlugin", "PIL.GifImagePlugin", "PIL.BmpImagePlugin", "PIL.PpmImagePlugin"),
@@ -51,9 +54,12 @@ IMPORTED = (
 )
 MAKERS: dict[str, Make] = {
     "checkpoint": inputs.write_checkpoint,
-    "patch checkpoint": inputs.write_patch_checkpoint,
-    "pooled checkpoint": inputs.write_pooled_checkpoint,
-    "patch processing": inputs.write_patch_processing,
+    "transformers checkpoint": inputs.write_transformers_checkpoint,
+    "patch checkpoint": partial(inputs.write_checkpoint_of, "qwen2_5_vl"),
+    "deep checkpoint": partial(inputs.write_checkpoint_of, "qwen3_vl"),
+    "pooled checkpoint": partial(inputs.write_checkpoint_of, "llava"),
+    "patch processing": partial(inputs.write_processing_of, "qwen2_5_vl"),
+    "stepped processing": partial(inputs.write_processing_of, "qwen3_vl"),
     "sharded checkpoint": inputs.write_sharded_checkpoint,
     "sentencepiece checkpoint": inputs.write_sentencepiece_checkpoint,
     "byte-level checkpoint": inputs.write_byte_level_checkpoint,
@@ -226,6 +232,7 @@ KINDS = {
         Kind("manifest", "bundle", ("manifest.json",), change_json, open_manifest),
         Kind("processing", "bundle", ("processing.json",), change_json, answer, resealed=True),
         Kind("patch processing", "patch processing", ("processing.json",), change_json, open_processing),
+        Kind("stepped processing", "stepped processing", ("processing.json",), change_json, open_processing),
         Kind("bundle tokenizer", "bundle", ("tokenizer.json",), change_json, answer, resealed=True),
         Kind("parity", "bundle", ("parity.json",), change_json, report, resealed=True),
         Kind("latency", "bundle", ("latency.json",), change_json, report, resealed=True),
@@ -236,7 +243,16 @@ KINDS = {
         Kind("portable graph", "bundle", ("onnx/*e.onnx",), change_message, answer_portable, resealed=True),
         Kind("weights", "bundle", ("onnx/*.data",), change_bytes, answer, resealed=True),
         Kind("checkpoint config", "checkpoint", ("config.json",), change_json, open_checkpoint),
+        Kind(
+            "transformers checkpoint config",
+            "transformers checkpoint",
+            ("config.json", "chat_template.json"),
+            change_json,
+            open_checkpoint,
+        ),
+        Kind("chat template", "transformers checkpoint", ("chat_template.jinja",), change_bytes, open_checkpoint),
         Kind("patch checkpoint config", "patch checkpoint", ("config.json", "pre*.json"), change_json, open_checkpoint),
+        Kind("deep checkpoint config", "deep checkpoint", ("config.json", "*pre*.json"), change_json, open_checkpoint),
         Kind("pooled checkpoint config", "pooled checkpoint", ("config.json",), change_json, open_checkpoint),
         Kind("generation config", "checkpoint", ("generation_config.json",), change_json, open_checkpoint),
         Kind("tokenizer config", "checkpoint", ("tokenizer_config.json",), change_json, open_checkpoint),

@@ -7,6 +7,7 @@ import hashlib
 import json
 import random
 import shutil
+import tempfile
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -68,28 +69,37 @@ def write_checkpoint(folder: Path) -> None:
         (folder / name).write_text(json.dumps(content, indent=1))
 
 
-def write_patch_checkpoint(folder: Path) -> None:
-    """A checkpoint whose frames keep their sizes."""
+def write_transformers_checkpoint(folder: Path) -> None:
+    """The tiny checkpoint over Qwen2 in transformers' layout, with a chat template in every file that may hold one."""
+    from transformers_layout import write_in_transformers_layout
+
+    from va_export.models.internvl2.tiny import write_tiny_checkpoint
+
+    with tempfile.TemporaryDirectory() as scratch:
+        decoder = {"architectures": ["Qwen2ForCausalLM"], "rope_scaling": None}
+        original = write_tiny_checkpoint(Path(scratch), llm_config=decoder)
+        write_in_transformers_layout(original, folder, "class", 262)
+    template = "{% for message in messages %}{{ message }}{% endfor %}"
+    (folder / "chat_template.jinja").write_text(template)
+    (folder / "chat_template.json").write_text(json.dumps({"chat_template": template}))
+
+
+def write_checkpoint_of(family: str, folder: Path) -> None:
+    """A checkpoint of another family: frames that keep their sizes, times in the prompt, a tower's sizes that only its
+    tensors tell."""
     from va_export.models import family_named
 
-    family_named("qwen2_5_vl").write_tiny_checkpoint(folder)
+    family_named(family).write_tiny_checkpoint(folder)
 
 
-def write_pooled_checkpoint(folder: Path) -> None:
-    """A checkpoint whose tower's sizes only its tensors tell."""
-    from va_export.models import family_named
-
-    family_named("llava").write_tiny_checkpoint(folder)
-
-
-def write_patch_processing(folder: Path) -> None:
-    """What a bundle's host needs for frames that keep their sizes."""
+def write_processing_of(name: str, folder: Path) -> None:
+    """What the host of another family's bundle needs."""
     from va_export.checkpoint.files import Checkpoint
     from va_export.documents import encode
     from va_export.models import family_named
 
-    write_patch_checkpoint(folder)
-    family, checkpoint = family_named("qwen2_5_vl"), Checkpoint.open(folder)
+    write_checkpoint_of(name, folder)
+    family, checkpoint = family_named(name), Checkpoint.open(folder)
     processing = family.processing(family.spec_from_checkpoint(checkpoint), checkpoint)
     (folder / "processing.json").write_bytes(encode(processing))
 

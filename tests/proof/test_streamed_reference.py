@@ -15,13 +15,14 @@ from va_export.anchor import attention
 from va_export.checkpoint.files import Checkpoint
 from va_export.export.recipe import Recipe
 from va_export.export.source import Source
-from va_export.models import family_for, published_config
+from va_export.models import FAMILIES, family_for, published_config
 from va_export.models import reference_memory as memory
-from va_export.models.family import Choices
+from va_export.models.family import Choices, ModelFamily
 from va_export.models.internvl2.tiny import write_tiny_checkpoint
 from va_export.models.streaming import StreamedModel
 from va_export.proof.reference import compute_reference
 from va_export.proof.sample import Sample
+from va_export.runtime.tokenizer import load_tokenizer
 from va_export.settings import ScoreSettings
 
 VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -63,6 +64,21 @@ def test_streamed_and_whole_give_the_same_bits(variant: str, tmp_path: Path) -> 
         assert array.dtype == streamed[name].dtype and np.array_equal(array, streamed[name]), name
     assert not np.array_equal(whole["anchored_logits"], whole["plain_logits"])
     assert whole["plain_logits"].shape == (4, 263) and np.isfinite(whole["plain_logits"]).all()
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_every_family_is_streamed(family: ModelFamily, tmp_path: Path) -> None:
+    """Several axes of positions, features that layers add: in the prompt and in the steps behind it."""
+    checkpoint = Checkpoint.open(family.write_tiny_checkpoint(tmp_path))
+    source = Source(family, family.spec_from_checkpoint(checkpoint), checkpoint)
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer is not None
+    frames = np.random.default_rng(0).integers(0, 256, (2, 56, 84, 3), dtype=np.uint8)
+    sample = Sample(frames, source.processing.prepare(frames, "Why?", tokenizer), clip={})
+    recipe = Recipe(name="r", checkpoint=str(tmp_path), score=ScoreSettings(n_subspaces=2))
+    whole, streamed = (compute_reference(source, recipe, sample, 3, streamed=how) for how in (False, True))
+    assert whole.keys() == streamed.keys()
+    assert all(np.array_equal(array, streamed[name]) for name, array in whole.items())
 
 
 def test_a_cut_decoder_is_streamed_too(tmp_path: Path) -> None:

@@ -49,6 +49,7 @@ def run_command(
     from va_export.runtime.arguments import frame_count
     from va_export.runtime.backends.decoder_parts import parse_devices
     from va_export.runtime.bundle import Bundle
+    from va_export.runtime.processing import Video
     from va_export.runtime.video import check_sampling, is_by_rate, read_frames
 
     values.text("--prompt", prompt)
@@ -64,7 +65,7 @@ def run_command(
         clip = read_frames(video, frames or usual, rule, allow_truncated=allow_truncated)
         for note in clip.reading.notes:
             print(f"note: {note}", file=sys.stderr)
-        prepared = opened.prepare(clip.pixels, prompt)
+        prepared = opened.prepare(Video(clip.pixels, timestamps=clip.timestamps), prompt)
         assert opened.tokenizer is not None  # prepare() would have raised
         text = opened.tokenizer.stream()
         stops = set(opened.processing.stop_token_ids)

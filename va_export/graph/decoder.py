@@ -10,6 +10,7 @@ from va_export.anchor.hugging_face_cache import with_cache
 from va_export.bundle.decoder_shards import DecoderShard
 from va_export.graph import attention
 from va_export.graph.kv_cache import StaticKvCache
+from va_export.models.deepstack import split_features
 
 
 class DecoderGraph(torch.nn.Module):
@@ -20,7 +21,8 @@ class DecoderGraph(torch.nn.Module):
     numbers that the one before ended with.
 
     Args of forward:
-        inputs_embeds: (B, S, D) float32; the hidden states of the shard before where this is not the first.
+        inputs_embeds: (B, S, D) float32; the hidden states of the shard before where this is not the first. Behind them
+            the features that the next layers add to visual tokens, where the model has such.
         position_ids: (axes, B, S) int64, what rotary embeddings turn by; slots of the cache are counted apart.
         key_log_gain, value_gain: (B, C) float32 over cache slots; zeros and ones for plain attention, which is what a
             one-token step must be given.
@@ -48,7 +50,7 @@ class DecoderGraph(torch.nn.Module):
     ) -> tuple[torch.Tensor, ...]:
         language_model = self.hf.model.language_model
         q_len = inputs_embeds.shape[1]
-        hidden_states = inputs_embeds.to(past[0].dtype)
+        hidden_states, *features = split_features(inputs_embeds.to(past[0].dtype), language_model.config.hidden_size)
         # One axis is (B, S), as text models want it; several stay (axes, B, S).
         positions = position_ids[0] if position_ids.shape[0] == 1 else position_ids
         position_embeddings = language_model.rotary_emb(hidden_states, positions)
@@ -64,8 +66,11 @@ class DecoderGraph(torch.nn.Module):
                 kv_length=past_length + q_len,
                 **with_cache(layer, kv_cache),
             )
+            if features:
+                hidden_states = hidden_states + features.pop(0)
         if not self._shard.is_last:
-            return (hidden_states.to(torch.float32), *kv_cache.present())
+            states = torch.cat((hidden_states, *features), dim=-1) if features else hidden_states
+            return (states.to(torch.float32), *kv_cache.present())
         last = language_model.norm(hidden_states[:, -1:])
         logits = self.hf.lm_head(last)[:, 0].to(torch.float32)
         return (logits, *kv_cache.present())

@@ -11,8 +11,9 @@ class EmbeddingGraph(torch.nn.Module):
     """Ids (B, S), which of them are image placeholders (B, S) and visual tokens (N, D) → embeddings (B, S, D) float32.
 
     The k-th placeholder, counted through the batch row by row, takes visual token k. Text-only steps pass any one
-    row of visual tokens, which is then not read. Which id is the placeholder is the host's knowledge, not the
-    graph's: a checkpoint without tokenizer files does not tell.
+    row of visual tokens, which is then not read. Where visual tokens have features for the decoder's first layers
+    behind them, D is the width of all, and text has zeros there. Which id is the placeholder is the host's knowledge,
+    not the graph's: a checkpoint without tokenizer files does not tell.
     """
 
     def __init__(self, hf: Any) -> None:
@@ -25,4 +26,7 @@ class EmbeddingGraph(torch.nn.Module):
         # Clamped: at text positions before the first placeholder the order is −1, and whatever is gathered is not used.
         order = order.clamp(min=0).to(torch.int64).reshape(input_ids.shape)
         visual = torch.nn.functional.embedding(order, visual_tokens)
+        further = visual_tokens.shape[1] - embeddings.shape[2]
+        if further:
+            embeddings = torch.nn.functional.pad(embeddings, (0, further))
         return torch.where(is_visual[..., None], visual, embeddings)

@@ -16,7 +16,8 @@ from va_export.passes import run_passes
 class ShardTracer:
     """Gives the graphs of one decoder's shards, passes run, without weights.
 
-    Shards of equal layers, none of them the last, differ in nothing but the layers' numbers: those share a trace.
+    Shards of equal layers and widths, none of them the last, differ in nothing but the layers' numbers: those share a
+    trace.
     """
 
     def __init__(self, model: FakeModel, weight_map: Mapping[str, WeightSource]) -> None:
@@ -31,7 +32,8 @@ class ShardTracer:
         """The graph of one shard; the caller may change it."""
         assert component.shard is not None
         layers = self._model.hf.model.language_model.layers
-        shape = (component.shard.is_last, *(_signature(layers[index]) for index in component.shard.layers))
+        widths = component.inputs[0].shape, component.outputs[0].shape  # features that are added on the way narrow them
+        shape = (component.shard.is_last, widths, *(_signature(layers[index]) for index in component.shard.layers))
         if shape not in self._traced:
             self._traced[shape] = (component, run_passes(self._model.trace(component)))
         traced, model = self._traced[shape]

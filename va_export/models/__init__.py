@@ -11,8 +11,9 @@ from va_export.models.family import ModelFamily
 from va_export.models.internvl2 import InternVL2
 from va_export.models.llava import Llava
 from va_export.models.qwen2_5_vl import Qwen25VL
+from va_export.models.qwen3_vl import Qwen3VL
 
-FAMILIES: tuple[ModelFamily, ...] = (InternVL2(), Qwen25VL(), Llava())
+FAMILIES: tuple[ModelFamily, ...] = (InternVL2(), Qwen25VL(), Qwen3VL(), Llava())
 
 
 def family_for(config: Mapping[str, Any]) -> ModelFamily:

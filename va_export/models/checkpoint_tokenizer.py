@@ -56,11 +56,14 @@ class TokenizerLayout:
         prompt: the tokens that prompts are made of.
         builders: the file that tells → what makes a tokenizer of it and its neighbours; the first that is there.
         files: further files that those read.
+        rows: of the model's embedding, where a `tokenizer.json` may have added tokens beyond them that the model's own
+            processor replaces before it asks the model; they are left out. None: none are expected.
     """
 
     prompt: PromptTokens
     builders: Mapping[str, Callable[[Path, SpecialTokens], Tokenizer]]
     files: tuple[str, ...] = ()
+    rows: int | None = None
 
 
 @dataclass(frozen=True)
@@ -242,7 +245,7 @@ def _read(directory: Path, layout: TokenizerLayout, _: tuple[tuple[str, int, int
     if file is None:
         fast = None
     elif file.name == TOKENIZER_FILE:
-        fast = open_tokenizer(file, special.added, notes.append)
+        fast = open_tokenizer(file, special.added, notes.append, layout.rows)
     else:
         fast = layout.builders[file.name](file, special)
     return CheckpointTokenizer(layout.prompt, file, fast, special, tuple(notes))

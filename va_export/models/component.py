@@ -71,7 +71,7 @@ def embedding_component(spec: ModelSpec, visual_tokens: Callable[[int], int]) ->
     Args:
         visual_tokens: frames → visual tokens at the most.
     """
-    hidden = spec.text.hidden_size
+    width = spec.text.width_at(0)
 
     def build(hf: Any) -> nn.Module:
         from va_export.graph.embedding import EmbeddingGraph
@@ -89,9 +89,9 @@ def embedding_component(spec: ModelSpec, visual_tokens: Callable[[int], int]) ->
         (
             TensorInfo("input_ids", "int64", ("batch", "sequence")),
             TensorInfo("is_visual", "bool", ("batch", "sequence")),
-            TensorInfo("visual_tokens", "float32", ("visual_count", hidden)),
+            TensorInfo("visual_tokens", "float32", ("visual_count", width)),
         ),
-        (TensorInfo("inputs_embeds", "float32", ("batch", "sequence", hidden)),),
+        (TensorInfo("inputs_embeds", "float32", ("batch", "sequence", width)),),
         build,
         ranges,
     )
@@ -120,12 +120,12 @@ def decoder_component(spec: ModelSpec, precision: str, shard: DecoderShard, posi
 
     cache = ("batch", text.num_kv_heads, "capacity", text.head_dim)
     dtype = CACHE_TYPES[precision]
-    hidden = ("batch", "sequence", text.hidden_size)
+    into, out_of = (("batch", "sequence", text.width_at(layer)) for layer in (shard.first_layer, shard.stop_layer))
     return Component(
         shard.name,
         "decoder",
         (
-            TensorInfo(shard.input_name, "float32", hidden),
+            TensorInfo(shard.input_name, "float32", into),
             TensorInfo("position_ids", "int64", (position_axes, "batch", "sequence")),
             TensorInfo("key_log_gain", "float32", ("batch", "capacity")),
             TensorInfo("value_gain", "float32", ("batch", "capacity")),
@@ -133,7 +133,7 @@ def decoder_component(spec: ModelSpec, precision: str, shard: DecoderShard, posi
             *(TensorInfo(name, dtype, cache) for name in cache_names(PAST, shard.layers)),
         ),
         (
-            TensorInfo(shard.output_name, "float32", ("batch", text.vocab_size) if shard.is_last else hidden),
+            TensorInfo(shard.output_name, "float32", ("batch", text.vocab_size) if shard.is_last else out_of),
             *(TensorInfo(name, dtype, cache) for name in cache_names(PRESENT, shard.layers)),
         ),
         build,
@@ -144,8 +144,9 @@ def decoder_component(spec: ModelSpec, precision: str, shard: DecoderShard, posi
 
 
 def score_component(spec: ModelSpec, visual_tokens: Callable[[int], int], score: ScoreSettings) -> Component:
-    """Visual tokens of one video → their sharing scores and subspaces; the graph is `graph.score.score_model`'s, which
-    takes no fewer tokens than it makes subspaces or principal components of."""
+    """Visual tokens of one video, without what the decoder's first layers add → their sharing scores and subspaces; the
+    graph is `graph.score.score_model`'s, which takes no fewer tokens than it makes subspaces or principal components
+    of."""
 
     def ranges(limits: Limits) -> Profiles:
         sizes = visual_range(limits, visual_tokens)

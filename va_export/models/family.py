@@ -41,7 +41,14 @@ class LongRopeScaling:
 
 @dataclass(frozen=True)
 class TextShape:
-    """The decoder's sizes; `num_layers` is what is exported, fewer than in the checkpoint if cut."""
+    """The decoder's sizes.
+
+    Attributes:
+        num_layers: what is exported, fewer than in the checkpoint if cut.
+        deepstack_layers: how many of the first layers add features of their own to the visual tokens (DeepStack,
+            arXiv 2406.04334). A token's embedding then holds these behind itself, hidden_size values each; zeros for
+            text.
+    """
 
     hidden_size: int
     num_layers: int
@@ -54,6 +61,11 @@ class TextShape:
     rms_norm_eps: float
     rope_theta: float
     rope_scaling: DynamicNtkScaling | LongRopeScaling | None
+    deepstack_layers: int = 0
+
+    def width_at(self, layer: int) -> int:
+        """Values that a token has before that layer: its hidden state and the features not yet added."""
+        return self.hidden_size * (1 + max(0, self.deepstack_layers - layer))
 
 
 @dataclass(frozen=True)

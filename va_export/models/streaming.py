@@ -49,10 +49,13 @@ class StreamedModel:
 
     @contextmanager
     def streamed(self, module: nn.Module) -> Iterator[None]:
-        """While the block runs, every submodule of `module` holds its own parameters just during its forward."""
+        """While the block runs, every submodule of `module` holds its own parameters just during its forward; those of
+        `module` itself, whose forward may not be what is called, are there all the while."""
+        own = self._parameters_of(module, recurse=False)
+        self._load(own)
         handles = []
         for part in module.modules():
-            if names := self._parameters_of(part, recurse=False):
+            if part is not module and (names := self._parameters_of(part, recurse=False)):
                 handles.append(part.register_forward_pre_hook(lambda *_, names=names: self._load(names)))
                 handles.append(part.register_forward_hook(lambda *_, names=names: self._drop(names), always_call=True))
         try:
@@ -60,6 +63,7 @@ class StreamedModel:
         finally:
             for handle in handles:
                 handle.remove()
+            self._drop(own)
 
     def embed(self, input_ids: torch.Tensor) -> torch.Tensor:
         """`get_input_embeddings()(input_ids)`, reading the rows that occur and no others."""

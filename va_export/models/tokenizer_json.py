@@ -6,6 +6,7 @@ tokens, and how they are cut out of text, from the files beside it too.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,12 +17,15 @@ from va_export.runtime.tokenizer import TOKENIZER_FILE, tokenizer_errors
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+_SHOWN = 6
 
-def open_tokenizer(path: Path, added: Iterable[AddedToken], note: Note) -> Tokenizer:
+
+def open_tokenizer(path: Path, added: Iterable[AddedToken], note: Note, rows: int | None = None) -> Tokenizer:
     """The tokenizer in `path`, with the tokens `added` by other files.
 
     Args:
         note: is told what of the file is not followed.
+        rows: of the model's embedding; added tokens beyond them are left out. None: all are kept.
 
     Raises:
         VaExportError: the file cannot be read, or an added token would get another id.
@@ -39,8 +43,25 @@ def open_tokenizer(path: Path, added: Iterable[AddedToken], note: Note) -> Token
     if getattr(tokenizer.model, "dropout", None):
         note(f"{path.name} drops merges at random, which is for training: left out.")
         tokenizer.model.dropout = None
+    if rows is not None:
+        tokenizer = _cut(tokenizer, path, rows, note)
+        added = [token for token in added if token.id < rows]
     add_tokens(tokenizer, added, path)
     return tokenizer
+
+
+def _cut(tokenizer: Tokenizer, path: Path, rows: int, note: Note) -> Tokenizer:
+    """The tokenizer without the added tokens that the model has no row for: a text that spells one is taken apart."""
+    import tokenizers
+
+    content = json.loads(tokenizer.to_str())
+    beyond = [token["content"] for token in content["added_tokens"] if token["id"] >= rows]
+    if not beyond:
+        return tokenizer
+    note(f"{path.name} has added tokens that the model has no row for ({', '.join(beyond[:_SHOWN])}): left out.")
+    content["added_tokens"] = [token for token in content["added_tokens"] if token["id"] < rows]
+    with tokenizer_errors(path):
+        return tokenizers.Tokenizer.from_str(json.dumps(content))
 
 
 def surrounding_tokens(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:

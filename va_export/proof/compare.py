@@ -107,7 +107,7 @@ def check_parity(
     )
     if not np.isfinite(visual).all():  # nothing behind it can be run
         return _run_entry(bundle, checks, None, [])
-    tokens = scored_tokens(reference)
+    tokens = scored_tokens(reference, text.hidden_size)
     partition = ReferencePartition(tokens, reference["labels"], bundle.score_settings)
     scorers: list[tuple[str, Backend | None, float]] = [("sharing_score", None, SCORE_ATOL)]
     if has_score_graph(bundle.manifest, bundle.backend.name):
@@ -129,12 +129,14 @@ def check_parity(
             greedy.append(_greedy(bundle, reference, anchored, side, actual))
             if bundle.backend.has_greedy_loop:
                 checks.append(_check_loop(bundle, reference, anchored, list(greedy[-1].bundle)))
-    return _run_entry(bundle, checks, _own_score(bundle, visual[prepared.scored_rows], reference), greedy)
+    return _run_entry(
+        bundle, checks, _own_score(bundle, visual[prepared.scored_rows, : text.hidden_size], reference), greedy
+    )
 
 
-def scored_tokens(reference: Mapping[str, Array]) -> Array:
-    """The visual tokens that are scored."""
-    return reference["visual_tokens"][prepared_of(reference).scored_rows]
+def scored_tokens(reference: Mapping[str, Array], hidden_size: int) -> Array:
+    """The visual tokens that are scored, without features for the decoder's first layers."""
+    return reference["visual_tokens"][prepared_of(reference).scored_rows, :hidden_size]
 
 
 def _judge_score(

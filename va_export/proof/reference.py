@@ -72,10 +72,13 @@ def compute_reference(
     with torch.no_grad():
         visual = model.visual_tokens(prepared.vision_inputs)
         embeds = model.embed(torch.from_numpy(prepared.input_ids))
+        embeds = torch.nn.functional.pad(embeds, (0, visual.shape[1] - embeds.shape[2]))
         embeds[torch.from_numpy(prepared.is_visual)] = visual
         visual_tokens = visual.numpy()
         # float64: the score that the fast solver and every precision are held against
-        scored = score_visual_tokens(visual_tokens[prepared.scored_rows], recipe.score, dtype="float64")
+        scored = score_visual_tokens(
+            visual_tokens[prepared.scored_rows, : source.spec.text.hidden_size], recipe.score, dtype="float64"
+        )
         alpha_k, alpha_v = alphas_of_prompt(recipe.gains, scored.sharing_score, prepared.length)
         key_log_gain, value_gain = gains_from_score(
             scored.sharing_score, prepared.is_scored[0], prepared.length, alpha_k=alpha_k, alpha_v=alpha_v

@@ -23,7 +23,7 @@ _FORM: Mapping[str, tuple[str, tuple[int | str, ...]]] = {
     "position_ids": ("i", ("axes", 1, "S")),
     "next_position": ("i", ()),
     "grid": ("i", ("G",)),
-    "visual_tokens": ("f", ("N", "hidden_size")),
+    "visual_tokens": ("f", ("N", "width")),
     "sharing_score": ("f", ("M",)),
     "labels": ("i", ("M",)),
     "key_log_gain": ("f", ("S",)),

@@ -33,7 +33,7 @@ class ReferenceModel(ABC):
         self._source, self._model = source, model
         self._on_step, self._done, self._steps = on_step, 0, steps
         self._caches: list[Any] = []
-        self._next_position = 0
+        self._next_position, self._axes = 0, 1
 
     def visual_tokens(self, vision_inputs: Mapping[str, Array]) -> torch.Tensor:
         """(N, D) float32."""
@@ -48,14 +48,14 @@ class ReferenceModel(ABC):
         from transformers import DynamicCache
 
         self._caches = [DynamicCache(config=self._model.config.text_config) for _ in sides]
-        self._next_position = prepared.next_position
+        self._next_position, self._axes = prepared.next_position, len(prepared.position_ids)
         gains = [{} if side is None else {"key_log_gain": side[0], "value_gain": side[1]} for side in sides]
         return self._forward([embeds] * len(sides), torch.from_numpy(prepared.position_ids), gains)
 
     def step(self, tokens: npt.NDArray[np.int64]) -> Array:
         """Feed a token a side; (sides, vocab)."""
         embeds = [self.embed(torch.tensor([[int(token)]])) for token in tokens]
-        logits = self._forward(embeds, torch.tensor([[[self._next_position]]]), [{}] * len(tokens))
+        logits = self._forward(embeds, torch.full((self._axes, 1, 1), self._next_position), [{}] * len(tokens))
         self._next_position += 1
         return logits
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from va_export.errors import VaExportError
-from va_export.runtime.processing import Prepared
+from va_export.runtime.processing import Prepared, Video
 from va_export.runtime.processing.media import Frames
 from va_export.runtime.tokenizer import load_tokenizer
 from va_export.runtime.video import is_by_rate, read_frames, sample_clip
@@ -53,7 +53,7 @@ def make_sample(options: ExportOptions, source: Source, tokenizer_directory: Pat
     n_frames = len(video.indices)
     tokenizer = load_tokenizer(tokenizer_directory)
     if tokenizer is not None:
-        prepared = processing.prepare(video.pixels, options.question, tokenizer)
+        prepared = processing.prepare(Video(video.pixels, timestamps=video.timestamps), options.question, tokenizer)
     else:
         prepared = _without_tokenizer(source, video.pixels, options.recipe.limits.max_frames)
     _check_score_settings(options.recipe, int(prepared.is_scored.sum()), source.spec.text.hidden_size)

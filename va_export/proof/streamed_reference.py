@@ -18,6 +18,7 @@ import torch
 
 from va_export.anchor.hugging_face_cache import with_cache
 from va_export.export.source import Source
+from va_export.models.deepstack import split_features
 from va_export.models.streaming import StreamedModel
 from va_export.proof.reference_model import Array, OnStep, ReferenceModel
 
@@ -44,7 +45,12 @@ class StreamedReference(ReferenceModel):
     def _logits(
         self, embeds: Sequence[torch.Tensor], positions: torch.Tensor, gains: Sequence[dict[str, torch.Tensor]]
     ) -> list[torch.Tensor]:
-        hidden = list(embeds)
+        width = self._decoder.config.hidden_size
+        hidden, features = [], []
+        for states in embeds:
+            first, *further = split_features(states, width)
+            hidden.append(first)
+            features.append(further)
         position_embeddings = self._decoder.rotary_emb(hidden[0], position_ids=positions)
         for layer in self._decoder.layers:
             with self._stream.resident(layer):
@@ -58,6 +64,8 @@ class StreamedReference(ReferenceModel):
                         **with_cache(layer, cache),
                         **gains[side],
                     )
+                    if features[side]:
+                        hidden[side] = hidden[side] + features[side].pop(0)
             self._count_step()
         with self._stream.resident(self._decoder.norm, self._model.lm_head):
             return [self._model.lm_head(self._decoder.norm(state)[:, -1]) for state in hidden]

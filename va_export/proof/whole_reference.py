@@ -8,6 +8,7 @@ import torch
 
 from va_export.anchor.hugging_face_cache import with_cache
 from va_export.export.source import Source
+from va_export.models import deepstack
 from va_export.models.parameters import load_model
 from va_export.proof.reference_model import OnStep, ReferenceModel
 
@@ -30,7 +31,11 @@ class WholeReference(ReferenceModel):
         rows, decoder = [], self._model.model.language_model
         for hidden, cache, kwargs in zip(embeds, self._caches, gains, strict=True):
             state = decoder(
-                inputs_embeds=hidden, position_ids=positions, use_cache=True, **with_cache(decoder, cache), **kwargs
+                **deepstack.arguments(hidden, decoder.config.hidden_size),
+                position_ids=positions,
+                use_cache=True,
+                **with_cache(decoder, cache),
+                **kwargs,
             ).last_hidden_state
             rows.append(self._model.lm_head(state[:, -1]))
         self._count_step()

@@ -137,12 +137,21 @@ def grids(given: npt.ArrayLike, merge: int) -> Int64:
     return array.astype(np.int64)
 
 
-def seconds(given: npt.ArrayLike) -> Float32:
+def seconds(given: npt.ArrayLike, in_prompt: bool) -> Float32:
     """Seconds between the grids of each video, (n,).
 
+    Args:
+        in_prompt: whether the model reads times in its prompt, and nowhere else.
+
     Raises:
-        VaExportError: no numbers, or not above 0 and below a day.
+        VaExportError: no numbers, not above 0 and below a day, or of no use.
     """
+    if in_prompt:
+        raise VaExportError(
+            "this model reads times in the prompt, and its positions do not depend on them",
+            where="seconds_per_grid",
+            fix="leave it out",
+        )
     array = _floats("seconds_per_grid", _array("seconds_per_grid", given)).reshape(-1)
     if not array.size or not (np.isfinite(array).all() and array.min() > 0 and array.max() < 86400):
         raise VaExportError(

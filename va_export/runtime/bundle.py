@@ -16,7 +16,7 @@ from va_export.errors import VaExportError
 from va_export.runtime import arguments, values
 from va_export.runtime.anchoring import Anchoring
 from va_export.runtime.backends.backend import Backend, Float32, Int64, has_score_graph
-from va_export.runtime.backends.decoder_parts import position_axes
+from va_export.runtime.backends.decoder_parts import embedding_width, position_axes
 from va_export.runtime.backends.table import ATTENTIONS, BACKENDS, open_backend
 from va_export.runtime.generation import Encoded, Generation
 from va_export.runtime.processing import PROCESSING_NAME, Media, Prepared, read_processing
@@ -329,8 +329,8 @@ class Bundle:
         self.manifest.held.check_open()
 
     def _session(self, batch: int, needed: int) -> Session:
-        hidden_size, axes = self.manifest.data.model.text.hidden_size, position_axes(self.manifest)
-        return Session.start(self.backend, hidden_size, axes, batch, needed, self.limits.max_kv_cache_capacity)
+        width, axes = embedding_width(self.manifest), position_axes(self.manifest)
+        return Session.start(self.backend, width, axes, batch, needed, self.limits.max_kv_cache_capacity)
 
     def _timed_step(self, session: Session, clock: StageClock) -> Callable[[Int64], Float32]:
         def step(tokens: Int64) -> Float32:
@@ -366,12 +366,12 @@ class Bundle:
         if anchoring.needs_score and visual is not None:
             with clock("score"):
                 grapher = self.backend if self.scorer == "graph" else None
-                tokens = visual[prepared.scored_rows]
+                tokens = visual[prepared.scored_rows, : self.manifest.data.model.text.hidden_size]
                 scored = score_visual_tokens(tokens, self.score_settings, cache=self.score_cache, backend=grapher)
         return Encoded(prepared, visual, scored, anchoring.gains(prepared, scored, self.gains))
 
     def _visual_tokens(self, prepared: Prepared) -> Float32:
-        """(N, hidden_size), one for each placeholder."""
+        """One row for each placeholder, (N, hidden_size); features for the decoder's first layers stand behind them."""
         arguments.check_ranges(self.manifest.component("vision"), prepared.vision_inputs)
         visual = self.backend.run("vision", prepared.vision_inputs)["visual_tokens"]
         expected = int(prepared.is_visual.sum())

@@ -22,7 +22,8 @@ class Generation:
         tokens: (T,) the generated ids; the last is a stop id if one came up.
         logits: (T, vocab) float32, row t is what token t was chosen from, so prefill's last position comes first; None
             unless asked for.
-        visual_tokens: (N, hidden_size) as they entered the decoder; None without frames.
+        visual_tokens: (N, hidden_size) as they entered the decoder, with what its first layers add behind them, where
+            they do; None without frames.
         sharing_score: (N,) in [0, 1] of the visual tokens that are scored; None without frames or with anchors off.
         labels: (N,) subspace of each of them, with the score.
         timings: milliseconds by stage: vision, score, prefill, decode (all steps), total; where the decoder is in

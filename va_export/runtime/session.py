@@ -18,6 +18,7 @@ class Session:
     """The state of one row (or several side by side) of a bundle's decoder. `start` makes one.
 
     Attributes:
+        width: values of a visual token.
         cache: the backend's, of `capacity` slots a row.
         past_length: (B,) int64, slots that are written.
         next_position: (B,) int64, the position that the next token has on every axis: a slot and a position are two
@@ -26,7 +27,7 @@ class Session:
     """
 
     backend: Backend
-    hidden_size: int
+    width: int
     capacity: int
     cache: Any
     past_length: Int64
@@ -34,12 +35,12 @@ class Session:
     axes: int
 
     @classmethod
-    def start(cls, backend: Backend, hidden_size: int, axes: int, batch: int, needed: int, limit: int) -> Session:
+    def start(cls, backend: Backend, width: int, axes: int, batch: int, needed: int, limit: int) -> Session:
         """An empty session of `batch` rows that are to hold `needed` tokens each, in at most `limit` slots."""
         capacity = backend.cache_capacity(needed, limit)
         nothing = np.zeros(batch, np.int64)
         cache = backend.new_cache(batch, capacity)
-        return cls(backend, hidden_size, capacity, cache, nothing, nothing.copy(), axes)
+        return cls(backend, width, capacity, cache, nothing, nothing.copy(), axes)
 
     def prefill(self, row: int, prepared: Prepared, visual: Float32 | None, gains: tuple[Float32, Float32]) -> Float32:
         """Put a prompt into an empty row; (1, vocab) logits of its last position.
@@ -71,7 +72,7 @@ class Session:
 
     def _embed(self, input_ids: Int64, is_visual: np.ndarray, visual: Float32 | None) -> Float32:
         # Where there are no visual tokens any one row stands for them, which is then not read.
-        tokens = np.zeros((1, self.hidden_size), np.float32) if visual is None else visual
+        tokens = np.zeros((1, self.width), np.float32) if visual is None else visual
         inputs = {"input_ids": input_ids, "is_visual": is_visual, "visual_tokens": tokens}
         return self.backend.run("embedding", inputs)["inputs_embeds"]
 

@@ -1,5 +1,6 @@
 """Models read from the original layout reproduce the numbers of the original code (tests/data/golden): InternVL2 over
 InternLM2 and Phi-3, InternVL3 over Qwen2.5; and 3.5 over Qwen3, for which the rule was put into transformers' classes.
+So do the same weights in transformers' layout, under both kinds of names.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from transformers_layout import LAYOUTS, write_in_transformers_layout
 
 from va_export.anchor.hugging_face import anchors
 from va_export.checkpoint.files import Checkpoint
@@ -21,13 +23,23 @@ from va_export.models.parameters import check_checkpoint, load_model
 
 GOLDEN = Path(__file__).parents[2] / "data" / "golden"
 FOLDERS = ("internvl2_tiny", "internvl2_4b_tiny", "internvl3_tiny", "internvl3_5_tiny_not_official")
+IN_TRANSFORMERS_LAYOUT = ("internvl2_tiny", "internvl3_tiny", "internvl3_5_tiny_not_official")
+CASES = (
+    *((name, "original") for name in FOLDERS),
+    *((n, layout) for n in IN_TRANSFORMERS_LAYOUT for layout in LAYOUTS),
+)
 # Golden comes from a CPU in float32; sums of the same terms in another order differ by this much.
 TOLERANCE = 1e-5
 
 
-@pytest.fixture(scope="module", params=FOLDERS)
-def folder(request: pytest.FixtureRequest) -> Path:
-    return GOLDEN / str(request.param)
+@pytest.fixture(scope="module", params=CASES, ids=lambda case: "-".join(case))
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    name, layout = request.param
+    if layout == "original":
+        return GOLDEN / str(name)
+    with np.load(GOLDEN / name / "golden.npz") as arrays:
+        image_token_id = int(arrays["image_token_id"])
+    return write_in_transformers_layout(GOLDEN / name, tmp_path_factory.mktemp(name) / layout, layout, image_token_id)
 
 
 @pytest.fixture(scope="module")
@@ -37,15 +49,15 @@ def golden(folder: Path) -> Mapping[str, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def spec(folder: Path, golden: Mapping[str, np.ndarray]) -> ModelSpec:
-    config = Checkpoint.open(folder).config
-    return family_for(config).spec_from_config(config, Choices(image_token_id=int(golden["image_token_id"])))
+    checkpoint = Checkpoint.open(folder)
+    family = family_for(checkpoint.config)
+    return family.spec_from_checkpoint(checkpoint, Choices(image_token_id=int(golden["image_token_id"])))
 
 
 @pytest.fixture(scope="module")
-def model(folder: Path, golden: Mapping[str, np.ndarray]) -> Iterator[nn.Module]:
+def model(folder: Path, spec: ModelSpec) -> Iterator[nn.Module]:
     checkpoint = Checkpoint.open(folder)
     family = family_for(checkpoint.config)
-    spec = family.spec_from_checkpoint(checkpoint, Choices(image_token_id=int(golden["image_token_id"])))
     check_checkpoint(family, spec, checkpoint)
     with torch.no_grad():
         yield load_model(family, spec, checkpoint)

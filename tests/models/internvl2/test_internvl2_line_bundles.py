@@ -1,5 +1,6 @@
 """Exported graphs of the line's other decoders reproduce golden data: Phi-3 with LongRoPE, Qwen2.5, Qwen3 with tied
-embeddings; and LongRoPE changes its list where decoding crosses the original length."""
+embeddings, the latter in transformers' layout too; and LongRoPE changes its list where decoding crosses the original
+length."""
 
 from __future__ import annotations
 
@@ -9,16 +10,26 @@ from pathlib import Path
 import numpy as np
 import pytest
 from command_line import va_export
+from transformers_layout import write_in_transformers_layout
 
 from va_export.runtime.bundle import Bundle
 
 GOLDEN = Path(__file__).parents[2] / "data" / "golden"
-FOLDERS = ("internvl2_4b_tiny", "internvl3_tiny", "internvl3_5_tiny_not_official")
+CASES = (
+    *(("internvl2_4b_tiny", "original"), ("internvl3_tiny", "original")),
+    *(("internvl3_5_tiny_not_official", "original"), ("internvl3_5_tiny_not_official", "class")),
+)
 
 
-@pytest.fixture(scope="module", params=FOLDERS)
-def name(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
+@pytest.fixture(scope="module", params=CASES, ids=lambda case: "-".join(case))
+def case(request: pytest.FixtureRequest) -> tuple[str, str]:
+    name, layout = request.param
+    return name, layout
+
+
+@pytest.fixture(scope="module")
+def name(case: tuple[str, str]) -> str:
+    return case[0]
 
 
 @pytest.fixture(scope="module")
@@ -28,11 +39,16 @@ def golden(name: str) -> Mapping[str, np.ndarray]:
 
 
 @pytest.fixture(scope="module")
-def bundle(name: str, golden: Mapping[str, np.ndarray], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def bundle(case: tuple[str, str], golden: Mapping[str, np.ndarray], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    name, layout = case
     directory = tmp_path_factory.mktemp(name) / "bundle"
+    source = GOLDEN / name
+    if layout != "original":
+        written = directory.with_name("checkpoint")
+        source = write_in_transformers_layout(source, written, layout, int(golden["image_token_id"]))
     options = ("--image-token-id", int(golden["image_token_id"]), "--subspaces", 4, "--new-tokens", 2)
     outcome = va_export(
-        "--model", GOLDEN / name, "-o", directory, "--fp32", "--onnx-only", "--latency-iterations", 0, *options
+        "--model", source, "-o", directory, "--fp32", "--onnx-only", "--latency-iterations", 0, *options
     )
     assert outcome.code == 0, outcome.stderr
     return directory

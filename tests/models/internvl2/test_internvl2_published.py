@@ -55,14 +55,15 @@ def test_every_size_is_usable_at_448_pixels() -> None:
         spec = spec_of(hub_id)
         assert tiles(spec).tokens_per_frame == 256 and tiles(spec).image_size == 448
         assert spec.image_token_id is not None and spec.eos_token_ids
-        assert spec.text.head_dim == {"1B": 64, "4B": 96}.get(hub_id[-2:], 128)
+        other = {"InternVL2-1B": 64, "InternVL2_5-1B": 64, "InternVL3-1B": 64, "InternVL2-4B": 96}
+        assert spec.text.head_dim == other.get(hub_id.removeprefix("OpenGVLab/"), 128)
 
 
 def test_the_6b_vision_tower_has_no_biases_and_normalised_queries_and_keys() -> None:
     for hub_id in published_names():
         config = spec_of(hub_id).hf_config["vision_config"]
         large = config["hidden_size"] == 3200
-        assert large == hub_id.endswith(("26B", "40B", "76B"))
+        assert large == hub_id.endswith(("26B", "38B", "40B", "76B", "78B"))
         assert (config["norm_type"] == "rms_norm") == large == config["use_qk_norm"] != config["attention_bias"]
 
 

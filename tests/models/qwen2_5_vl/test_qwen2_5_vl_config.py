@@ -12,7 +12,7 @@ from refusals import refused
 
 from va_export.models import family_for
 from va_export.models.family import Choices, ModelSpec
-from va_export.models.qwen2_5_vl.patches import patches
+from va_export.models.patch_shape import patches
 from va_export.models.qwen2_5_vl.published import published_config, published_names
 
 GOLDEN = Path(__file__).parents[2] / "data" / "golden" / "qwen2_5_vl_tiny"
@@ -89,7 +89,7 @@ def test_what_does_not_fit_is_refused_by_name(changed: dict[str, Any], key: str,
         spec(config(**changed))
 
 
-@pytest.mark.parametrize("other", ["Qwen2VLForConditionalGeneration", "Qwen3VLForConditionalGeneration"])
+@pytest.mark.parametrize("other", ["Qwen2VLForConditionalGeneration", "Qwen3VLMoeForConditionalGeneration"])
 def test_its_relatives_are_named(other: str) -> None:
     with refused("config.json: architectures", other):
         family_for(config(architectures=[other]))

@@ -1,5 +1,5 @@
-"""InternVL2, 2.5, 3 and 3.5 (OpenGVLab, 2024 and 2025) in their original checkpoint layout: an InternViT, a pixel
-shuffle, a two-layer projector and a decoder; see `text_backbones` for the decoders that are read.
+"""InternVL2, 2.5, 3 and 3.5 (OpenGVLab, 2024 and 2025) in their original checkpoint layout and in transformers': an
+InternViT, a pixel shuffle, a two-layer projector and a decoder; see `text_backbones` for the decoders that are read.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import msgspec
 from va_export.models.component import Component, decoder_component, embedding_component
 from va_export.models.family import AS_IT_IS, Choices, ModelSpec, WeightSource
 from va_export.models.internvl2 import config as _config
-from va_export.models.internvl2 import key_map
+from va_export.models.internvl2 import key_map, layouts
 from va_export.models.internvl2.tiles import tiles
 from va_export.models.tokenized import TokenizedFamily
 
@@ -32,7 +32,7 @@ class InternVL2(TokenizedFamily):
     """The family's entry in the table; the methods are documented in `models.family.ModelFamily`."""
 
     name: str = _config.FAMILY
-    architectures: tuple[str, ...] = ("InternVLChatModel",)
+    architectures: tuple[str, ...] = (layouts.ORIGINAL, layouts.TRANSFORMERS)
 
     def spec_from_config(self, config: Mapping[str, Any], choices: Choices = AS_IT_IS) -> ModelSpec:
         return _config.spec_from_config(config, choices)
@@ -76,12 +76,14 @@ class InternVL2(TokenizedFamily):
         return key_map.weight_map(spec)
 
     def processing(self, spec: ModelSpec, checkpoint: Checkpoint) -> Processing:
-        from va_export.models.internvl2 import prompt
+        from va_export.models.internvl2 import chat_template, prompt
         from va_export.models.internvl2.text_backbones import TEXT_BACKBONES
         from va_export.models.internvl2.tokenizer import prefix_ids
 
         default = TEXT_BACKBONES[spec.text_architecture].adds_bos
         config_bos = spec.hf_config["text_config"]["bos_token_id"]
+        if not layouts.is_original(spec):
+            chat_template.note_another(checkpoint.directory, checkpoint.note)
         tokenizer = self.tokenizer(checkpoint)
         first = tokenizer.first_id(default, config_bos, checkpoint.note)
         processing = prompt.processing(spec, first, checkpoint.config.get("system_message"))
@@ -90,7 +92,9 @@ class InternVL2(TokenizedFamily):
     def tokenizer_layout(self, config: Mapping[str, Any]) -> TokenizerLayout:
         from va_export.models.internvl2.tokenizer import layout
 
-        return layout(config.get("template"))
+        text = config.get("text_config")
+        rows = text.get("vocab_size") if isinstance(text, dict) and layouts.is_transformers(config) else None
+        return layout(str(config.get("template")), rows if isinstance(rows, int) else None)
 
     def write_tiny_checkpoint(self, directory: Path, seed: int = 0) -> Path:
         from va_export.models.internvl2 import tiny

@@ -1,5 +1,5 @@
-"""InternVL2's original config.json → `ModelSpec`. Every check of one field against another is in this file; what a
-field may hold by itself stands in `config_file`.
+"""InternVL2's config.json → `ModelSpec`. Checks of one field against another are in this file; what a field may hold by
+itself stands in `config_file`, and what is where in which layout in `layouts`.
 """
 
 from __future__ import annotations
@@ -7,11 +7,9 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from va_export.checkpoint.json_files import as_form
 from va_export.checkpoint.special_tokens import as_tuple
 from va_export.errors import VaExportError
 from va_export.models.decoder_config import (
-    CONFIG,
     check_in_vocabulary,
     invalid,
     listed,
@@ -20,12 +18,12 @@ from va_export.models.decoder_config import (
     text_shape,
 )
 from va_export.models.family import AS_IT_IS, Choices, DynamicNtkScaling, LongRopeScaling, ModelSpec, TextShape
-from va_export.models.internvl2.config_file import ConfigFile, DecoderName, LlmConfig, Rope
-from va_export.models.internvl2.text_backbones import REFUSED_BACKBONES, TEXT_BACKBONES, TextBackbone
+from va_export.models.internvl2.config_file import ConfigFile, LlmConfig, Rope
+from va_export.models.internvl2.layouts import Description, described
+from va_export.models.internvl2.text_backbones import TEXT_BACKBONES, KnownTokens, TextBackbone
 from va_export.models.internvl2.tiles import TileShape
 
 FAMILY = "internvl2"
-_LLM = "llm_config."
 
 
 def spec_from_config(
@@ -44,77 +42,71 @@ def spec_from_config(
         names: of the checkpoint's tensors, which tell whether tied matrices are both there.
     """
     refuse_max_pixels(choices)
-    named = as_form(dict(config), DecoderName, what="model's configuration", where=CONFIG)
-    architecture, backbone = _backbone(named.llm_config.architectures)
-    file = as_form(dict(config), ConfigFile, what="model's configuration", where=CONFIG)
+    said = described(config, names)
+    file, section, backbone = said.file, said.section, TEXT_BACKBONES[said.decoder]
     llm = file.llm_config
     text = text_shape(
         llm,
         choices,
-        rope_theta=stated_theta(llm.rope_theta, _ropes(llm), _LLM),
-        rope_scaling=_rope_scaling(llm, llm.width_of_head),
-        prefix=_LLM,
+        rope_theta=stated_theta(llm.rope_theta, _ropes(llm), f"{section}."),
+        rope_scaling=_rope_scaling(llm, section),
+        prefix=f"{section}.",
     )
-    _check_required(llm, backbone)
-    vision = _vision_shape(file)
-    if file.template not in backbone.prompt_templates:
-        raise VaExportError(
-            f"template {file.template!r} is not one of {', '.join(backbone.prompt_templates)}",
-            where="config.json: template",
-            fix="use an InternVL2 checkpoint with its original config.json",
-        )
+    _check_required(llm, backbone, section)
+    vision = _vision_shape(said)
     config_eos = as_tuple(llm.eos_token_id)
     known = backbone.known_tokens.get(text.vocab_size)
     if end_of_turn_id is not None:
         stop_ids = (*stop_ids, end_of_turn_id)
     elif known is not None:
         stop_ids = (*stop_ids, *known.eos_token_ids)
-    image_token_id = choices.image_token_id
-    if image_token_id is None and known is not None:
-        image_token_id = known.image_token_id
+    image_token_id = _image_token_id(said, choices, known)
     check_in_vocabulary("the image token", image_token_id, text.vocab_size, "image_token_id")
-    check_in_vocabulary("bos_token_id", llm.bos_token_id, text.vocab_size, "config.json: llm_config.bos_token_id")
+    check_in_vocabulary("bos_token_id", llm.bos_token_id, text.vocab_size, f"config.json: {section}.bos_token_id")
     for number in config_eos:
-        check_in_vocabulary("eos_token_id", number, text.vocab_size, "config.json: llm_config.eos_token_id")
+        check_in_vocabulary("eos_token_id", number, text.vocab_size, f"config.json: {section}.eos_token_id")
     return ModelSpec(
         family=FAMILY,
         hf_config=_hf_config(file, text, vision, image_token_id, backbone),
         text=text,
         vision=vision,
         checkpoint_layers=llm.num_hidden_layers,
-        text_architecture=architecture,
+        text_architecture=said.decoder,
         prompt_template=file.template,
         image_token_id=image_token_id,
         eos_token_ids=tuple(sorted({*config_eos, *stop_ids})),
-        names={"head": backbone.embedding if llm.tie_word_embeddings and backbone.head not in names else backbone.head},
+        names=said.names,
     )
 
 
-def _backbone(architectures: list[str]) -> tuple[str, TextBackbone]:
-    for architecture in architectures:
-        if architecture in TEXT_BACKBONES:
-            return architecture, TEXT_BACKBONES[architecture]
-    reason = next((f": {REFUSED_BACKBONES[name]}" for name in architectures if name in REFUSED_BACKBONES), "")
-    raise VaExportError(
-        f"this model's decoder, {', '.join(architectures)}, is not supported{reason}",
-        where="config.json: llm_config.architectures",
-        fix=f"use a checkpoint whose decoder is one of: {', '.join(TEXT_BACKBONES)}",
-    )
+def _image_token_id(said: Description, choices: Choices, known: KnownTokens | None) -> int | None:
+    """The placeholder's id: what config.json states, which no other word may contradict, else what was found or is
+    published."""
+    if said.image_token_id is None:
+        return known.image_token_id if choices.image_token_id is None and known is not None else choices.image_token_id
+    if choices.image_token_id not in (None, said.image_token_id):
+        raise VaExportError(
+            f"config.json gives the placeholder the id {said.image_token_id}, its tokenizer or --image-token-id"
+            f" {choices.image_token_id}",
+            where="config.json: image_token_id",
+            fix="take config.json and the tokenizer's files from one checkpoint, and leave --image-token-id out",
+        )
+    return said.image_token_id
 
 
-def _check_required(llm: LlmConfig, backbone: TextBackbone) -> None:
+def _check_required(llm: LlmConfig, backbone: TextBackbone, section: str) -> None:
     for key, value in backbone.required.items():
         if (said := getattr(llm, key)) not in (None, value):
-            raise invalid(f"{key} is {said!r}, only {value!r} is supported", f"llm_config.{key}")
+            raise invalid(f"{key} is {said!r}, only {value!r} is supported", f"{section}.{key}")
 
 
 Scaling = DynamicNtkScaling | LongRopeScaling | None
 
 
-def _rope_scaling(llm: LlmConfig, head_dim: int) -> Scaling:
-    said = {key: _scaling(llm, key, rope, head_dim) for key, rope in _ropes(llm).items()}
+def _rope_scaling(llm: LlmConfig, section: str) -> Scaling:
+    said = {key: _scaling(llm, rope, f"{section}.{key}") for key, rope in _ropes(llm).items()}
     if len(set(said.values())) > 1:
-        raise invalid(f"two different scalings of positions: {listed(said)}", "llm_config.rope_scaling")
+        raise invalid(f"two different scalings of positions: {listed(said)}", f"{section}.rope_scaling")
     return next(iter(said.values()), None)
 
 
@@ -123,8 +115,8 @@ def _ropes(llm: LlmConfig) -> dict[str, Rope]:
     return {key: rope for key, rope in tables.items() if rope is not None}
 
 
-def _scaling(llm: LlmConfig, key: str, rope: Rope, head_dim: int) -> Scaling:
-    place = f"llm_config.{key}"
+def _scaling(llm: LlmConfig, rope: Rope, place: str) -> Scaling:
+    section, key = place.split(".")
     kinds = {kind for kind in (rope.type, rope.rope_type) if kind is not None}
     if len(kinds) > 1:
         raise invalid(f"{key} has the type {rope.type!r} and the rope_type {rope.rope_type!r}", place)
@@ -134,7 +126,7 @@ def _scaling(llm: LlmConfig, key: str, rope: Rope, head_dim: int) -> Scaling:
     if kind == "default":
         raise invalid(f"{key} has the factor {rope.factor} and no type that it belongs to", place)
     if kind in ("su", "longrope"):
-        return _long_rope(llm, key, rope, head_dim)
+        return _long_rope(llm, rope, section, key)
     if kind != "dynamic":
         raise invalid(f"{key} {kind!r} is not supported, only 'dynamic', 'longrope' ('su') or none", place)
     if rope.factor is None:
@@ -148,13 +140,14 @@ def _scaling(llm: LlmConfig, key: str, rope: Rope, head_dim: int) -> Scaling:
     return DynamicNtkScaling(rope.factor)
 
 
-def _long_rope(llm: LlmConfig, key: str, rope: Rope, head_dim: int) -> LongRopeScaling:
+def _long_rope(llm: LlmConfig, rope: Rope, section: str, key: str) -> LongRopeScaling:
+    head_dim = llm.width_of_head
     original = rope.original_max_position_embeddings or llm.original_max_position_embeddings
     if original is None or not 1 < original <= llm.max_position_embeddings:
         raise invalid(
             f"original_max_position_embeddings {original} is not between 2 and max_position_embeddings,"
             f" {llm.max_position_embeddings}",
-            "llm_config.original_max_position_embeddings",
+            f"{section}.original_max_position_embeddings",
         )
     for name in ("short_factor", "long_factor"):
         factors = getattr(rope, name)
@@ -162,13 +155,14 @@ def _long_rope(llm: LlmConfig, key: str, rope: Rope, head_dim: int) -> LongRopeS
             raise invalid(
                 f"{name} has {'no' if factors is None else len(factors)} factors for the {head_dim // 2} frequencies of"
                 f" head_dim {head_dim}",
-                f"llm_config.{key}.{name}",
+                f"{section}.{key}.{name}",
             )
     assert rope.short_factor is not None and rope.long_factor is not None
     return LongRopeScaling(tuple(rope.short_factor), tuple(rope.long_factor), original)
 
 
-def _vision_shape(file: ConfigFile) -> TileShape:
+def _vision_shape(said: Description) -> TileShape:
+    file = said.file
     vit, ratio = file.vision_config, file.downsample_ratio
     image, patch = vit.image_size, vit.patch_size
     if (file.force_image_size or image) != image:
@@ -188,11 +182,18 @@ def _vision_shape(file: ConfigFile) -> TileShape:
             f"image_size {image}, patch_size {patch} and downsample_ratio {ratio} do not divide evenly",
             "vision_config",
         )
+    tokens = (grid // step) ** 2
+    if said.tokens_per_frame not in (None, tokens):
+        raise invalid(
+            f"image_seq_length {said.tokens_per_frame} is not the {tokens} tokens of a tile of {image} pixels, patches"
+            f" of {patch} and downsample_ratio {ratio}",
+            "image_seq_length",
+        )
     return TileShape(
         positions_per_frame=grid**2 + 1,  # a class token beside the patches
         image_size=image,
         patch_size=patch,
-        tokens_per_frame=(grid // step) ** 2,
+        tokens_per_frame=tokens,
         hidden_size=vit.hidden_size,
         num_layers=vit.num_hidden_layers,
         num_heads=vit.num_attention_heads,

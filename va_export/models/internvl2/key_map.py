@@ -1,8 +1,9 @@
-"""Where InternVL2's weights lie in the original checkpoint, as a table of Hugging Face parameter names."""
+"""Where InternVL2's weights lie in a checkpoint, as a table of Hugging Face parameter names."""
 
 from __future__ import annotations
 
 from va_export.models.family import ModelSpec, RowBlocks, WeightSource
+from va_export.models.internvl2.layouts import is_original
 from va_export.models.internvl2.text_backbones import TEXT_BACKBONES
 from va_export.models.internvl2.tiles import tiles
 
@@ -15,7 +16,15 @@ def weight_map(spec: ModelSpec) -> dict[str, WeightSource]:
     """Hugging Face parameter name → source, for every parameter of the model that `spec` describes."""
     backbone = TEXT_BACKBONES[spec.text_architecture]
     bias = bool(spec.hf_config["text_config"].get("attention_bias", False))
-    return _vision_weights(spec) | _projector_weights(spec) | backbone.weight_map(spec.text, bias, spec.names["head"])
+    weights = _vision_weights(spec) | _projector_weights(spec)
+    if not is_original(spec):
+        weights = {name: _named_alike(spec, name, source) for name, source in weights.items()}
+    return weights | backbone.weight_map(spec.text, bias, spec.names)
+
+
+def _named_alike(spec: ModelSpec, name: str, source: WeightSource) -> WeightSource:
+    """The same parameter in transformers' layout: a tensor of its own, under the class's name."""
+    return WeightSource(f"{spec.names['tower']}{name.removeprefix('model.')}", source.shape)
 
 
 def _vision_weights(spec: ModelSpec) -> dict[str, WeightSource]:

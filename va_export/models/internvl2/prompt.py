@@ -3,6 +3,11 @@
 Sources: OpenGVLab's `conversation.py` (separator style MPT: system, separator, then role and message with a separator
 each) and the model cards' video code: one tile a frame, on a line of its own. `internlm2-chat` and `Hermes-2` differ in
 training only, where one of them starts with <s>; at inference that is the tokenizer's.
+
+transformers' layout has a template of its own: no system message, and frames as its processor writes them
+(`replace_video_token` of transformers 5.17), with the line break that the template puts behind a video. `chat_template`
+says where the template's text is from. transformers' conversion script writes the same size, mean, deviation and
+resizing as OpenGVLab's. Which frames are taken it leaves to the caller; here it is the original's rule.
 """
 
 from __future__ import annotations
@@ -12,6 +17,7 @@ from dataclasses import dataclass
 
 from va_export.models.checkpoint_tokenizer import PromptTokens
 from va_export.models.family import ModelSpec
+from va_export.models.internvl2.layouts import TRANSFORMERS_TEMPLATE
 from va_export.models.internvl2.tiles import tiles
 from va_export.runtime.processing.fixed_frames import FixedFrames
 
@@ -58,6 +64,9 @@ CHAT_TEMPLATES: Mapping[str, ChatTemplate] = {
     "internlm2-chat": _CHATML,
     "Hermes-2": _CHATML,
     "internvl2_5": _chatml(f"{END_OF_TURN}\n", _SYSTEM_2_5, _FRAME_2_5),
+    TRANSFORMERS_TEMPLATE: ChatTemplate(
+        f"<|im_start|>user\n{{frames}}{{question}}{END_OF_TURN}\n<|im_start|>assistant\n", "", _FRAME, _CHATML.tokens
+    ),
     "phi3-chat": ChatTemplate(
         "<|system|>\n{system}<|end|><|user|>\n{frames}{question}<|end|><|assistant|>\n",
         _SYSTEM,

@@ -7,6 +7,7 @@ import copy
 from torch import nn
 
 from va_export.models.family import ModelSpec
+from va_export.models.internvl2.layouts import is_original
 from va_export.models.rotary_embedding import replace_rotary_embedding
 
 
@@ -24,7 +25,7 @@ def build_model(spec: ModelSpec, attention: str = "anchored") -> nn.Module:
         model = InternVLForConditionalGeneration(config)
     replace_rotary_embedding(model.model.language_model, spec.text)
     eps = spec.hf_config["vision_config"]["layer_norm_eps"]
-    for layer in model.model.vision_tower.encoder.layer:
+    for layer in model.model.vision_tower.encoder.layer if is_original(spec) else ():
         for norm in (layer.attention.q_norm, layer.attention.k_norm):
             if not isinstance(norm, nn.Identity):
                 norm.variance_epsilon = eps  # Hugging Face fixes it at 1e-6; the original takes the layer norm's

@@ -14,9 +14,7 @@ from va_export.models import decoder_weights
 from va_export.models.decoder_weights import TEXT, placed
 from va_export.models.family import RowBlocks, TextShape, WeightSource
 
-_CHECKPOINT = "language_model."
-_EMBEDDING = f"{_CHECKPOINT}model.embed_tokens.weight"
-_HEAD = f"{_CHECKPOINT}lm_head.weight"
+Names = Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -35,43 +33,44 @@ class TextBackbone:
         hf_model_type: the Hugging Face text model that computes the same.
         prompt_templates: chat templates that its checkpoints use.
         known_tokens: vocabulary size → ids in the published checkpoints.
-        weight_map: (shape, biases present, name of the output matrix) → sources of the text model's parameters and of
-            the output head.
+        weight_map: (shape, biases present, `ModelSpec.names`) → sources of the text model's parameters and of the
+            output head.
         bias_key: the key of `llm_config` that says whether the attention's projections have biases, which the Hugging
             Face model calls `attention_bias`; None where the architecture decides.
         required: keys of `llm_config` with the one value that is supported, which is also their default.
         adds_bos: whether its tokenizer starts a text with a token of its own, where no file says.
-        embedding, head: the checkpoint's names of the two matrices; where they are tied, the second may be missing.
+        embedding, head: what the original's names of the two matrices end with; where they are tied, the second may be
+            missing.
     """
 
     hf_model_type: str
     prompt_templates: tuple[str, ...]
     known_tokens: Mapping[int, KnownTokens]
-    weight_map: Callable[[TextShape, bool, str], dict[str, WeightSource]]
+    weight_map: Callable[[TextShape, bool, Names], dict[str, WeightSource]]
     bias_key: str | None
     required: Mapping[str, bool] = field(default_factory=dict)
     adds_bos: bool = True
-    embedding: str = _EMBEDDING
-    head: str = _HEAD
+    embedding: str = "embed_tokens.weight"
+    head: str = "lm_head.weight"
 
 
-def internlm2_weights(text: TextShape, bias: bool, head: str) -> dict[str, WeightSource]:
+def internlm2_weights(text: TextShape, bias: bool, names: Names) -> dict[str, WeightSource]:
     """InternLM2 → Llama.
 
     `wqkv` holds, for every key/value head, the rows of its query heads, then its key, then its value; `w1`, `w3`, `w2`
     are gate, up and down.
     """
-    hidden, vocab = text.hidden_size, text.vocab_size
+    hidden, vocab, source = text.hidden_size, text.vocab_size, names["text"]
     weights = {
-        f"{TEXT}embed_tokens.weight": WeightSource(f"{_CHECKPOINT}model.tok_embeddings.weight", (vocab, hidden)),
-        f"{TEXT}norm.weight": WeightSource(f"{_CHECKPOINT}model.norm.weight", (hidden,)),
-        "lm_head.weight": WeightSource(head, (vocab, hidden)),
+        f"{TEXT}embed_tokens.weight": WeightSource(f"{source}tok_embeddings.weight", (vocab, hidden)),
+        f"{TEXT}norm.weight": WeightSource(f"{source}norm.weight", (hidden,)),
+        "lm_head.weight": WeightSource(names["head"], (vocab, hidden)),
     }
-    return placed(weights, [_internlm2_layer(text, layer, bias) for layer in range(text.num_layers)])
+    return placed(weights, [_internlm2_layer(text, source, layer, bias) for layer in range(text.num_layers)])
 
 
-def _internlm2_layer(text: TextShape, layer: int, bias: bool) -> dict[str, WeightSource]:
-    source, target = f"{_CHECKPOINT}model.layers.{layer}.", f"{TEXT}layers.{layer}."
+def _internlm2_layer(text: TextShape, source: str, layer: int, bias: bool) -> dict[str, WeightSource]:
+    source, target = f"{source}layers.{layer}.", f"{TEXT}layers.{layer}."
     hidden, width = text.hidden_size, text.intermediate_size
     queries = text.num_heads // text.num_kv_heads  # query heads of one key/value head
     query_rows = text.num_heads * text.head_dim
@@ -103,23 +102,23 @@ def _internlm2_layer(text: TextShape, layer: int, bias: bool) -> dict[str, Weigh
     return weights
 
 
-def llama_weights(text: TextShape, bias: bool, head: str) -> dict[str, WeightSource]:
+def llama_weights(text: TextShape, bias: bool, names: Names) -> dict[str, WeightSource]:
     """Llama → Llama: the names differ in their prefix only."""
-    return decoder_weights.llama_weights(text, f"{_CHECKPOINT}model.", head, ("q", "k", "v", "o") if bias else ())
+    return decoder_weights.llama_weights(text, names["text"], names["head"], ("q", "k", "v", "o") if bias else ())
 
 
-def qwen2_weights(text: TextShape, bias: bool, head: str) -> dict[str, WeightSource]:
+def qwen2_weights(text: TextShape, bias: bool, names: Names) -> dict[str, WeightSource]:
     """Qwen2 → Qwen2, which always has biases on queries, keys and values and never on the output."""
-    return decoder_weights.llama_weights(text, f"{_CHECKPOINT}model.", head, ("q", "k", "v"))
+    return decoder_weights.llama_weights(text, names["text"], names["head"], ("q", "k", "v"))
 
 
-def qwen3_weights(text: TextShape, bias: bool, head: str) -> dict[str, WeightSource]:
+def qwen3_weights(text: TextShape, bias: bool, names: Names) -> dict[str, WeightSource]:
     """Qwen3 → Qwen3: a norm on each head's queries and keys."""
     biases = ("q", "k", "v", "o") if bias else ()
-    return decoder_weights.llama_weights(text, f"{_CHECKPOINT}model.", head, biases, norms=("q", "k"))
+    return decoder_weights.llama_weights(text, names["text"], names["head"], biases, norms=("q", "k"))
 
 
-def phi3_weights(text: TextShape, bias: bool, head: str) -> dict[str, WeightSource]:
+def phi3_weights(text: TextShape, bias: bool, names: Names) -> dict[str, WeightSource]:
     """Phi-3 → Phi-3, which packs alike: all queries, all keys, all values; the gate, then up."""
     hidden, width = text.hidden_size, text.intermediate_size
     rows = (text.num_heads + 2 * text.num_kv_heads) * text.head_dim
@@ -131,7 +130,7 @@ def phi3_weights(text: TextShape, bias: bool, head: str) -> dict[str, WeightSour
         "input_layernorm.weight": (hidden,),
         "post_attention_layernorm.weight": (hidden,),
     }
-    return decoder_weights.named_alike(text, f"{_CHECKPOINT}model.", head, layer)
+    return decoder_weights.named_alike(text, names["text"], names["head"], layer)
 
 
 # Ids of <IMG_CONTEXT>, and of the tokens that end an answer (</s> or <|endoftext|>, and <|im_end|>), in the published
@@ -146,6 +145,7 @@ _PHI3_TOKENS = {32020: KnownTokens(image_token_id=32013, eos_token_ids=(32000, 3
 _LLAMA_TOKENS = {
     64007: KnownTokens(image_token_id=64000, eos_token_ids=(2, 7)),  # Yi
     128265: KnownTokens(image_token_id=128258, eos_token_ids=(128001, 128003)),  # Llama 3
+    **_INTERNLM2_TOKENS,  # which transformers' layout makes a Llama of
 }
 
 TEXT_BACKBONES: Mapping[str, TextBackbone] = {
@@ -155,8 +155,8 @@ TEXT_BACKBONES: Mapping[str, TextBackbone] = {
         _INTERNLM2_TOKENS,
         internlm2_weights,
         bias_key="bias",
-        embedding=f"{_CHECKPOINT}model.tok_embeddings.weight",
-        head=f"{_CHECKPOINT}output.weight",
+        embedding="tok_embeddings.weight",
+        head="output.weight",
     ),
     "LlamaForCausalLM": TextBackbone(
         "llama",

@@ -65,7 +65,12 @@ def prefix_ids(tokenizer: CheckpointTokenizer, template: str) -> tuple[int, ...]
 
 
 @cache
-def layout(template: object) -> TokenizerLayout:
-    """How a checkpoint whose config.json has that template keeps its tokenizer."""
+def layout(template: object, rows: int | None = None) -> TokenizerLayout:
+    """How a checkpoint whose config.json has that template keeps its tokenizer.
+
+    Args:
+        rows: of the embedding, in transformers' layout only. Its processor wants a token `<video>`: the conversion
+            script adds one to Qwen2.5-VL's tokenizer, beside the nine for which OpenGVLab's embedding has rows.
+    """
     builders = {_PIECES_FILE: _from_pieces, byte_level_bpe.VOCABULARY_FILE: byte_level_bpe.from_qwen2_files}
-    return TokenizerLayout(prompt_tokens(template), builders, (byte_level_bpe.MERGES_FILE,))
+    return TokenizerLayout(prompt_tokens(template), builders, (byte_level_bpe.MERGES_FILE,), rows)

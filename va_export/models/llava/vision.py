@@ -27,9 +27,10 @@ class VisionGraph(torch.nn.Module):
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         model, side = self.hf.model, self._vision.side
         tower = model.vision_tower
-        weight = tower.embeddings.patch_embedding.weight
-        patches = tower.embeddings.patch_embedding(pixel_values.to(weight.dtype)).flatten(2).transpose(1, 2)
-        hidden_states = patches + tower.embeddings.position_embedding.weight
+        # By modules alone, none of their parameters: where memory is short they are there while their module runs.
+        patches = tower.embeddings.patch_embedding(pixel_values.to(self.hf.dtype)).flatten(2).transpose(1, 2)
+        places = torch.arange(side**2, device=pixel_values.device)
+        hidden_states = patches + tower.embeddings.position_embedding(places)
         for layer in tower.encoder.layers:
             hidden_states = layer(hidden_states, attention_mask=None)
         projected = model.multi_modal_projector(hidden_states)  # (F, side², D)

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from va_export.models.component import Component, decoder_component, embedding_component
 from va_export.models.family import AS_IT_IS, Choices, ModelSpec, WeightSource
+from va_export.models.patch_shape import patches
 from va_export.models.qwen2_5_vl import config as _config
 from va_export.models.qwen2_5_vl import key_map
-from va_export.models.qwen2_5_vl.patches import patches
 from va_export.models.tokenized import TokenizedFamily
 from va_export.runtime.processing.grid_positions import AXES
 

@@ -10,7 +10,7 @@ from va_export.errors import VaExportError
 from va_export.models.decoder_config import CONFIG, check_in_vocabulary, invalid, stated_theta, text_shape
 from va_export.models.family import AS_IT_IS, Choices, ModelSpec, TextShape
 from va_export.models.qwen2_5_vl.config_file import ConfigFile, Rope, TextConfig, VisionConfig, read_config
-from va_export.models.qwen2_5_vl.patches import PatchShape
+from va_export.models.qwen2_5_vl.windows import WindowedShape
 
 FAMILY = "qwen2_5_vl"
 # Sizes of pictures after they are resized, as the official evaluation has them: qwen-vl-utils keeps a frame of a video
@@ -96,7 +96,7 @@ def _mrope_section(llm: TextConfig, head_dim: int) -> list[int]:
     return section
 
 
-def _vision_shape(vit: VisionConfig, text: TextShape, max_pixels: int | None) -> PatchShape:
+def _vision_shape(vit: VisionConfig, text: TextShape, max_pixels: int | None) -> WindowedShape:
     multiple = vit.patch_size * vit.spatial_merge_size
     if vit.hidden_size % vit.num_heads or vit.hidden_size // vit.num_heads % 4:
         raise invalid(
@@ -123,7 +123,7 @@ def _vision_shape(vit: VisionConfig, text: TextShape, max_pixels: int | None) ->
         )
     video = VIDEO_PIXELS if max_pixels is None else max_pixels
     frames = vit.temporal_patch_size
-    return PatchShape(
+    return WindowedShape(
         hidden_size=vit.hidden_size,
         num_layers=vit.depth,
         num_heads=vit.num_heads,
@@ -139,7 +139,7 @@ def _vision_shape(vit: VisionConfig, text: TextShape, max_pixels: int | None) ->
     )
 
 
-def _hf_config(file: ConfigFile, llm: TextConfig, text: TextShape, vision: PatchShape) -> dict[str, Any]:
+def _hf_config(file: ConfigFile, llm: TextConfig, text: TextShape, vision: WindowedShape) -> dict[str, Any]:
     """Arguments of `transformers.Qwen2_5_VLConfig` that describe the same model."""
     return {
         "image_token_id": file.image_token_id,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from va_export.models.decoder_weights import llama_weights
 from va_export.models.family import ModelSpec, WeightSource
-from va_export.models.qwen2_5_vl.patches import PatchShape, patches
+from va_export.models.patch_shape import PatchShape, patches
 
 _HF_VISION = "model.visual."
 

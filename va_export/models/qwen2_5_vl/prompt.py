@@ -14,7 +14,7 @@ from va_export.models.checkpoint_tokenizer import PromptTokens
 from va_export.models.family import ModelSpec
 from va_export.models.qwen2_5_vl.config import LEAST_PIXELS
 from va_export.models.qwen2_5_vl.config_file import PREPROCESSOR, PreprocessorFile
-from va_export.models.qwen2_5_vl.patches import patches
+from va_export.models.qwen2_5_vl.windows import windowed
 from va_export.runtime.processing.patch_grid import PatchGrid
 
 VIDEO_TOKEN, IMAGE_TOKEN, END_OF_TURN = "<|video_pad|>", "<|image_pad|>", "<|im_end|>"
@@ -33,7 +33,7 @@ _SLACK = 3
 
 def processing(spec: ModelSpec, checkpoint: Checkpoint, bos_token_id: int | None) -> PatchGrid:
     """How videos, images and a question become inputs of the model that `spec` describes."""
-    vision = patches(spec)
+    vision = windowed(spec)
     path = checkpoint.directory / PREPROCESSOR
     file = read_form(path, PreprocessorFile, what="preprocessor's configuration")
     if not path.is_file():

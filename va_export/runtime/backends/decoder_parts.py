@@ -68,6 +68,13 @@ def position_axes(manifest: Manifest) -> int:
     return next(int(tensor.shape[0]) for tensor in inputs if tensor.name == "position_ids")
 
 
+def embedding_width(manifest: Manifest) -> int:
+    """Values that a visual token has for the embedding: hidden_size, and more where the decoder's first layers add
+    some."""
+    inputs = manifest.component("embedding").inputs
+    return next(int(tensor.shape[1]) for tensor in inputs if tensor.name == "visual_tokens")
+
+
 def assign_devices(n_parts: int, devices: Sequence[int]) -> tuple[int, ...]:
     """The device of each part: neighbours together, so that hidden states change devices as seldom as can be.
 

@@ -83,6 +83,7 @@ class TorchBackend(HostBackend):
         cache: list[Any],
     ) -> Float32:
         from va_export.anchor.hugging_face_cache import with_cache
+        from va_export.models import deepstack
 
         torch = self._torch
         rows, decoder = [], self._model.model.language_model
@@ -91,7 +92,9 @@ class TorchBackend(HostBackend):
             positions = torch.from_numpy(np.ascontiguousarray(position_ids[:, one]))  # (axes, 1, S)
             with torch.no_grad():
                 hidden = decoder(
-                    inputs_embeds=torch.from_numpy(inputs_embeds[one]).to(self._model.dtype),
+                    **deepstack.arguments(
+                        torch.from_numpy(inputs_embeds[one]).to(self._model.dtype), decoder.config.hidden_size
+                    ),
                     position_ids=positions[0] if len(positions) == 1 else positions,
                     use_cache=True,
                     **with_cache(decoder, row_cache),

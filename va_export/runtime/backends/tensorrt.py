@@ -12,7 +12,13 @@ import numpy as np
 from va_export.native import load_library
 from va_export.native.greedy_step import bind as bind_greedy_step
 from va_export.runtime.backends.backend import Array, Float32, Int64, component_file, has_score_graph
-from va_export.runtime.backends.decoder_parts import PartClock, assign_devices, decoder_parts, position_axes
+from va_export.runtime.backends.decoder_parts import (
+    PartClock,
+    assign_devices,
+    decoder_parts,
+    embedding_width,
+    position_axes,
+)
 from va_export.runtime.backends.tensorrt_decode_loop import DecodeLoop
 from va_export.runtime.backends.tensorrt_session import KvCache, TensorRTSession, cuda_graphs_wanted
 from va_export.tensorrt.api import Flavor
@@ -116,7 +122,7 @@ class TensorRTBackend:
                 device,
                 self._sessions["embedding"],
                 [(part, self._sessions[part.name], cache[part.name]) for part in self._parts],
-                self._manifest.data.model.text.hidden_size,
+                embedding_width(self._manifest),
                 position_axes(self._manifest),
                 self._capacity,
                 self._greedy_library,

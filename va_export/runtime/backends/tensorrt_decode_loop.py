@@ -26,7 +26,7 @@ class DecodeLoop:
         device: where all sessions are.
         embedding: its session.
         parts: the decoder's parts in order, each with its session and cache.
-        hidden_size: D of the visual tokens that the embedding wants to be given even where there are none.
+        width: values of the visual tokens that the embedding wants to be given even where there are none.
         axes: positions of a token.
         capacity: slots of the cache.
         library: the plugin library, with the greedy step bound.
@@ -38,7 +38,7 @@ class DecodeLoop:
         device: CudaDevice,
         embedding: TensorRTSession,
         parts: Sequence[tuple[DecoderShard, TensorRTSession, KvCache]],
-        hidden_size: int,
+        width: int,
         axes: int,
         capacity: int,
         library: ctypes.CDLL,
@@ -52,7 +52,7 @@ class DecodeLoop:
         self._chosen = device.zeros((1,), np.dtype(np.int64))
         self._told = device.pinned((1,), np.int64)
         self._is_visual = device.zeros((1, 1), np.dtype(np.bool_))
-        self._no_visual = device.zeros((1, hidden_size), np.dtype(np.float32))
+        self._no_visual = device.zeros((1, width), np.dtype(np.float32))
         self._key_log_gain = device.zeros((1, capacity), np.dtype(np.float32))
         self._value_gain = device.zeros((1, capacity), np.dtype(np.float32))
         device.upload(np.ones((1, capacity), np.float32), self._value_gain.address)

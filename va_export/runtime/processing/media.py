@@ -21,10 +21,13 @@ class Video:
 
     Attributes:
         seconds_per_grid: between two steps of the model's time, where it has such; None: the bundle's own.
+        timestamps: seconds of each frame, for models whose prompts say them, as `read_frames` gives them; None: frames
+            are `seconds_per_grid` / frames of a step apart.
     """
 
     frames: Frames
     seconds_per_grid: float | None = None
+    timestamps: Sequence[float] | None = None
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from va_export.documents import Form
 from va_export.errors import VaExportError
 from va_export.runtime import arguments
-from va_export.runtime.processing.grid_positions import AXES, GridRun, grid_positions
+from va_export.runtime.processing.grid_positions import GridRun, grid_positions
 from va_export.runtime.processing.media import (
     Frames,
     Image,
@@ -27,15 +27,7 @@ from va_export.runtime.processing.media import (
     pictures,
     resize,
 )
-from va_export.runtime.processing.patches import (
-    Grid,
-    fit_size,
-    patch_positions,
-    ragged_rows,
-    to_patches,
-    whole_grids,
-    windows,
-)
+from va_export.runtime.processing.patches import Grid, fit_size, to_patches, tower_inputs
 from va_export.runtime.processing.prepared import Prepared
 from va_export.runtime.processing.templates import check_fields, fill
 from va_export.runtime.video import SAMPLERS
@@ -56,7 +48,8 @@ class PatchGrid(Form, frozen=True, tag_field="kind", tag="patch_grid"):
         patch_size: pixels of a patch's side.
         merge_size: merge_size² patches are one visual token.
         frames_per_grid: frames that a step of the model's time takes together.
-        window_size: pixels of the side of an attention window.
+        window_size: pixels of the side of an attention window; None without windows.
+        position_side: of the square of learned positions that is stretched over each picture; None without such.
         video_pixels, image_pixels: the least and the most of a picture after it is resized.
         mean, std: of the colour channels, for values in [0, 1].
         resample: as Pillow computes it.
@@ -64,6 +57,9 @@ class PatchGrid(Form, frozen=True, tag_field="kind", tag="patch_grid"):
         video_token, image_token, and their ids: the placeholders.
         chat_template: the whole prompt, with the fields {media} and {question}.
         video_template, image_template: what stands for one of them in {media}, with the field {placeholders}.
+        step_template: what stands for one step of a video's time, with the fields {seconds} and {placeholders}, all of
+            which together are the {placeholders} of the video; each step then has positions like an image's. None: the
+            placeholders alone.
         tokens_per_second: positions that a second takes on the axis of time.
         seconds_per_grid: between two grids, unless told otherwise.
         stop_token_ids: ids that end an answer.
@@ -74,7 +70,7 @@ class PatchGrid(Form, frozen=True, tag_field="kind", tag="patch_grid"):
     patch_size: int
     merge_size: int
     frames_per_grid: int
-    window_size: int
+    window_size: int | None
     video_pixels: tuple[int, int]
     image_pixels: tuple[int, int]
     mean: tuple[float, float, float]
@@ -93,6 +89,8 @@ class PatchGrid(Form, frozen=True, tag_field="kind", tag="patch_grid"):
     stop_token_ids: tuple[int, ...]
     bos_token_id: int | None = None
     frames: int = 8
+    position_side: int | None = None
+    step_template: str | None = None
 
     def __post_init__(self) -> None:
         if self.frame_sampling not in SAMPLERS:
@@ -100,10 +98,13 @@ class PatchGrid(Form, frozen=True, tag_field="kind", tag="patch_grid"):
         check_fields("chat_template", self.chat_template, ("media", "question"))
         for name in ("video_template", "image_template"):
             check_fields(name, getattr(self, name), ("placeholders",))
-        for name in ("patch_size", "merge_size", "frames_per_grid", "window_size", "frames"):
-            if not 1 <= getattr(self, name) <= _LARGEST:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected 1 to {_LARGEST}")
-        if self.window_size % self._multiple:
+        if self.step_template is not None:
+            check_fields("step_template", self.step_template, ("seconds", "placeholders"))
+        for name in ("patch_size", "merge_size", "frames_per_grid", "window_size", "frames", "position_side"):
+            value = getattr(self, name)
+            if value is not None and not 1 <= value <= _LARGEST:
+                raise ValueError(f"{name} is {value}, expected 1 to {_LARGEST}")
+        if self.window_size is not None and self.window_size % self._multiple:
             raise ValueError(f"window_size is {self.window_size}, which is no multiple of {self._multiple}")
         for name in ("video_pixels", "image_pixels"):
             least, most = getattr(self, name)
@@ -149,15 +150,11 @@ class PatchGrid(Form, frozen=True, tag_field="kind", tag="patch_grid"):
         """
         listed = as_media(media)
         cut = [self._patches(medium) for medium in listed]
-        seconds = [
-            self.seconds_per_grid if medium.seconds_per_grid is None else medium.seconds_per_grid
-            for medium in listed
-            if isinstance(medium, Video)
-        ]
+        seconds = [self._seconds(medium) for medium in listed if isinstance(medium, Video)]
         return {
             _PIXELS: np.concatenate([patches for patches, _ in cut]),
             _GRIDS: np.array([grid for _, grid in cut], np.int64),
-            **({_SECONDS: np.array(seconds, np.float32)} if seconds else {}),
+            **({_SECONDS: np.array(seconds, np.float32)} if seconds and self.step_template is None else {}),
         }
 
     def vision_inputs(self, media: Media) -> dict[str, npt.NDArray[Any]]:
@@ -207,7 +204,7 @@ class PatchGrid(Form, frozen=True, tag_field="kind", tag="patch_grid"):
         patches = arguments.patches(given[_PIXELS], sum(map(math.prod, grids)), width)
         checked: dict[str, npt.NDArray[Any]] = {_PIXELS: patches}
         if _SECONDS in given:
-            checked[_SECONDS] = arguments.seconds(given[_SECONDS])
+            checked[_SECONDS] = arguments.seconds(given[_SECONDS], in_prompt=self.step_template is not None)
         return self._prepared(self._expanded(input_ids, grids), grids, checked)
 
     def count(self, given: Mapping[str, npt.NDArray[Any]]) -> int:
@@ -225,14 +222,16 @@ class PatchGrid(Form, frozen=True, tag_field="kind", tag="patch_grid"):
             VaExportError: the number of placeholders came out wrong (a question that spells one).
         """
         if isinstance(media, int):
-            return self._ids(question, [Video([])] * bool(media), [(1, self.merge_size, self.merge_size)], tokenizer)
+            steps = 1 if self.step_template is None else -(-media // self.frames_per_grid)
+            token = (steps, self.merge_size, self.merge_size)
+            return self._ids(question, [Video([])] * bool(media), [token], tokenizer)
         return self._ids(question, as_media(media), _as_grids(self.given(media)[_GRIDS]), tokenizer)
 
     def _ids(self, question: str, media: Sequence[Medium], grids: Sequence[Grid], tokenizer: Tokenizer) -> Int64:
         written = [
             fill(self.image_template, placeholders=self.image_token * self._tokens(grid))
             if isinstance(medium, Image)
-            else fill(self.video_template, placeholders=self.video_token * self._tokens(grid))
+            else fill(self.video_template, placeholders=self._video_text(medium, grid))
             for medium, grid in zip(media, grids, strict=False)
         ]
         ids = tokenizer.encode(fill(self.chat_template, media="".join(written), question=question))
@@ -248,6 +247,38 @@ class PatchGrid(Form, frozen=True, tag_field="kind", tag="patch_grid"):
                 " fits the model",
             )
         return array
+
+    def _video_text(self, video: Video, grid: Grid) -> str:
+        """The placeholders of a video, and what its steps say of the time."""
+        if self.step_template is None:
+            return self.video_token * self._tokens(grid)
+        step = self.video_token * self._tokens((1, *grid[1:]))
+        return "".join(
+            fill(self.step_template, seconds=f"{seconds:.1f}", placeholders=step)
+            for seconds in self._times(video, grid[0])
+        )
+
+    def _seconds(self, video: Video) -> float:
+        return self.seconds_per_grid if video.seconds_per_grid is None else video.seconds_per_grid
+
+    def _times(self, video: Video, steps: int) -> list[float]:
+        """Seconds of each step: between its first frame and its last; the last frame stands for missing ones."""
+        per, count = self.frames_per_grid, len(video.frames)
+        times = video.timestamps
+        if times is None:
+            times = [self._seconds(video) / per * number for number in range(count or steps * per)]
+        elif len(times) != count:
+            raise VaExportError(
+                f"{len(times)} timestamps for {count} frames", where="timestamps", fix="give one for each frame"
+            )
+        last = len(times) - 1
+        return [(times[min(step * per, last)] + times[min(step * per + per - 1, last)]) / 2 for step in range(steps)]
+
+    def _apart(self, grids: Sequence[Grid]) -> list[tuple[int, Grid]]:
+        """What stands together in the prompt, whole videos and images or single steps of them, and which it is of."""
+        if self.step_template is None:
+            return list(enumerate(grids))
+        return [(number, (1, h, w)) for number, (t, h, w) in enumerate(grids) for _ in range(t)]
 
     def _patches(self, medium: Medium) -> tuple[npt.NDArray[np.float32], Grid]:
         if isinstance(medium, Image):
@@ -273,14 +304,17 @@ class PatchGrid(Form, frozen=True, tag_field="kind", tag="patch_grid"):
     def _tokens(self, grid: Grid) -> int:
         return math.prod(grid) // self.merge_size**2
 
+    def _in_tokens(self, grid: Grid) -> Grid:
+        return grid[0], grid[1] // self.merge_size, grid[2] // self.merge_size
+
     def _is_placeholder(self, ids: Int64) -> npt.NDArray[np.bool_]:
         return np.isin(ids, (self.video_token_id, self.image_token_id))
 
     def _expanded(self, input_ids: Int64, grids: Sequence[Grid]) -> Int64:
         """With one placeholder for each visual token, where there is one for each video and image."""
-        counts = [self._tokens(grid) for grid in grids]
+        counts = [self._tokens(grid) for _, grid in self._apart(grids)]
         places = np.flatnonzero(self._is_placeholder(input_ids[0]))
-        if len(places) != len(grids) or sum(counts) == len(places):
+        if len(places) != len(counts) or sum(counts) == len(places):
             return input_ids
         repeats = np.ones(input_ids.shape[1], np.int64)
         repeats[places] = counts
@@ -292,7 +326,7 @@ class PatchGrid(Form, frozen=True, tag_field="kind", tag="patch_grid"):
         Raises:
             VaExportError: placeholders that the grids do not fill.
         """
-        ids, merge = input_ids[0], self.merge_size
+        ids, grids = input_ids[0], [grid for _, grid in self._apart(grids)]
         places = np.flatnonzero(self._is_placeholder(ids))
         counts = [self._tokens(grid) for grid in grids]
         if len(places) != sum(counts):
@@ -306,12 +340,12 @@ class PatchGrid(Form, frozen=True, tag_field="kind", tag="patch_grid"):
             )
         runs: list[GridRun] = []
         kinds, left, first = [], list(seconds), 0
-        for (t, h, w), count in zip(grids, counts, strict=True):
+        for grid, count in zip(grids, counts, strict=True):
             mine = places[first : first + count]
             kind = ids[mine[0]]
             if mine[-1] - mine[0] + 1 != count or (ids[mine] != kind).any():
                 raise VaExportError(
-                    f"the {count} tokens of grid {t} × {h} × {w} do not stand together in the prompt",
+                    f"the {count} tokens of grid {' × '.join(map(str, grid))} do not stand together in the prompt",
                     where="generate",
                     fix="keep the placeholders of one video or image together, in the order of grid_thw",
                 )
@@ -323,7 +357,7 @@ class PatchGrid(Form, frozen=True, tag_field="kind", tag="patch_grid"):
             runs.append(
                 GridRun(
                     int(mine[0]),
-                    (t, h // merge, w // merge),
+                    self._in_tokens(grid),
                     (left.pop(0) if left else self.seconds_per_grid) if is_video else 0.0,
                 )
             )
@@ -341,7 +375,7 @@ class PatchGrid(Form, frozen=True, tag_field="kind", tag="patch_grid"):
         runs, kinds = self._runs(input_ids, grids, given.get(_SECONDS, np.zeros(0)).reshape(-1).tolist())
         # With videos and images in one prompt the official code anchors the videos alone (its second mask wins).
         scored = self.video_token_id if (kinds == self.video_token_id).any() else self.image_token_id
-        of_scored = [run for run, kind in zip(runs, kinds, strict=True) if kind == scored]
+        of_scored = {number for (number, _), kind in zip(self._apart(grids), kinds, strict=True) if kind == scored}
         positions, following = grid_positions(input_ids.shape[1], runs, self.tokens_per_second)
         return Prepared(
             vision_inputs=self._vision_inputs(given[_PIXELS], grids) if grids else {},
@@ -350,25 +384,14 @@ class PatchGrid(Form, frozen=True, tag_field="kind", tag="patch_grid"):
             is_scored=(input_ids == scored) if grids else np.zeros(input_ids.shape, np.bool_),
             position_ids=positions,
             next_position=following,
-            grid=of_scored[0].grid if len(of_scored) == 1 else None,
+            grid=self._in_tokens(grids[of_scored.pop()]) if len(of_scored) == 1 else None,
         )
 
     def _vision_inputs(self, patches: npt.NDArray[Any], grids: Sequence[Grid]) -> dict[str, npt.NDArray[Any]]:
-        merge = self.merge_size
-        unit, side = merge**2, self.window_size // self._multiple
-        within = windows(grids, merge, side)
-        whole = whole_grids(grids)
-        window_rows, window_lengths, window_slots = ragged_rows(within, unit * side**2)
-        grid_rows, grid_lengths, grid_slots = ragged_rows(whole, max(map(len, whole)))
+        window = None if self.window_size is None else self.window_size // self._multiple
         return {
-            _PIXELS: patches.reshape(-1, unit, patches.shape[1]),
-            "patch_positions": patch_positions(grids, merge).reshape(-1, unit, AXES - 1),
-            "window_rows": window_rows,
-            "window_lengths": window_lengths,
-            "window_slots": window_slots.reshape(-1, unit),
-            "grid_rows": grid_rows,
-            "grid_lengths": grid_lengths,
-            "grid_slots": grid_slots.reshape(-1, unit),
+            _PIXELS: patches.reshape(-1, self.merge_size**2, patches.shape[1]),
+            **tower_inputs(grids, self.merge_size, window, self.position_side),
         }
 
 

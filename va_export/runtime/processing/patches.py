@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -70,6 +71,32 @@ def patch_positions(grids: Sequence[Grid], merge: int) -> Int64:
     return np.concatenate(places).astype(np.int64)
 
 
+def interpolated_positions(grids: Sequence[Grid], merge: int, side: int) -> tuple[Int64, Float32]:
+    """Where each patch lies on a square of learned positions that is stretched over its picture, corner to corner.
+
+    Args:
+        side: of the square.
+
+    Returns:
+        places (P, 4): the four learned positions around it, row by row; weights (P, 4): of each, bilinear.
+    """
+    sizes = np.concatenate([np.tile((h, w), (t * h * w, 1)) for t, h, w in grids])  # (P, 2)
+    # float32, one operation after the other, as PyTorch computes them.
+    exact = (
+        patch_positions(grids, merge).astype(np.float32)
+        * np.float32(side - 1)
+        / np.maximum(sizes - 1, 1).astype(np.float32)
+    )
+    first = np.floor(exact).astype(np.int64)
+    beyond = exact - first.astype(np.float32)
+    rows, columns = (np.stack([first[:, axis], np.minimum(first[:, axis] + 1, side - 1)], axis=-1) for axis in (0, 1))
+    near = 1 - np.abs(beyond[..., None] - np.arange(2, dtype=np.float32))  # (P, axis, the one before and after)
+    row_weights, column_weights = near[:, 0], near[:, 1]
+    places = rows[:, :, None] * side + columns[:, None, :]
+    weights = row_weights[:, :, None] * column_weights[:, None, :]
+    return places.reshape(-1, 4), np.ascontiguousarray(weights.reshape(-1, 4), dtype=np.float32)
+
+
 def whole_grids(grids: Sequence[Grid]) -> list[Int64]:
     """The patches of each step of time, by their places in merge order."""
     found, first = [], 0
@@ -115,3 +142,26 @@ def ragged_rows(groups: Sequence[Int64], width: int) -> tuple[Int64, Int64, Int6
         rows[number, : len(group)] = group
         slots[group] = number * width + np.arange(len(group))
     return rows, lengths, slots
+
+
+def tower_inputs(
+    grids: Sequence[Grid], merge: int, window: int | None, position_side: int | None
+) -> dict[str, npt.NDArray[Any]]:
+    """What a vision component takes beside the patches, which come as (visual tokens, merge², values).
+
+    Args:
+        window: tokens of a window's side; None without windows.
+        position_side: of the square of learned positions; None without such.
+    """
+    unit, whole = merge**2, whole_grids(grids)
+    groups = {"grid": (whole, max(map(len, whole)))}
+    if window is not None:
+        groups["window"] = windows(grids, merge, window), unit * window**2
+    inputs: dict[str, npt.NDArray[Any]] = {"patch_positions": patch_positions(grids, merge).reshape(-1, unit, 2)}
+    for name, (places, width) in groups.items():
+        rows, lengths, slots = ragged_rows(places, width)
+        inputs |= {f"{name}_rows": rows, f"{name}_lengths": lengths, f"{name}_slots": slots.reshape(-1, unit)}
+    if position_side is not None:
+        learned, weights = interpolated_positions(grids, merge, position_side)
+        inputs |= {"learned_places": learned.reshape(-1, unit, 4), "learned_weights": weights.reshape(-1, unit, 4)}
+    return inputs

@@ -1,4 +1,4 @@
-"""Frames in patches of their own number: what this family knows of its vision tower beyond `VisionShape`."""
+"""Towers whose pictures keep their sizes: as many patches as each asks for."""
 
 from __future__ import annotations
 
@@ -13,8 +13,6 @@ class PatchShape(VisionShape):
     """A grid of `frames_per_grid` frames is cut into patches, of which merge_size² become one decoder token.
 
     Attributes:
-        window_size: pixels of a window's side.
-        full_blocks: the blocks whose attention is over a whole grid, not over windows.
         video_pixels, image_pixels: of a picture after it is resized, at the most.
     """
 
@@ -23,8 +21,6 @@ class PatchShape(VisionShape):
     patch_size: int
     merge_size: int
     frames_per_grid: int
-    window_size: int
-    full_blocks: tuple[int, ...]
     video_pixels: int
     image_pixels: int
 
@@ -32,11 +28,6 @@ class PatchShape(VisionShape):
     def patch_values(self) -> int:
         """Numbers that one patch has."""
         return 3 * self.frames_per_grid * self.patch_size**2
-
-    @property
-    def window_patches(self) -> int:
-        """Patches of a whole window."""
-        return (self.window_size // self.patch_size) ** 2
 
     def grids(self, n_frames: int) -> int:
         """Grids of so many frames."""
@@ -52,6 +43,6 @@ class PatchShape(VisionShape):
 
 
 def patches(spec: ModelSpec) -> PatchShape:
-    """The vision tower of a `ModelSpec` that this family made."""
+    """The vision tower of a `ModelSpec` whose family has such a tower."""
     assert isinstance(spec.vision, PatchShape)
     return spec.vision
