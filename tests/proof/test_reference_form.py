@@ -7,11 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from refusals import refused
 
 from va_export.bundle.arrays import read_arrays
 from va_export.errors import VaExportError
 from va_export.proof.reference import FILE_NAME
 from va_export.proof.reference_form import check_form, check_reference
+from va_export.report.gallery import read_gallery
 
 VOCABULARY = 263  # of internvl2-tiny: 256 bytes and seven special tokens
 Arrays = dict[str, np.ndarray[Any, Any]]
@@ -71,3 +73,20 @@ def test_what_is_there_of_a_part_is_checked(whole: Arrays) -> None:
     assert check_form({"labels": whole["labels"]}, Path("reference.npz")) == {"M": len(whole["labels"])}
     with pytest.raises(VaExportError):
         check_form({"labels": whole["labels"], "sharing_score": whole["sharing_score"][1:]}, Path("reference.npz"))
+    for grid in ([2, 2], [1, 2, 2, 1], [0, 2, 2], [-1, -2, 2]):
+        with refused("reference.npz: grid", grid):
+            check_form({"grid": np.array(grid)}, Path("reference.npz"))
+    assert check_form({"grid": np.array([], np.int64)}, Path("reference.npz")) == {"G": 0}
+
+
+@pytest.mark.parametrize(("steps", "fits"), [(8, True), (4, True), (5, False), (9, False)])
+def test_frames_that_do_not_make_the_steps_of_a_grid_are_refused(steps: int, fits: bool, tmp_path: Path) -> None:
+    path = tmp_path / "reference.npz"
+    frames = np.zeros((8, 28, 28, 3), np.uint8)
+    np.savez(path, frames=frames, grid=np.array([steps, 1, 1]), sharing_score=np.zeros(steps, np.float32))
+    if fits:
+        gallery = read_gallery(path, [])
+        assert gallery is not None and len(gallery.scored) == steps
+    else:
+        with refused("reference.npz: grid", 8, steps):
+            read_gallery(path, [])

@@ -290,6 +290,20 @@ def test_settings_that_are_broken(copied_bundle: Path, name: str, content: bytes
         Bundle.open(copied_bundle)
 
 
+@pytest.mark.parametrize(("component", "tensor"), [("embedding", "visual_tokens"), ("decoder", "position_ids")])
+@pytest.mark.parametrize("change", [{"name": "another"}, {"shape": []}, {"shape": ["a", "b", "c"]}])
+def test_sizes_that_the_manifest_should_say_are_asked_for(
+    component: str, tensor: str, change: dict[str, object], copied_bundle: Path
+) -> None:
+    path = copied_bundle / "manifest.json"
+    data = json.loads(path.read_text())
+    inputs = data["components"][component]["inputs"]
+    next(entry for entry in inputs if entry["name"] == tensor).update(change)
+    path.write_text(json.dumps(data))
+    with Bundle.open(copied_bundle) as opened, refused(f"manifest.json: components.{component}.inputs", tensor):
+        opened.generate(input_ids=[[1, 2]], max_new_tokens=1)
+
+
 @pytest.mark.parametrize("key", ["limits", "gains", "score"])
 def test_tables_of_the_manifest_are_checked(copied_bundle: Path, key: str) -> None:
     path = copied_bundle / "manifest.json"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,11 @@ def check_form(arrays: Mapping[str, Array], path: Path, needed: Iterable[str] = 
         sizes |= {size: length for size, length in zip(shape, array.shape, strict=True) if isinstance(size, str)}
         if not array.size and name != "grid":
             raise VaExportError(f"the reference's {name} is empty", where=f"{path}: {name}", fix=_FIX)
+    grid = arrays.get("grid")
+    if grid is not None and grid.size and (grid.size != 3 or grid.min() < 1):
+        raise VaExportError(
+            f"the reference's grid is {grid.tolist()}, not steps, rows and columns", where=f"{path}: grid", fix=_FIX
+        )
     return sizes
 
 
@@ -81,9 +87,8 @@ def check_reference(arrays: Mapping[str, Array], path: Path, vocab_size: int | N
         f"{sizes['N']} visual tokens for {visual.sum()} places": sizes["N"] != visual.sum(),
         f"{sizes['M']} scores for {scored.sum()} scored places": sizes["M"] != scored.sum(),
         "scored places that are not visual": bool((scored & ~visual).any()),
-        "a grid that the scored tokens do not fill": bool(
-            sizes["G"] and (sizes["G"] != 3 or arrays["grid"].prod() > sizes["M"] or arrays["grid"].min() < 1)
-        ),
+        "a grid that the scored tokens do not fill": sizes["G"] > 0
+        and math.prod(map(int, arrays["grid"])) > sizes["M"],
         "ids outside of the vocabulary": vocab_size is not None and (ids.min() < 0 or ids.max() >= vocab_size),
         "logits of another vocabulary": vocab_size is not None and sizes["vocab_size"] != vocab_size,
         "negative labels": bool((arrays["labels"] < 0).any()),

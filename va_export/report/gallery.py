@@ -12,6 +12,7 @@ import numpy.typing as npt
 from markupsafe import Markup
 
 from va_export.bundle.arrays import read_arrays
+from va_export.errors import VaExportError
 from va_export.proof.reference_form import check_form
 from va_export.report import charts, pictures
 
@@ -72,6 +73,12 @@ def read_gallery(path: Path, indices: Sequence[int]) -> Gallery | None:
     labels = pictures.token_grid(arrays["labels"], (steps, rows, columns)) if "labels" in arrays else None
     captions = _captions(len(frames), steps, indices)
     shown = frames[:: -(-len(frames) // steps)]  # of frames that are taken together the first
+    if len(shown) != steps:
+        raise VaExportError(
+            f"{len(frames)} frames do not make {steps} steps of time",
+            where=f"{path}: grid",
+            fix="export the bundle again",
+        )
     colours = {} if labels is None else pictures.label_colours(labels)
     return Gallery(
         n_frames=len(frames),

@@ -63,16 +63,35 @@ def _check_sizes(manifest: Manifest, part: DecoderShard) -> None:
 
 
 def position_axes(manifest: Manifest) -> int:
-    """How many position ids a token has."""
-    inputs = manifest.component(decoder_parts(manifest)[0].name).inputs
-    return next(int(tensor.shape[0]) for tensor in inputs if tensor.name == "position_ids")
+    """How many position ids a token has.
+
+    Raises:
+        VaExportError: the manifest does not say.
+    """
+    return _fixed_size(manifest, decoder_parts(manifest)[0].name, "position_ids", 0)
 
 
 def embedding_width(manifest: Manifest) -> int:
     """Values that a visual token has for the embedding: hidden_size, and more where the decoder's first layers add
-    some."""
-    inputs = manifest.component("embedding").inputs
-    return next(int(tensor.shape[1]) for tensor in inputs if tensor.name == "visual_tokens")
+    some.
+
+    Raises:
+        VaExportError: the manifest does not say.
+    """
+    return _fixed_size(manifest, "embedding", "visual_tokens", 1)
+
+
+def _fixed_size(manifest: Manifest, component: str, name: str, axis: int) -> int:
+    """Length of one axis of a component's input."""
+    shapes = [tensor.shape for tensor in manifest.component(component).inputs if tensor.name == name]
+    size = shapes[0][axis] if shapes and len(shapes[0]) > axis else None
+    if not isinstance(size, int):
+        raise VaExportError(
+            f"{component} has no input {name} whose axis {axis} has a fixed length",
+            where=f"{manifest.directory / MANIFEST_NAME}: components.{component}.inputs",
+            fix="export the bundle again",
+        )
+    return size
 
 
 def assign_devices(n_parts: int, devices: Sequence[int]) -> tuple[int, ...]:
