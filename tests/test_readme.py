@@ -33,10 +33,18 @@ def test_python_runs_from_top_to_bottom(capsys: pytest.CaptureFixture[str]) -> N
     for block in blocks(README, "python"):
         exec(compile(block, README, "exec"), names)
     assert names["answer"].tokens.size and capsys.readouterr().out.strip()
-    # Both kinds of array that the second block speaks of give the same gains.
-    score = names["subspace_score"](names["prompt"][0, names["is_visual"]].numpy(), n_subspaces=24)
-    gains = names["gains_from_score"](score, names["is_visual"].numpy(), 160, alpha_k=9.5, alpha_v=2.5)
-    np.testing.assert_allclose(gains[0], names["key_log_gain"].numpy(), atol=1e-4)
+    # Both kinds of array that the second block speaks of give the same gains, of tokens that lie in four subspaces; of
+    # the page's noise they need not, whose subspaces rounding decides.
+    generator = np.random.default_rng(0)
+    tokens = np.concatenate([generator.normal(size=(32, 3)) @ generator.normal(size=(3, 64)) for _ in range(4)])
+    both = (tokens.astype(np.float32), names["torch"].tensor(tokens, dtype=names["torch"].float32))
+    scores = [names["subspace_score"](kind, n_subspaces=4) for kind in both]
+    masks = (names["is_visual"].numpy(), names["is_visual"])
+    gains, same = (
+        names["gains_from_score"](score, mask, 160, alpha_k=9.5, alpha_v=2.5)
+        for score, mask in zip(scores, masks, strict=True)
+    )
+    np.testing.assert_allclose(gains[0], same[0].numpy(), atol=1e-4)
     with names["anchors"](names["model"], *gains):
         assert names["model"].generate(inputs_embeds=names["prompt"], max_new_tokens=2).shape == (1, 2)
 
