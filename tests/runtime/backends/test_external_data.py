@@ -112,3 +112,13 @@ def test_a_file_that_is_no_model_is_refused(path: Path, content: bytes) -> None:
     path.write_bytes(content)
     with refused(path, "ONNX"):
         check_external_data(path)
+
+
+@pytest.mark.parametrize("text", [b"weights.data", b"length", b"4321"])
+def test_a_reference_that_is_no_text_is_refused(path: Path, text: bytes) -> None:
+    onnx.save(as_weight(external("weights.data", "0", "4321")), path)
+    content = path.read_bytes()
+    assert content.count(text) == 1
+    path.write_bytes(content.replace(text, b"\xff" * len(text)))
+    with refused(path, "weight"):
+        check_external_data(path)

@@ -57,6 +57,12 @@ def check_external_data(path: Path) -> set[str]:
         if not uses_external_data(tensor):
             continue
         entries = {entry.key: entry.value for entry in tensor.external_data}
+        if not all(isinstance(text, str) for entry in entries.items() for text in entry):
+            raise VaExportError(  # protobuf gives bytes for text that is no UTF-8
+                f"tensor {tensor.name!r} refers to external data in bytes that are no text",
+                where=path,
+                fix="export the bundle again",
+            )
         location = entries.get("location", "")
         if not _lies_below(root, location):
             raise VaExportError(
