@@ -7,20 +7,15 @@ special tokens, so any text can be asked and any output decoded.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-from safetensors.numpy import save_file
-
-from va_export.models.family import Choices, WeightSource
+from va_export.models.family import Choices
 from va_export.models.internvl2.config import spec_from_config
 from va_export.models.internvl2.key_map import weight_map
 from va_export.models.internvl2.prompt import END_OF_TURN, IMAGE_TOKEN
-from va_export.models.tiny_files import BYTES, uniform, write_byte_tokenizer, write_json
+from va_export.models.tiny_files import BYTES, write_byte_tokenizer, write_json, write_weights
 
 SPECIAL_TOKENS = ("<s>", "</s>", "<|im_start|>", END_OF_TURN, "<img>", "</img>", IMAGE_TOKEN)
 _CONFIG: dict[str, Any] = {
@@ -88,34 +83,7 @@ def write_tiny_checkpoint(
         "vision_config": {**_CONFIG["vision_config"], **(vision_config or {})},
     }
     spec = spec_from_config(config, Choices(image_token_id=BYTES + SPECIAL_TOKENS.index(IMAGE_TOKEN)))
-    sources = {source.checkpoint_name: source for source in weight_map(spec).values()}
-    generator = np.random.Generator(np.random.PCG64(seed))
-    weights = {name: _random_weight(sources[name], generator) for name in sorted(sources)}
-    save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+    write_weights(directory, weight_map(spec).values(), seed)
     write_json(directory / "config.json", config)
     write_byte_tokenizer(directory, SPECIAL_TOKENS, bos_token="<s>", eos_token="</s>")
     return directory
-
-
-def _random_weight(source: WeightSource, generator: np.random.Generator) -> npt.NDArray[np.float32]:
-    """Uniform values around `centre` with standard deviation `spread`, both by the weight's role."""
-    name, shape = source.checkpoint_name, source.checkpoint_shape
-    centre, spread = (
-        0.0,
-        1.0 / math.sqrt(math.prod(shape[1:]) or 1),
-    )  # keeps a unit variance through a linear layer
-    if name.endswith(("norm.weight", "norm1.weight", "norm2.weight", "mlp1.0.weight")):
-        centre, spread = 1.0, 0.1
-    elif name.endswith((".ls1", ".ls2")):
-        centre, spread = 0.5, 0.1
-    elif name.endswith("bias"):
-        spread = 0.1
-    elif name.endswith("position_embedding"):
-        spread = 0.3
-    elif name.endswith(("tok_embeddings.weight", "embed_tokens.weight", "class_embedding")):
-        spread = 1.0
-    elif name.endswith(("qkv.weight", "q_proj.weight", "k_proj.weight", "v_proj.weight")):
-        spread *= 1.6  # logits of a few units, so that attention picks keys out
-    elif name.endswith(("output.weight", "lm_head.weight")):
-        spread *= 2.0  # probabilities far from uniform, no ties between greedy tokens
-    return uniform(generator, shape, centre, spread)

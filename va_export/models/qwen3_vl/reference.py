@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import copy
-from typing import Any
-
 from torch import nn
 
+from va_export.models.empty_model import empty_model
 from va_export.models.family import ModelSpec
 from va_export.models.multi_axis_rotary import InterleavedRotaryEmbedding, PlaneRotaryEmbedding
 from va_export.models.patch_embedding import PatchEmbedding
@@ -16,22 +14,14 @@ from va_export.models.qwen3_vl.config import deep_patches
 def build_model(spec: ModelSpec, attention: str = "anchored") -> nn.Module:
     """See `ModelFamily.build_model`. Both rotary embeddings and the patch embedding are replaced by forms that can be
     exported."""
-    from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
-    from transformers.initialization import no_init_weights
+    from transformers import Qwen3VLForConditionalGeneration
 
-    if attention == "anchored":
-        import va_export.anchor.hugging_face  # noqa: F401  registers the attention under that name
-
-    config = Qwen3VLConfig(**copy.deepcopy(dict(spec.hf_config)))
-    config._attn_implementation = {"": "sdpa", "vision_config": "sdpa", "text_config": attention}
-    with no_init_weights():
-        model: Any = Qwen3VLForConditionalGeneration(config)  # type: ignore[no-untyped-call]
+    model = empty_model(Qwen3VLForConditionalGeneration, spec.hf_config, attention)
     text, vision, hf = spec.text, deep_patches(spec), spec.hf_config
     section = hf["text_config"]["rope_parameters"]["mrope_section"]
     theta = hf["vision_config"]["rope_parameters"]["rope_theta"]
     model.model.language_model.rotary_emb = InterleavedRotaryEmbedding(text.head_dim, text.rope_theta, section)
     model.model.visual.rotary_pos_emb = PlaneRotaryEmbedding(vision.hidden_size // vision.num_heads, theta)
     model.model.visual.patch_embed = PatchEmbedding(vision.patch_values, vision.hidden_size, bias=True)
-    model.train(False)
-    assert isinstance(model, nn.Module)
-    return model
+    evaluating: nn.Module = model.train(False)
+    return evaluating

@@ -1,27 +1,20 @@
 """A small random Qwen3-VL checkpoint in the published layout, for tests and for trying the tool without a download.
 
-Weights are uniform numbers from NumPy's PCG64, scaled so that activations keep their size and attention is far from
-uniform. The tokenizer knows the 256 bytes and the prompt's special tokens.
+`tiny_files` says how weights are drawn. The tokenizer knows the 256 bytes and the prompt's special tokens.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-from safetensors.numpy import save_file
-
 from va_export.models.decoder_config import CONFIG
-from va_export.models.family import WeightSource
 from va_export.models.qwen3_vl.config import spec_from_config
 from va_export.models.qwen3_vl.config_file import IMAGE_PREPROCESSOR, VIDEO_PREPROCESSOR
 from va_export.models.qwen3_vl.key_map import weight_map
 from va_export.models.qwen3_vl.prompt import END_OF_TURN, IMAGE_TOKEN, VIDEO_TOKEN
-from va_export.models.tiny_files import BYTES, uniform, write_byte_tokenizer, write_json
+from va_export.models.tiny_files import BYTES, write_byte_tokenizer, write_json, write_weights
 
 SPECIAL_TOKENS = (
     "<|endoftext|>", "<|im_start|>", END_OF_TURN, "<|vision_start|>", "<|vision_end|>", IMAGE_TOKEN, VIDEO_TOKEN
@@ -98,29 +91,9 @@ def write_tiny_checkpoint(
         "text_config": {**_CONFIG["text_config"], **(text_config or {})},
         "vision_config": {**_CONFIG["vision_config"], **(vision_config or {})},
     }
-    sources = {source.checkpoint_name: source for source in weight_map(spec_from_config(whole)).values()}
-    generator = np.random.Generator(np.random.PCG64(seed))
-    weights = {name: _random_weight(sources[name], generator) for name in sorted(sources)}
-    save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+    write_weights(directory, weight_map(spec_from_config(whole)).values(), seed)
     write_json(directory / CONFIG, whole)
     for name in (IMAGE_PREPROCESSOR, VIDEO_PREPROCESSOR):
         write_json(directory / name, _PREPROCESSOR)
     write_byte_tokenizer(directory, SPECIAL_TOKENS, bos_token=None, eos_token=END_OF_TURN)
     return directory
-
-
-def _random_weight(source: WeightSource, generator: np.random.Generator) -> npt.NDArray[np.float32]:
-    """Uniform values around `centre` with standard deviation `spread`, both by the weight's role."""
-    name, shape = source.checkpoint_name, source.checkpoint_shape
-    centre, spread = 0.0, 1.0 / math.sqrt(math.prod(shape[1:]) or 1)  # keeps a unit variance through a linear layer
-    if name.endswith(("norm.weight", "norm1.weight", "norm2.weight")):
-        centre, spread = 1.0, 0.1
-    elif name.endswith("bias"):
-        spread = 0.1
-    elif name.endswith(("embed_tokens.weight", "pos_embed.weight")):
-        spread = 1.0
-    elif name.endswith(("qkv.weight", "q_proj.weight", "k_proj.weight", "v_proj.weight")):
-        spread *= 1.6  # logits of a few units, so that attention picks keys out
-    elif name.endswith("lm_head.weight"):
-        spread *= 2.0  # probabilities far from uniform, no ties between greedy tokens
-    return uniform(generator, shape, centre, spread)
