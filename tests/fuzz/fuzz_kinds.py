@@ -44,9 +44,8 @@ class Kind:
 IMPORTED = (
     *("test_document_forms", "va_export.runtime.bundle", "va_export.runtime.video", "va_export.proof.run"),
     *("va_export.export.source", "va_export.export.plan", "va_export.export.shard_plan", "va_export.report.html"),
-    *("va_export.models.qwen2_5_vl.tokenizer", "va_export.models.llava.tokenizer", "va_export.models.tokenized"),
+    *("va_export.models.patch_prompt", "va_export.models.llava.tokenizer", "va_export.models.tokenized"),
     *("va_export.models.internvl2.chat_template", "va_export.models.internvl2.layouts"),
-    "va_export.models.qwen3_vl.tokenizer",
     *("va_export.models.internvl2.tokenizer", "va_export.runtime.backends.onnxruntime", "va_export.progress"),
     *("onnxruntime", "onnx", "av", "av.subtitles", "tokenizers", "safetensors", "scipy.linalg", "jinja2"),
     *("PIL.PngImagePlugin", "PIL.JpegImagePlugin", "PIL.GifImagePlugin", "PIL.BmpImagePlugin", "PIL.PpmImagePlugin"),

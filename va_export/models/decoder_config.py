@@ -10,7 +10,7 @@ from typing import Annotated, Literal, Protocol
 
 import msgspec
 
-from va_export.checkpoint.special_tokens import TokenId
+from va_export.checkpoint.special_tokens import TokenId, TokenIds, as_tuple
 from va_export.errors import VaExportError
 from va_export.models.family import Choices, DynamicNtkScaling, LongRopeScaling, TextShape
 
@@ -18,6 +18,7 @@ CONFIG = "config.json"
 
 Layers = Annotated[int, msgspec.Meta(ge=1, le=1024)]
 Size = Annotated[int, msgspec.Meta(ge=1, le=1 << 24)]
+Small = Annotated[int, msgspec.Meta(ge=1, le=1 << 10)]
 Positions = Annotated[int, msgspec.Meta(ge=1, le=1 << 31)]
 Epsilon = Annotated[float, msgspec.Meta(gt=0, lt=1)]
 Theta = Annotated[float, msgspec.Meta(gt=0, le=1e15)]
@@ -131,6 +132,31 @@ def check_in_vocabulary(name: str, number: int | None, vocab_size: int, where: s
             f"{name} {number} is outside the vocabulary of {vocab_size}",
             where=where,
             fix="take the configuration and the tokenizer's files from one checkpoint",
+        )
+
+
+def check_tokens(ids: Mapping[str, TokenIds], vocab_size: int) -> None:
+    """`check_in_vocabulary` of what several keys of config.json say.
+
+    Args:
+        ids: dotted key → an id, several or none.
+    """
+    for key, said in ids.items():
+        for number in as_tuple(said):
+            check_in_vocabulary(key.rpartition(".")[2], number, vocab_size, f"{CONFIG}: {key}")
+
+
+def refuse_another_placeholder(choices: Choices, stated: int) -> None:
+    """For checkpoints that say which id a visual token's place has.
+
+    Raises:
+        VaExportError: the user said another.
+    """
+    if choices.image_token_id not in (None, stated):
+        raise VaExportError(
+            f"the placeholder is said to be {choices.image_token_id}, this checkpoint's is {stated}",
+            where="image_token_id",
+            fix="leave --image-token-id out: it is for checkpoints that do not tell",
         )
 
 

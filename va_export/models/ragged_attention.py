@@ -11,23 +11,9 @@ from typing import Any
 
 import torch
 
-from va_export.bundle.tensors import TensorInfo
 from va_export.ops import anchored_attention
 
 Ragged = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-
-
-def ragged_inputs(name: str, rows: str, width: int | str, patches_per_token: int) -> tuple[TensorInfo, ...]:
-    """The component's inputs that say one division into groups.
-
-    Args:
-        rows, width: the shape's names, or a number.
-    """
-    return (
-        TensorInfo(f"{name}_rows", "int64", (rows, width)),
-        TensorInfo(f"{name}_lengths", "int64", (rows,)),
-        TensorInfo(f"{name}_slots", "int64", ("visual_count", patches_per_token)),
-    )
 
 
 def attend_within(

@@ -11,7 +11,7 @@ import pytest
 from command_line import va_export
 
 from va_export.models.checkpoint_tokenizer import read_tokenizer
-from va_export.models.qwen2_5_vl.tokenizer import LAYOUT
+from va_export.models.patch_prompt import LAYOUT
 
 REAL = next((path / "shared" / "real" for path in Path(__file__).parents if (path / "shared" / "real").is_dir()), None)
 pytestmark = pytest.mark.skipif(REAL is None, reason="shared/real does not lie beside the checkout")

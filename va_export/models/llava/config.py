@@ -11,8 +11,14 @@ import msgspec
 
 from va_export.checkpoint.json_files import as_form
 from va_export.checkpoint.special_tokens import as_tuple
-from va_export.errors import VaExportError
-from va_export.models.decoder_config import CONFIG, invalid, refuse_max_pixels, stated_theta, text_shape
+from va_export.models.decoder_config import (
+    CONFIG,
+    invalid,
+    refuse_another_placeholder,
+    refuse_max_pixels,
+    stated_theta,
+    text_shape,
+)
 from va_export.models.family import AS_IT_IS, Choices, ModelSpec, TextShape
 from va_export.models.llava.config_file import (
     OriginalFile,
@@ -98,12 +104,7 @@ def spec_from_config(
         placeholder, is_tied = found, file.tie_word_embeddings or llm.tie_word_embeddings
     if is_tied and names["head"] not in shapes:
         names["head"] = f"{names['text']}embed_tokens.weight"
-    if choices.image_token_id not in (None, placeholder):
-        raise VaExportError(
-            f"the placeholder is said to be {choices.image_token_id}, this model's is {placeholder}",
-            where="image_token_id",
-            fix="leave --image-token-id out",
-        )
+    refuse_another_placeholder(choices, placeholder)
     if vit.hidden_size % vit.num_attention_heads or vit.image_size < 2 * vit.patch_size:
         raise invalid(
             f"a tower {vit.hidden_size} wide, {vit.num_attention_heads} heads, {vit.image_size} pixels and patches of"

@@ -12,23 +12,12 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from va_export.checkpoint.json_files import as_form
-from va_export.checkpoint.special_tokens import TokenId
-from va_export.models.decoder_config import CONFIG, DecoderConfig, Layers, Positions, Size, Theta
+from va_export.models.decoder_config import CONFIG, DecoderConfig, Positions, Size, Small
+from va_export.models.patch_config import Channel, MediaIds, PreprocessorFile, Rope, TowerConfig
 
 PREPROCESSOR = "preprocessor_config.json"
 
-Small = Annotated[int, msgspec.Meta(ge=1, le=1 << 10)]
 Rate = Annotated[float, msgspec.Meta(gt=0, le=1e6)]
-Channel = Annotated[float, msgspec.Meta(gt=0, le=1)]
-
-
-class Rope(msgspec.Struct, frozen=True):
-    """`rope_scaling` or `rope_parameters`."""
-
-    type: str | None = None
-    rope_type: str | None = None
-    rope_theta: Theta | None = None
-    mrope_section: list[Size] | None = None
 
 
 class TextConfig(DecoderConfig, frozen=True, kw_only=True):
@@ -40,50 +29,29 @@ class TextConfig(DecoderConfig, frozen=True, kw_only=True):
     use_sliding_window: Literal[False] | None = None
 
 
-class VisionConfig(msgspec.Struct, frozen=True):
-    """`vision_config`: the tower."""
+class VisionConfig(TowerConfig, frozen=True, kw_only=True):
+    """`vision_config`: the tower. What the published files call in_chans nothing reads."""
 
-    depth: Layers
     hidden_act: Literal["silu"]
-    hidden_size: Size
-    intermediate_size: Size
-    num_heads: Size
-    out_hidden_size: Size
-    patch_size: Small
-    spatial_merge_size: Small
-    temporal_patch_size: Small
     window_size: Size
     fullatt_block_indexes: list[Annotated[int, msgspec.Meta(ge=0, le=1024)]]
     tokens_per_second: Rate
-    in_channels: Literal[3] | None = None  # the published files say in_chans, which nothing reads
 
 
-class ConfigFile(msgspec.Struct, frozen=True):
+class ConfigFile(MediaIds, frozen=True, kw_only=True):
     """What stands beside the decoder's settings."""
 
     vision_config: VisionConfig
-    image_token_id: TokenId
-    video_token_id: TokenId
-    vision_start_token_id: TokenId
-    vision_end_token_id: TokenId | None = None
-    tie_word_embeddings: bool = False
 
 
-class PreprocessorFile(msgspec.Struct, frozen=True):
-    """preprocessor_config.json; the defaults are those of all published checkpoints.
-
-    Attributes:
-        resample: Pillow's number of the filter: 2 is bilinear, 3 bicubic.
-    """
+class Preprocessor(PreprocessorFile, frozen=True, kw_only=True):
+    """preprocessor_config.json; the defaults are those of all published checkpoints."""
 
     min_pixels: Positions | None = 3136
     max_pixels: Positions | None = 12845056
     patch_size: Small = 14
-    temporal_patch_size: Small = 2
-    merge_size: Small = 2
     image_mean: tuple[Channel, Channel, Channel] = (0.48145466, 0.4578275, 0.40821073)
     image_std: tuple[Channel, Channel, Channel] = (0.26862954, 0.26130258, 0.27577711)
-    resample: Literal[2, 3] = 3
 
 
 def read_config(config: Mapping[str, Any]) -> tuple[ConfigFile, TextConfig]:

@@ -11,11 +11,12 @@ from typing import Any
 
 import torch
 
-from va_export.bundle.tensors import DimensionRange, Profiles, TensorInfo
+from va_export.bundle.tensors import DimensionRange
 from va_export.models.component import Component, visual_range
 from va_export.models.family import ModelSpec
+from va_export.models.patch_component import patch_component, ragged_inputs
 from va_export.models.qwen2_5_vl.windows import windowed
-from va_export.models.ragged_attention import attend_within, pictures_of, ragged_inputs
+from va_export.models.ragged_attention import attend_within, pictures_of
 from va_export.settings import Limits
 
 
@@ -62,38 +63,16 @@ def reference_tokens(hf: Any, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 def vision_component(spec: ModelSpec) -> Component:
-    """The component of a tower whose pictures keep their sizes. `visual_count` counts decoder tokens; each has
-    merge_size² patches."""
+    """The tower's component, with windows beside grids."""
     vision = windowed(spec)
     unit = vision.merge_size**2
+    a_window = vision.window_patches // unit
 
-    def ranges(limits: Limits) -> Profiles:
+    def ranges(limits: Limits) -> dict[str, DimensionRange]:
         tokens = visual_range(limits, vision.visual_tokens)
         grids = [vision.grids(frames) for frames in (limits.opt_frames, limits.max_frames)]
-        a_window = vision.window_patches // unit
-        largest = unit * vision.tokens(max(vision.video_pixels, vision.image_pixels))
-        return {
-            "patches": {
-                "visual_count": tokens,
-                # Pictures two tokens high have twice as many windows as square ones; and one for what is left over.
-                "windows": DimensionRange(1, tokens.opt // a_window + grids[0], 2 * tokens.max // a_window + grids[1]),
-                "grids": DimensionRange(1, *grids),
-                "grid_patches": DimensionRange(unit, unit * vision.tokens(vision.video_pixels), largest),
-            }
-        }
+        # Pictures two tokens high have twice as many windows as square ones; and one for what is left over.
+        return {"windows": DimensionRange(1, tokens.opt // a_window + grids[0], 2 * tokens.max // a_window + grids[1])}
 
-    return Component(
-        "vision",
-        "vision",
-        (
-            TensorInfo("pixel_values", "float32", ("visual_count", unit, vision.patch_values)),
-            TensorInfo("patch_positions", "int64", ("visual_count", unit, 2)),
-            *ragged_inputs("window", "windows", vision.window_patches, unit),
-            *ragged_inputs("grid", "grids", "grid_patches", unit),
-        ),
-        (TensorInfo("visual_tokens", "float32", ("visual_count", spec.text.hidden_size)),),
-        VisionGraph,
-        ranges,
-        has_custom_op=True,
-        reference=reference_tokens,
-    )
+    windows = ragged_inputs("window", "windows", vision.window_patches, unit)
+    return patch_component(spec, VisionGraph, reference_tokens, windows, ranges)

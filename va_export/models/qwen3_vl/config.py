@@ -8,11 +8,24 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from va_export.checkpoint.special_tokens import as_tuple
-from va_export.errors import VaExportError
-from va_export.models.decoder_config import CONFIG, check_in_vocabulary, invalid, stated_theta, text_shape
+from va_export.models.decoder_config import (
+    check_tokens,
+    invalid,
+    refuse_another_placeholder,
+    stated_theta,
+    text_shape,
+)
 from va_export.models.family import AS_IT_IS, Choices, ModelSpec, TextShape
+from va_export.models.patch_config import (
+    check_tower,
+    mrope_section,
+    patch_sizes,
+    ropes,
+    text_settings,
+    tower_settings,
+)
 from va_export.models.patch_shape import PatchShape
-from va_export.models.qwen3_vl.config_file import ConfigFile, Rope, TextConfig, VisionConfig, read_config
+from va_export.models.qwen3_vl.config_file import ConfigFile, TextConfig, VisionConfig, read_config
 
 FAMILY = "qwen3_vl"
 # Pixels of a picture after it is resized. Frames as qwen-vl-utils keeps them, within 128 to 768 tokens of 32 × 32 each;
@@ -54,29 +67,15 @@ def spec_from_config(
     """
     file = read_config(config)
     llm = file.text_config
-    theta = stated_theta(llm.rope_theta, _ropes(llm), "text_config.")
+    theta = stated_theta(llm.rope_theta, ropes(llm), "text_config.")
     text = text_shape(llm, choices, rope_theta=theta, prefix="text_config.")
     text = replace(text, deepstack_layers=len(file.vision_config.deepstack_visual_indexes))
     vision = _vision_shape(file.vision_config, text, choices.max_pixels)
-    ids = {
-        name: getattr(file, name)
-        for name in ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
-    }
-    eos = as_tuple(llm.eos_token_id)
-    tokens = [
-        *ids.items(),
-        ("text_config.bos_token_id", llm.bos_token_id),
-        *(("text_config.eos_token_id", number) for number in eos),
-    ]
-    for name, number in tokens:
-        check_in_vocabulary(name, number, text.vocab_size, f"{CONFIG}: {name}")
-    if choices.image_token_id not in (None, file.video_token_id):
-        raise VaExportError(
-            f"the placeholder is said to be {choices.image_token_id}, config.json's video_token_id is"
-            f" {file.video_token_id}",
-            where="image_token_id",
-            fix="leave --image-token-id out: it is for checkpoints that do not tell",
-        )
+    check_tokens(
+        {**file.ids, "text_config.bos_token_id": llm.bos_token_id, "text_config.eos_token_id": llm.eos_token_id},
+        text.vocab_size,
+    )
+    refuse_another_placeholder(choices, file.video_token_id)
     has_head = _HEAD in names or not file.tie_word_embeddings
     return ModelSpec(
         family=FAMILY,
@@ -87,52 +86,28 @@ def spec_from_config(
         text_architecture="Qwen3VLTextModel",
         prompt_template="chatml",
         image_token_id=file.video_token_id,
-        eos_token_ids=tuple(sorted({*eos, *stop_ids})),
+        eos_token_ids=tuple(sorted({*as_tuple(llm.eos_token_id), *stop_ids})),
         names={"head": _HEAD if has_head else _EMBEDDING},
     )
 
 
-def _ropes(llm: TextConfig) -> dict[str, Rope]:
-    tables = {"rope_scaling": llm.rope_scaling, "rope_parameters": llm.rope_parameters}
-    return {key: rope for key, rope in tables.items() if rope is not None}
-
-
 def _mrope_section(llm: TextConfig, head_dim: int) -> list[int]:
-    sections = []
-    for key, rope in _ropes(llm).items():
-        place = f"text_config.{key}"
-        if others := {rope.type, rope.rope_type} - {"mrope", "default", None}:
-            raise invalid(f"{key} is of type {others.pop()!r}; only 'default' is supported", place)
+    for key, rope in ropes(llm).items():
         if rope.mrope_interleaved is False:
-            raise invalid("mrope_interleaved is false: this family's axes take turns", f"{place}.mrope_interleaved")
-        if rope.mrope_section is not None:
-            sections.append((f"{place}.mrope_section", rope.mrope_section))
-    if not sections or any(section != sections[0][1] for _, section in sections):
-        raise invalid(
-            "mrope_section is missing, or said twice in different ways", "text_config.rope_scaling.mrope_section"
-        )
-    place, section = sections[0]
-    if len(section) != 3 or 2 * sum(section) != head_dim:
-        raise invalid(f"mrope_section {section} does not cut half of head_dim {head_dim} in three", place)
+            raise invalid(
+                "mrope_interleaved is false: this family's axes take turns", f"text_config.{key}.mrope_interleaved"
+            )
+    section = mrope_section(ropes(llm), head_dim, "text_config.")
     if section[0] < max(section):
         raise invalid(
-            f"mrope_section {section} has less of time than of rows or columns: they cannot take turns", place
+            f"mrope_section {section} has less of time than of rows or columns: they cannot take turns",
+            "text_config.rope_scaling.mrope_section",
         )
     return section
 
 
 def _vision_shape(vit: VisionConfig, text: TextShape, max_pixels: int | None) -> DeepPatchShape:
-    multiple = vit.patch_size * vit.spatial_merge_size
-    if vit.hidden_size % vit.num_heads or vit.hidden_size // vit.num_heads % 4:
-        raise invalid(
-            f"hidden_size {vit.hidden_size} does not divide into {vit.num_heads} heads that rows and columns can turn",
-            "vision_config.num_heads",
-        )
-    if vit.out_hidden_size != text.hidden_size:
-        raise invalid(
-            f"out_hidden_size {vit.out_hidden_size} is not the decoder's hidden_size {text.hidden_size}",
-            "vision_config.out_hidden_size",
-        )
+    check_tower(vit, text, max_pixels)
     side = math.isqrt(vit.num_position_embeddings)
     if side**2 != vit.num_position_embeddings:
         raise invalid(
@@ -144,24 +119,9 @@ def _vision_shape(vit: VisionConfig, text: TextShape, max_pixels: int | None) ->
             f"deepstack_visual_indexes {blocks} do not ascend within {vit.depth} blocks",
             "vision_config.deepstack_visual_indexes",
         )
-    if max_pixels is not None and max_pixels < multiple**2:
-        raise VaExportError(
-            f"{max_pixels} pixels are less than one token of {multiple} × {multiple}",
-            where="--max-pixels",
-            fix=f"use at least {multiple**2}",
-        )
     video = VIDEO_PIXELS[1] if max_pixels is None else max_pixels
     return DeepPatchShape(
-        hidden_size=vit.hidden_size,
-        num_layers=vit.depth,
-        num_heads=vit.num_heads,
-        intermediate_size=vit.intermediate_size,
-        positions_per_frame=-(-video // vit.patch_size**2 // vit.temporal_patch_size),
-        patch_size=vit.patch_size,
-        merge_size=vit.spatial_merge_size,
-        frames_per_grid=vit.temporal_patch_size,
-        video_pixels=video,
-        image_pixels=IMAGE_PIXELS[1] if max_pixels is None else max_pixels,
+        **patch_sizes(vit, video, IMAGE_PIXELS[1] if max_pixels is None else max_pixels),
         position_side=side,
         deep_blocks=tuple(blocks),
     )
@@ -171,40 +131,19 @@ def _hf_config(file: ConfigFile, text: TextShape, vision: DeepPatchShape) -> dic
     """Arguments of `transformers.Qwen3VLConfig` that describe the same model."""
     llm = file.text_config
     return {
-        "image_token_id": file.image_token_id,
-        "video_token_id": file.video_token_id,
-        "vision_start_token_id": file.vision_start_token_id,
-        "vision_end_token_id": file.vision_end_token_id,
+        **{key: number for key, number in file.ids.items() if number is not None},
         "tie_word_embeddings": False,  # embedding and head are two components, with the matrix in both
         "vision_config": {
-            "depth": vision.num_layers,
+            **tower_settings(vision, text.hidden_size),
             "hidden_act": file.vision_config.hidden_act,
-            "hidden_size": vision.hidden_size,
-            "intermediate_size": vision.intermediate_size,
-            "num_heads": vision.num_heads,
-            "in_channels": 3,
-            "out_hidden_size": text.hidden_size,
-            "patch_size": vision.patch_size,
-            "spatial_merge_size": vision.merge_size,
-            "temporal_patch_size": vision.frames_per_grid,
             "num_position_embeddings": vision.position_side**2,
             "deepstack_visual_indexes": list(vision.deep_blocks),
             "rope_parameters": {"rope_type": "axial", "rope_theta": file.vision_config.rope_parameters.rope_theta},
         },
         "text_config": {
-            "hidden_act": "silu",
-            "hidden_size": text.hidden_size,
+            **text_settings(text, llm),
             "head_dim": text.head_dim,
-            "intermediate_size": text.intermediate_size,
-            "max_position_embeddings": text.max_position_embeddings,
-            "num_attention_heads": text.num_heads,
-            "num_hidden_layers": text.num_layers,
-            "num_key_value_heads": text.num_kv_heads,
-            "rms_norm_eps": text.rms_norm_eps,
-            "vocab_size": text.vocab_size,
             "attention_bias": llm.attention_bias,
-            "bos_token_id": llm.bos_token_id,
-            "eos_token_id": llm.eos_token_id,
             "rope_parameters": {
                 "rope_type": "default",
                 "rope_theta": text.rope_theta,

@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-from va_export.bundle.tensors import DimensionRange, Profiles, TensorInfo
-from va_export.models.component import Component, visual_range
+from va_export.bundle.tensors import TensorInfo
+from va_export.models.component import Component
 from va_export.models.family import ModelSpec
+from va_export.models.patch_component import patch_component
 from va_export.models.qwen3_vl.config import deep_patches
-from va_export.models.ragged_attention import attend_within, pictures_of, ragged_inputs
-from va_export.settings import Limits
+from va_export.models.ragged_attention import attend_within, pictures_of
 
 
 class VisionGraph(torch.nn.Module):
@@ -59,35 +59,7 @@ def reference_tokens(hf: Any, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 def vision_component(spec: ModelSpec) -> Component:
-    """The component of a tower whose pictures keep their sizes. `visual_count` counts decoder tokens; each has
-    merge_size² patches, and each patch lies between four learned positions."""
-    vision = deep_patches(spec)
-    unit = vision.merge_size**2
-
-    def ranges(limits: Limits) -> Profiles:
-        grids = [vision.grids(frames) for frames in (limits.opt_frames, limits.max_frames)]
-        largest = unit * vision.tokens(max(vision.video_pixels, vision.image_pixels))
-        return {
-            "patches": {
-                "visual_count": visual_range(limits, vision.visual_tokens),
-                "grids": DimensionRange(1, *grids),
-                "grid_patches": DimensionRange(unit, unit * vision.tokens(vision.video_pixels), largest),
-            }
-        }
-
-    return Component(
-        "vision",
-        "vision",
-        (
-            TensorInfo("pixel_values", "float32", ("visual_count", unit, vision.patch_values)),
-            TensorInfo("patch_positions", "int64", ("visual_count", unit, 2)),
-            TensorInfo("learned_places", "int64", ("visual_count", unit, 4)),
-            TensorInfo("learned_weights", "float32", ("visual_count", unit, 4)),
-            *ragged_inputs("grid", "grids", "grid_patches", unit),
-        ),
-        (TensorInfo("visual_tokens", "float32", ("visual_count", spec.text.width_at(0))),),
-        VisionGraph,
-        ranges,
-        has_custom_op=True,
-        reference=reference_tokens,
-    )
+    """The tower's component; each patch lies between four learned positions."""
+    shape = ("visual_count", deep_patches(spec).merge_size ** 2, 4)
+    learned = (TensorInfo("learned_places", "int64", shape), TensorInfo("learned_weights", "float32", shape))
+    return patch_component(spec, VisionGraph, reference_tokens, learned)
