@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from llava_layout import GOLDEN, golden_checkpoint
 from refusals import refused
 
 from va_export.checkpoint.files import Checkpoint
@@ -18,8 +19,6 @@ from va_export.models.llava.tiny import write_tiny_checkpoint
 from va_export.models.parameters import check_checkpoint
 from va_export.runtime.tokenizer import load_tokenizer
 
-GOLDEN = Path(__file__).parents[2] / "data" / "golden"
-
 
 def config(name: str = "llava_video_tiny", **changed: Any) -> dict[str, Any]:
     return {**json.loads((GOLDEN / name / "config.json").read_text()), **changed}
@@ -29,8 +28,8 @@ TEXT = config("llava_onevision_tiny_hf")["text_config"]
 
 
 @pytest.mark.parametrize("name", ["llava_video_tiny", "llava_onevision_tiny", "llava_onevision_tiny_hf"])
-def test_every_parameter_has_its_tensor_and_every_tensor_a_use(name: str) -> None:
-    checkpoint = Checkpoint.open(GOLDEN / name)
+def test_every_parameter_has_its_tensor_and_every_tensor_a_use(name: str, tmp_path: Path) -> None:
+    checkpoint = Checkpoint.open(golden_checkpoint(name, tmp_path))
     family = family_for(checkpoint.config)
     spec = family.spec_from_checkpoint(checkpoint)
     check_checkpoint(family, spec, checkpoint)

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from command_line import va_export
+from llava_layout import GOLDEN, golden_checkpoint
 
 from va_export.runtime.bundle import Bundle
 from va_export.runtime.generation import Generation
 
-GOLDEN = Path(__file__).parents[2] / "data" / "golden"
 # checkpoint → the run that it belongs to: transformers' layout holds the weights of the original's.
 RUNS = {
     "llava_video_tiny": "llava_video_tiny",
@@ -36,7 +36,8 @@ def golden(name: str) -> Mapping[str, np.ndarray]:
 def bundle(name: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp(name) / "bundle"
     options = ("--subspaces", 4, "--fp32", "--onnx-only", "--latency-iterations", 0, "--new-tokens", 2)
-    outcome = va_export("--output", directory, "--model", GOLDEN / name, *options)
+    checkpoint = golden_checkpoint(name, directory.parent)
+    outcome = va_export("--output", directory, "--model", checkpoint, *options)
     assert outcome.code == 0, outcome.stderr
     return directory
 
