@@ -45,6 +45,7 @@ def component_entry(name: str, layers: tuple[int, int] | None = None, **changes:
         **{
             "role": "decoder" if is_decoder else name,
             "onnx": f"{name}.onnx",
+            "onnx_native": f"{name}_native.onnx" if is_decoder else None,  # as all of them have
             "inputs": DECODER_INPUTS if is_decoder else (),
             "outputs": (),
             "ranges": {},

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from msgspec.structs import replace
 from refusals import refused
 from synthetic_manifest import component_entry, engine_entry, manifest_of
 
@@ -84,8 +83,7 @@ class Session:
 def manifest(tmp_path: Path) -> Manifest:
     def entry(name: str) -> ComponentEntry:
         engines = {"tensorrt-rtx": engine_entry(f"engines/{name}.engine")}
-        made = component_entry(name, LAYERS.get(name), engines=engines)
-        return replace(made, onnx_native=f"onnx/{name}_native.onnx") if name in LAYERS else made
+        return component_entry(name, LAYERS.get(name), engines=engines)
 
     return manifest_of(
         tmp_path,
