@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from va_export.evidence import processes
-from va_export.evidence.processes import disk_usage, watch
+from va_export.evidence.processes import _without_folders, disk_usage, watch
 
 MIB = 1 << 20
 # Holds 64 MiB itself, and 192 MiB in a child until it was looked at; writes 8 MiB and takes half of it away again.
@@ -62,3 +62,14 @@ def test_output_and_signals(tmp_path: Path) -> None:
             stderr=subprocess.STDOUT,
         )
     assert result.code == -15 and (tmp_path / "log").read_text() == "hello\n"
+
+
+def test_no_folder_of_the_machine_is_told() -> None:
+    words = [
+        "/usr/bin/python",
+        "-c",
+        'main() ["", "/root/lib/python3.11", "/home/a b"]',
+        "--work=/data/x",
+        "a/b",
+    ]
+    assert _without_folders(words) == 'python -c main() ["", "python3.11", "a b"] --work=x a/b'

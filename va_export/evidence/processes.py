@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 import psutil
 
 _INTERVAL = 0.25
+
+# All of an absolute path but its last name.
+_FOLDERS = re.compile(r"""(?<![\w.\-/])/(?:[^/\s"',]+/)*(?=[^/\s"',])""")
 
 
 @dataclass(frozen=True)
@@ -109,8 +113,8 @@ def watch(command: Sequence[str], *, folder: Path | None = None, **options: Any)
 
 
 def _without_folders(words: Sequence[str]) -> str:
-    """A command line without the places where this machine keeps things."""
-    return " ".join(PurePath(word).name if word.startswith("/") else word for word in words)
+    """A command line without the places where this machine keeps things, also in lists and settings."""
+    return _FOLDERS.sub("", " ".join(words))
 
 
 def high_water_mark(pid: int) -> int:
