@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -49,6 +51,19 @@ def test_each_step_has_its_time_and_its_marks(made: tuple[PatchGrid, Tokenizer])
     image = f"<|vision_start|>{'<|image_pad|>' * 6}<|vision_end|>"
     assert f"<0.8 seconds>{step}<3.8 seconds>{step}{image}Why?" in half
     assert "<0.2 seconds>" in text_of(made, frames(2))  # two frames a second
+
+
+@pytest.mark.parametrize("file", ["chat_template.jinja", "chat_template.json"])
+@pytest.mark.parametrize(("start", "thinks"), [(r"assistant\n<think>\n", True), (r"assistant\n", False)])
+def test_a_thinking_checkpoint_is_asked_to_think(start: str, thinks: bool, file: str, tmp_path: Path) -> None:
+    checkpoint = Checkpoint.open(write_tiny_checkpoint(tmp_path / "checkpoint"))
+    text = f"{{{{- '<|im_start|>{start}' }}}}"
+    (checkpoint.directory / file).write_text(text if file.endswith("jinja") else json.dumps({"chat_template": text}))
+    family = family_for(checkpoint.config)
+    processing = family.processing(family.spec_from_checkpoint(checkpoint), checkpoint)
+    assert isinstance(processing, PatchGrid)
+    assert processing.chat_template.endswith("assistant\n" + "<think>\n" * thinks)
+    assert any("think" in note for note in checkpoint.notes) == thinks
 
 
 @pytest.mark.parametrize("count", [2, 5, 8])

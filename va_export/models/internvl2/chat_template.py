@@ -9,23 +9,14 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any
 
-import msgspec
+from va_export.checkpoint.chat_templates import chat_templates
+from va_export.checkpoint.special_tokens import Note
 
-from va_export.checkpoint.json_files import read_form
-from va_export.checkpoint.special_tokens import SETTINGS_FILE, Note
-from va_export.errors import VaExportError
-
-TEMPLATE_FILE, PROCESSOR_FILE = "chat_template.jinja", "chat_template.json"
 _PUBLISHED = (
     "b3e3fa7cdeceec1d3dfe0d17b77724baf3857714e688f3a700261567e96140eb",
     "cabb34545cf3d04f4d256439f6b8e9f6fcf61edaaee3b8cb5c0937a7ea6206d7",
 )
-
-
-class _Settings(msgspec.Struct, frozen=True):
-    chat_template: Any = None
 
 
 def note_another(directory: Path, note: Note) -> None:
@@ -34,23 +25,6 @@ def note_another(directory: Path, note: Note) -> None:
     Raises:
         VaExportError: a file that may hold one is damaged.
     """
-    for name, text in _templates(directory).items():
-        content = text.strip().replace("\\n", "\n").encode("utf-8", "replace")
-        if hashlib.sha256(content).hexdigest() not in _PUBLISHED:
+    for name, text in chat_templates(directory).items():
+        if hashlib.sha256(text.strip().encode("utf-8", "replace")).hexdigest() not in _PUBLISHED:
             note(f"the chat template in {name} is another than the published one: prompts follow the published one.")
-
-
-def _templates(directory: Path) -> dict[str, str]:
-    found = {}
-    if (path := directory / TEMPLATE_FILE).is_file():
-        try:
-            found[TEMPLATE_FILE] = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise VaExportError(
-                f"the chat template cannot be read: {error}", where=path, fix="download it again"
-            ) from error
-    for name in (PROCESSOR_FILE, SETTINGS_FILE):
-        said = read_form(directory / name, _Settings, what="chat template").chat_template
-        if said is not None:
-            found[name] = said if isinstance(said, str) else ""  # several templates, by name: none is the published one
-    return found

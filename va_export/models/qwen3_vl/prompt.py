@@ -7,6 +7,7 @@ whole. Transformers 5 leaves these too (vllm-project/vllm#46817 compares both). 
 
 from __future__ import annotations
 
+from va_export.checkpoint.chat_templates import chat_templates
 from va_export.checkpoint.files import Checkpoint
 from va_export.errors import VaExportError
 from va_export.models.family import ModelSpec
@@ -15,6 +16,8 @@ from va_export.models.qwen3_vl.config import IMAGE_PIXELS, VIDEO_PIXELS, deep_pa
 from va_export.models.qwen3_vl.config_file import IMAGE_PREPROCESSOR, VIDEO_PREPROCESSOR, Preprocessor
 from va_export.runtime.processing.patch_grid import PatchGrid
 
+# What the templates of the Thinking checkpoints let an answer begin with, and the others' do not.
+_THINKING = "<|im_start|>assistant\n<think>\n"
 _CHAT = "<|im_start|>user\n{media}{question}<|im_end|>\n<|im_start|>assistant\n"
 # Where a video does not say when its frames were: two frames a second, as the published settings sample.
 _SECONDS_PER_GRID = 1.0
@@ -39,6 +42,9 @@ def processing(spec: ModelSpec, checkpoint: Checkpoint, bos_token_id: int | None
         stated = None if file.size is None else file.size.longest_edge
         return pixel_bounds(least, most, stated, vision, f"{name}: size.longest_edge")
 
+    thinks = any(_THINKING in text for text in chat_templates(checkpoint.directory).values())
+    if thinks:
+        checkpoint.note("the checkpoint's answers begin with what it thinks: prompts end in <think>, as its own do.")
     return PatchGrid(
         patch_size=vision.patch_size,
         merge_size=vision.merge_size,
@@ -54,7 +60,7 @@ def processing(spec: ModelSpec, checkpoint: Checkpoint, bos_token_id: int | None
         video_token_id=config["video_token_id"],
         image_token=IMAGE_TOKEN,
         image_token_id=config["image_token_id"],
-        chat_template=_CHAT,
+        chat_template=_CHAT + ("<think>\n" if thinks else ""),
         video_template="{placeholders}",
         image_template=MEDIUM,
         tokens_per_second=1.0,  # each step of a video stands alone: nothing is counted by it
