@@ -164,7 +164,7 @@ def _reference_bytes(options: ExportOptions, model: Model) -> int:
         return 0
     spec, frames = model.spec, options.recipe.frames
     pixels = frames * spec.vision.positions_per_frame * spec.vision.hidden_size
-    visual = model.visual_tokens(frames) * spec.text.hidden_size
+    visual = model.visual_tokens(frames) * spec.text.width_at(0)
     return 4 * (pixels + visual + 2 * options.new_tokens * spec.text.vocab_size)
 
 

@@ -22,6 +22,7 @@ from va_export.errors import VaExportError
 from va_export.host_memory import available_memory
 from va_export.models.reference_memory import reference_memory
 from va_export.proof.reference_form import check_reference
+from va_export.runtime.backends.decoder_parts import embedding_width
 from va_export.runtime.processing import Prepared
 
 if TYPE_CHECKING:
@@ -176,6 +177,6 @@ def _most_bytes(manifest: Manifest) -> int:
         for tensor in vision.inputs
     )
     # The frames have as many values as the pixels that are made of them; a visual token takes at least one of those.
-    tokens = limits.max_kv_cache_capacity * (text.hidden_size + 2)
+    tokens = limits.max_kv_cache_capacity * (embedding_width(manifest) + 2)
     positions = limits.max_kv_cache_capacity * (10 + 2 * (text.vocab_size + 1))
     return 8 * (2 * inputs + tokens + positions)

@@ -102,6 +102,9 @@ def test_what_does_not_fit_is_refused_by_name(made: tuple[PatchGrid, Tokenizer])
     processing, tokenizer = made
     with refused("timestamps", 3, 4):
         processing.prepare(Video(frames(4), timestamps=[0.0, 1.0, 2.0]), "Why?", tokenizer)
+    for wrong in ([0.0, 2.0, 1.0, 3.0], [-1.0, 0.0, 1.0, 2.0], [0.0, 1.0, float("nan"), 3.0], ["a"] * 4, 3.0):
+        with refused("timestamps"):
+            Video(frames(4), timestamps=wrong)  # type: ignore[arg-type]
     given = processing.given(frames(4))
     assert "seconds_per_grid" not in given
     ids = processing.input_ids("Why?", frames(4), tokenizer)

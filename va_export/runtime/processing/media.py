@@ -29,6 +29,20 @@ class Video:
     seconds_per_grid: float | None = None
     timestamps: Sequence[float] | None = None
 
+    def __post_init__(self) -> None:
+        if self.timestamps is None:
+            return
+        try:
+            times = np.asarray(self.timestamps, dtype=np.float64)
+        except (TypeError, ValueError):
+            times = np.array([np.nan])
+        if times.ndim != 1 or not np.isfinite(times).all() or (times < 0).any() or (np.diff(times) < 0).any():
+            raise VaExportError(
+                f"{self.timestamps!r:.80} are not the seconds of frames in order of time",
+                where="timestamps",
+                fix="give one number for each frame, from 0 up, as read_frames gives them",
+            )
+
 
 @dataclass(frozen=True)
 class Image:
