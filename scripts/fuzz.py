@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Change every file that the product reads in ways that nobody would, and see that it takes it or says what is wrong.
 
-    .venv/bin/python scripts/fuzz.py --cases 1000 [--evidence engines/evidence/fuzz.json]     a whole run
+    .venv/bin/python scripts/fuzz.py --cases 1000 [--evidence engines/evidence/fuzz/log.json]     a whole run
     .venv/bin/python scripts/fuzz.py --seconds 60 [--kind video ...] [--seed 7]
 
 A case that ends in another way (an exception that is no VaExportError, a signal, no end, more memory than 2 GB,

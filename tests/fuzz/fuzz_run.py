@@ -39,7 +39,7 @@ class FuzzRow(Form, frozen=True):
 
 
 class FuzzLog(Form, frozen=True):
-    """The log of a run, `engines/evidence/fuzz.json`: what it was of, and a row a kind."""
+    """The log of a run, `engines/evidence/fuzz/log.json`: what it was of, and a row a kind."""
 
     commit: str
     date: date
