@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import signal
@@ -31,8 +32,37 @@ def request_for(rtx: TensorRT, decoder_ranges: Profiles, capacity: int, tmp_path
     return BuildRequest(path, "tensorrt-rtx", ("sm89",), decoder_ranges, "native", capacity)
 
 
+# A build ends within milliseconds of its first word, and the one who listens may be slower than that: what is to die
+# in the middle of its work gets work without an end.
+ENDLESS = """
+import sys, time
+here = sys.path.pop(0)
+del sys.modules[__name__]
+import tensorrt_rtx
+def build(builder, network, config):
+    config.progress_monitor.phase_start("Building engine", None, 1)
+    time.sleep(600)
+tensorrt_rtx.Builder.build_serialized_network = build
+sys.path.insert(0, here)
+"""
+
+
+@pytest.fixture
+def endless(request_for: BuildRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> BuildRequest:
+    """A request whose build speaks once and then goes on for ten minutes."""
+    folder = tmp_path / "stand_in"
+    folder.mkdir()
+    (folder / "tensorrt_rtx.py").write_text(ENDLESS)
+    monkeypatch.syspath_prepend(folder)  # the child imports from where this process does; this one has imported it
+    return request_for
+
+
 def children() -> list[psutil.Process]:
     return psutil.Process().children()
+
+
+def left(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if path.is_file())
 
 
 def test_it_builds_what_this_process_would(request_for: BuildRequest, plugin_library: Path, tmp_path: Path) -> None:
@@ -63,27 +93,27 @@ def test_log_and_refusals_come_through(
     assert not (tmp_path / "d.engine").exists() and children() == []
 
 
-def test_a_killed_build_is_told_as_want_of_memory(request_for: BuildRequest, tmp_path: Path) -> None:
+def test_a_killed_build_is_told_as_want_of_memory(endless: BuildRequest, tmp_path: Path) -> None:
     def kill(*_: object) -> None:
         for child in children():
             child.kill()
 
-    with refused(request_for.onnx_path, "SIGKILL") as caught:
-        build_in_process(request_for, tmp_path / "d.engine", kill, memory_fix="cut it up")
+    with refused(endless.onnx_path, "SIGKILL") as caught:
+        build_in_process(endless, tmp_path / "d.engine", kill, memory_fix="cut it up")
     assert caught.value.fix == "cut it up"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["decoder.onnx", "decoder.onnx.data"]
+    assert left(tmp_path) == ["decoder.onnx", "decoder.onnx.data"]
 
 
-def test_another_death_is_named(request_for: BuildRequest, tmp_path: Path) -> None:
+def test_another_death_is_named(endless: BuildRequest, tmp_path: Path) -> None:
     def abort(*_: object) -> None:
         for child in children():
             child.send_signal(signal.SIGABRT)
 
-    with refused(request_for.onnx_path, "SIGABRT"):
-        build_in_process(request_for, tmp_path / "d.engine", abort)
+    with refused(endless.onnx_path, "SIGABRT"):
+        build_in_process(endless, tmp_path / "d.engine", abort)
 
 
-def test_an_interrupt_ends_the_build_and_leaves_nothing(request_for: BuildRequest, tmp_path: Path) -> None:
+def test_an_interrupt_ends_the_build_and_leaves_nothing(endless: BuildRequest, tmp_path: Path) -> None:
     seen: list[psutil.Process] = []
 
     def interrupt(*_: object) -> None:
@@ -91,15 +121,16 @@ def test_an_interrupt_ends_the_build_and_leaves_nothing(request_for: BuildReques
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        build_in_process(request_for, tmp_path / "d.engine", interrupt)
+        build_in_process(endless, tmp_path / "d.engine", interrupt)
     assert seen and not any(process.is_running() for process in seen)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["decoder.onnx", "decoder.onnx.data"]
+    assert left(tmp_path) == ["decoder.onnx", "decoder.onnx.data"]
 
 
-def test_the_build_dies_with_its_parent(request_for: BuildRequest, tmp_path: Path) -> None:
+def test_the_build_dies_with_its_parent(endless: BuildRequest, tmp_path: Path) -> None:
     program = """
-import os, psutil, signal, sys
+import json, os, psutil, signal, sys
 from pathlib import Path
+sys.path[:] = json.loads(sys.argv[3])
 from va_export.tensorrt.build_process import build_in_process
 from va_export.documents import decode
 from va_export.tensorrt.engine_info import BuildRequest
@@ -109,7 +140,8 @@ def die(*_):
 request = decode(sys.argv[1].encode(), BuildRequest, what="", where="", fix="")
 build_in_process(request, Path(sys.argv[2]), die)
 """
-    command = [sys.executable, "-c", program, encode(request_for).decode(), str(tmp_path / "d.engine")]
+    command = [sys.executable, "-c", program, encode(endless).decode(), str(tmp_path / "d.engine")]
+    command.append(json.dumps(sys.path))
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr
     orphan = int(done.stdout)
