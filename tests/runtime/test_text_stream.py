@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from refusals import refused
 from tokenizers import Tokenizer as FastTokenizer
 from tokenizers import decoders, models, normalizers, pre_tokenizers
+from transformers import PreTrainedTokenizerBase
 
+from va_export.models import sentencepiece_bpe
 from va_export.runtime.tokenizer import Tokenizer, load_tokenizer
 
 TEXTS = [
@@ -36,9 +39,9 @@ def byte_level() -> FastTokenizer:
     return tokenizer
 
 
-def byte_fallback() -> FastTokenizer:
+def byte_fallback(more: Sequence[str] = ()) -> FastTokenizer:
     """SentencePiece's kind: words carry their leading space, rare characters are bytes, a first space is dropped."""
-    words = ["<unk>", "▁", "▁hello", "▁world", "▁leading", "▁and", "▁trailing", "é", "你", *"abxy\n\t."]
+    words = ["<unk>", "▁", "▁hello", "▁world", "▁leading", "▁and", "▁trailing", "é", "你", *"abxy\n\t.", *more]
     vocabulary = {word: i for i, word in enumerate([*words, *(f"<0x{byte:02X}>" for byte in range(256))])}
     tokenizer = FastTokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>", byte_fallback=True))
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
@@ -99,6 +102,42 @@ def test_bytes_that_are_no_character_hold_nothing_up(tokenizer: Tokenizer) -> No
     stream = tokenizer.stream()
     assert "".join(stream.push(number) for number in broken) == ""
     assert set(stream.finish()) == {"\ufffd"}
+
+
+def cleaning() -> FastTokenizer:
+    """As InternLM2's: the text of all ids loses blanks before punctuation."""
+    tokenizer = byte_fallback([" ", "  ", " n", "'", "n't", "'s", " '"])
+    tokenizer.decoder = sentencepiece_bpe._decoder(strips_first_blank=True, cleans_up=True)
+    return tokenizer
+
+
+def test_what_may_yet_change_waits() -> None:
+    tokenizer = Tokenizer(cleaning())
+    stream = tokenizer.stream()
+    words = ["▁hello", "▁", ".", "▁and", " n", "'", "a", "▁world", "▁", "."]
+    pieces = [stream.push(tokenizer.token_id(word) or -1) for word in words]
+    assert pieces == ["hello", "", ".", " and", "", "", "", " n'a world", "", "."]
+    assert stream.finish() == ""
+
+
+def test_cleaned_text_is_the_same_when_streamed() -> None:
+    """Against Transformers' own function, over texts of almost nothing but what it replaces."""
+    raw, cleaned = Tokenizer(byte_fallback()), Tokenizer(cleaning())
+    generator = random.Random(2509)
+    words = [" ", "  ", " n", "'", "n't", "'s", " '", ".", "a", "▁", "▁hello", "你"]
+    known = [number for number in map(cleaned.token_id, words) if number is not None]
+    assert len(known) == len(words)
+    changed = 0
+    for _ in range(500):
+        ids = generator.choices(known, k=generator.randrange(1, 14))
+        stream = cleaned.stream()
+        text = "".join([*(stream.push(number) for number in ids), stream.finish()])
+        spelled = "".join(str(cleaned._tokenizer.id_to_token(number)) for number in ids).replace("▁", " ")
+        plain = spelled.removeprefix(" ")
+        expected = PreTrainedTokenizerBase.clean_up_tokenization(None, plain)  # type: ignore[arg-type]
+        assert text == cleaned.decode(ids) == expected, spelled
+        changed += expected != plain
+    assert changed > 150 and raw.reach == 0 and (cleaned.unsettled, cleaned.reach) == (" '", 3)
 
 
 def test_any_ids_can_be_streamed(tokenizer: Tokenizer) -> None:

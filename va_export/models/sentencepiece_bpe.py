@@ -25,6 +25,12 @@ if TYPE_CHECKING:
 
 VISIBLE_SPACE = "▁"  # SentencePiece's visible space, U+2581
 _MODEL_TYPE_BPE = 2
+# What Transformers' `clean_up_tokenization` replaces, in its order.
+_CLEAN_UP = (
+    *((f" {mark}", mark) for mark in ".?!,"),
+    (" ' ", "'"),
+    *((f" {ending}", ending) for ending in ("n't", "'m", "'s", "'ve", "'re")),
+)
 
 
 class PieceType(IntEnum):
@@ -110,6 +116,7 @@ def build_tokenizer(
     added: Sequence[AddedToken],
     strips_first_blank: bool | None = None,
     prefixes_once: bool = False,
+    cleans_up: bool = False,
 ) -> Tokenizer:
     """The equivalent fast tokenizer.
 
@@ -117,6 +124,7 @@ def build_tokenizer(
         strips_first_blank: whether decoded text loses a blank at its start; None: where the model put one there.
         prefixes_once: the dummy prefix stands where the whole text starts, and not also behind each added token: what
             Transformers' LlamaTokenizer calls `legacy: false`.
+        cleans_up: decoded text loses blanks before punctuation, as Transformers' `clean_up_tokenization` has it.
 
     An added token with the id of a piece takes the piece's place. Text between added tokens is tokenized on its own, as
     Hugging Face's tokenizers over SentencePiece do. One difference remains: with a dummy prefix, text after a
@@ -147,7 +155,8 @@ def build_tokenizer(
     tokenizer.normalizer = _normalizer(model, prefix=model.add_dummy_prefix and not prefixes_once)
     if model.add_dummy_prefix and prefixes_once:
         tokenizer.pre_tokenizer = _first_prefix()
-    tokenizer.decoder = _decoder(model.add_dummy_prefix if strips_first_blank is None else strips_first_blank)
+    strips = model.add_dummy_prefix if strips_first_blank is None else strips_first_blank
+    tokenizer.decoder = _decoder(strips, cleans_up)
     # SentencePiece finds user-defined pieces in the normalized text, where blanks are visible. A dummy prefix would be
     # put before the pieces themselves: there the text as it is must do.
     user_defined = [
@@ -207,12 +216,14 @@ def _first_prefix() -> pre_tokenizers.PreTokenizer:
     )
 
 
-def _decoder(strips_first_blank: bool) -> decoders.Decoder:
+def _decoder(strips_first_blank: bool, cleans_up: bool) -> decoders.Decoder:
     from tokenizers import decoders
 
     steps: list[decoders.Decoder] = [decoders.Replace(VISIBLE_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
     if strips_first_blank:
         steps.append(decoders.Strip(content=" ", left=1))
+    if cleans_up:
+        steps += [decoders.Replace(*replacement) for replacement in _CLEAN_UP]
     return decoders.Sequence(steps)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,10 +32,16 @@ def tokenizer_errors(where: str | Path) -> Iterator[None]:
 
 
 class Tokenizer:
-    """A tokenizer; make one with `load_tokenizer`."""
+    """A tokenizer; make one with `load_tokenizer`.
+
+    Attributes:
+        unsettled: characters that the decoder may yet take away or put back, by what follows them.
+        reach: how many characters later at the most.
+    """
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
+        self.unsettled, self.reach = _replaced(tokenizer)
 
     @property
     def vocab_size(self) -> int:
@@ -65,37 +72,46 @@ class TextStream:
     """Turns ids into text one at a time: the pieces put together are `decode` of all ids.
 
     An id's text depends on its neighbours (spaces, characters spread over several ids), so each step decodes a short
-    window twice, with and without the new ids, and gives the difference; unfinished characters wait.
+    window of ids and gives what is new at its end; unfinished characters wait, and so does what the decoder may yet
+    change.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._context: list[int] = []  # already given out, kept so that the next ids are decoded in context
+        self._context: list[int] = []  # already decoded, kept so that the next ids are decoded in context
         self._pending: list[int] = []
+        self._given = 0  # characters of the window's text that were given out
 
     def push(self, token_id: int) -> str:
         """The text that `token_id` completes, possibly empty."""
         self._pending.append(token_id)
-        text, complete = self._decode_pending()
-        if not complete and len(self._pending) < _MAX_PENDING:
+        text = self._tokenizer.decode(self._context + self._pending)
+        is_complete = not text.endswith(_INCOMPLETE)
+        if not is_complete and len(self._pending) < _MAX_PENDING:
             return ""
-        # Broken bytes are no context. Ids without text (a special token, a first space) add to it, never replace it.
-        if complete:
-            self._context = self._pending if text else self._context + self._pending
+        end = max(self._given, self._settled(text)) if is_complete else len(text)
+        piece, rest = text[self._given : end], text[end:]
+        if not is_complete:  # broken bytes are no context
+            self._given = len(self._tokenizer.decode(self._context))
+        elif piece and len(alone := self._tokenizer.decode(self._pending)) > len(rest) and alone.endswith(rest):
+            self._context, self._given = self._pending, len(alone) - len(rest)
+        else:  # ids without text (a special token, a first space) add to the context, never replace it
+            self._context, self._given = self._context + self._pending, end
         self._pending = []
-        return text
+        return piece
 
     def finish(self) -> str:
         """The text still held back, with replacement characters for what never became a character."""
-        text, _ = self._decode_pending()
-        self._pending = []
-        return text
+        text = self._tokenizer.decode(self._context + self._pending)
+        piece, self._given, self._pending = text[self._given :], len(text), []
+        return piece
 
-    def _decode_pending(self) -> tuple[str, bool]:
-        """The pending ids' text in context, and whether it ends in a whole character."""
-        before = self._tokenizer.decode(self._context)
-        after = self._tokenizer.decode(self._context + self._pending)
-        return after[len(before) :], not after.endswith(_INCOMPLETE)
+    def _settled(self, text: str) -> int:
+        """How many characters further ones cannot change: `reach` characters before them are none of `unsettled`."""
+        reach, end = self._tokenizer.reach, len(text)
+        while (blank := max(text.rfind(one, max(0, end - reach), end) for one in self._tokenizer.unsettled)) >= 0:
+            end = blank
+        return end
 
 
 def load_tokenizer(directory: Path | str) -> Tokenizer | None:
@@ -121,3 +137,16 @@ def load_tokenizer(directory: Path | str) -> Tokenizer | None:
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return Tokenizer(tokenizer)
+
+
+def _replaced(tokenizer: Any) -> tuple[str, int]:
+    """See `Tokenizer`'s attributes: from what is replaced once the texts of all ids are one. All of it begins with a
+    blank, and what ends with one too (" ' ") may have lost it before it was found."""
+    decoder = tokenizer.decoder
+    steps = json.loads(decoder.__getstate__()).get("decoders", []) if decoder is not None else []
+    kinds = [step["type"] for step in steps]
+    whole = steps[kinds.index("Fuse") :] if "Fuse" in kinds else []
+    pairs = [(step["pattern"].get("String", ""), step["content"]) for step in whole if step["type"] == "Replace"]
+    pairs = [(text, content) for text, content in pairs if text.startswith(" ")]
+    ends = "".join(content[-1:] for text, content in pairs if text.endswith(" "))
+    return " " + ends, max((len(text) - 1 for text, _ in pairs), default=0)

@@ -85,12 +85,15 @@ def test_ids_are_those_of_the_originals_own_code(tokenizer: str, truth: str, tem
     mine = [[*start, *prefix_ids(found, row["text"]), *one.ids] for row, one in zip(rows, ids, strict=True)]
     wrong = [row["text"] for row, one in zip(rows, mine, strict=True) if one != row["ids"]]
     assert wrong == []
+    back = found.fast.decode_batch([row["ids"] for row in rows])
+    # 4B's original shows added tokens that no file names, such as <|end|>; ours leaves all of them out.
+    told = [row["dec"] for row, one in zip(rows, back, strict=True) if one != row["dec"]]
+    assert [text for text in told if "<|" not in text] == []
     decoded = found.fast.decode_batch([ids for ids, _ in expected["decoded_ids"]])
-    # Known to differ, of 300: the original of 8B takes blanks before punctuation away (clean_up_tokenization_spaces),
-    # that of 40B shows no control piece (<|Assistant|>), that of 4B loses the piece after bytes that are no character.
+    # Known to differ, of 300: the original of 40B shows no control piece (<|Assistant|>), and 4B's keeps a byte that
+    # follows one that is no character, where the tokenizers library loses it.
     differing = sum(one != text for one, (_, text) in zip(decoded, expected["decoded_ids"], strict=True))
     assert differing <= {
-        "OpenGVLab__InternVL2-8B": 7,
         "OpenGVLab__InternVL2-4B": 2,
         "RECONSTRUCTED__InternVL2-40B": 1,
     }.get(truth, 0)

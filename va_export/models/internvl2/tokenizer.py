@@ -31,12 +31,14 @@ def _from_pieces(path: Path, special: SpecialTokens) -> Tokenizer:
     for number, piece in enumerate(model.pieces[: len(_BASE_SPECIAL)]):
         if piece.text in _BASE_SPECIAL:
             added.setdefault(number, AddedToken(number, piece.text))
-    # Transformers' LlamaTokenizer takes a blank away where its text was given none (40B).
+    # Transformers' LlamaTokenizer takes a blank away where its text was given none (40B). InternLM2's own, which reads
+    # the others, cleans up whatever it decodes, and no setting of its files keeps it from that.
     return build_tokenizer(
         model,
         list(added.values()),
         strips_first_blank=True if _is_llama(special) else None,
         prefixes_once=_prefixes_once(special),
+        cleans_up=not _is_llama(special),
     )
 
 
