@@ -64,7 +64,9 @@ EVIDENCE = {
     "targets": [target_row("t", 1.0, "<=", 2.0, "us")],
 }
 DOCUMENTS: dict[str, Any] = {
-    "recipe": RecipeFile(checkpoint="a/b", gains=GainSettings(9.5, 2.5), score=ScoreSettings(3), limits=Limits(1)),
+    "recipe": RecipeFile(
+        checkpoint="a/b", gains=GainSettings(9.5, 2.5), score=ScoreSettings(3), limits=Limits(1), config={"mode": "a"}
+    ),
     "parity": Parity(
         *(True, "fp16", "PyTorch"),
         runs=(

@@ -39,7 +39,7 @@ def write_settings(options: ExportOptions, source: Source, bundle: BundleWriter)
     processing = source.processing.with_frames(options.recipe.frames)
     bundle.path(PROCESSING_NAME).write_bytes(encode(processing))
     source.family.write_tokenizer(source.checkpoint, bundle.directory)
-    if source.spec.found:
+    if source.spec.found or options.recipe.config:
         config = {**source.checkpoint.config, **source.spec.found}
         bundle.path("config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
     else:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
+from msgspec import field
 from msgspec.structs import asdict, replace
 
 from va_export.bundle.document import Attention, Precision
@@ -35,6 +36,7 @@ class RecipeFile(Form, frozen=True):
         checkpoint: a local directory or a hub id; empty when the weights are random.
         random_weights: the family whose tiny random checkpoint is made; empty for a real checkpoint.
         frames: frames of a question, unless asked otherwise.
+        config: keys of the checkpoint's config.json that are to be taken otherwise than it says.
     """
 
     description: str = ""
@@ -46,6 +48,7 @@ class RecipeFile(Form, frozen=True):
     gains: GainSettings = _DEFAULT_GAINS
     score: ScoreSettings = ScoreSettings()
     limits: Limits = Limits()
+    config: dict[str, str] = field(default_factory=dict)
 
 
 class Recipe(RecipeFile, frozen=True, kw_only=True):

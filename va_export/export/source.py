@@ -103,6 +103,7 @@ def _opened(options: ExportOptions, scratch: Path) -> Source:
         return _random_source(options, scratch)
     directory = _checkpoint_directory(recipe, scratch)
     checkpoint = Checkpoint.open(directory)
+    checkpoint.config = _as_asked(recipe, checkpoint.config)
     family = family_for(checkpoint.config)
     spec = family.spec_from_checkpoint(checkpoint, _choices(options))
     check_checkpoint(family, spec, checkpoint)
@@ -117,7 +118,7 @@ def open_model(options: ExportOptions, scratch: Path, note: Callable[[str], None
     recipe = options.recipe
     if recipe.is_random or expanded("--model", recipe.checkpoint).is_dir():
         return open_source(options, scratch, note)
-    config = _hub_config(recipe)
+    config = _as_asked(recipe, _hub_config(recipe))
     family = family_for(config)
     return Model(family, family.spec_from_config(config, _choices(options)))
 
@@ -130,6 +131,21 @@ def _hub_config(recipe: Recipe) -> Mapping[str, Any]:
             raise
         return config
     return read_json(directory / "config.json", what="the model's configuration")
+
+
+def _as_asked(recipe: Recipe, config: Mapping[str, Any]) -> dict[str, Any]:
+    """A checkpoint's configuration with what the recipe sets otherwise."""
+    if recipe.config:
+        allowed = family_for(config).open_settings(config)
+        for key in recipe.config:
+            if key not in allowed:
+                raise VaExportError(
+                    f"config.{key} of this checkpoint is no matter of choice: its weights were made for what its"
+                    " config.json says",
+                    where=f"recipe {recipe.name}: config.{key}",
+                    fix=f"set only {', '.join(allowed)} there" if allowed else "leave [config] out",
+                )
+    return {**config, **recipe.config}
 
 
 def _checkpoint_directory(recipe: Recipe, scratch: Path) -> Path:
@@ -145,7 +161,7 @@ def _random_source(options: ExportOptions, scratch: Path) -> Source:
     local = expanded("--model", recipe.checkpoint)
     directory = local if local.is_dir() else _sizes_of(recipe, scratch)
     check_entries(directory)
-    config = read_json(directory / "config.json", what="the model's configuration")
+    config = _as_asked(recipe, read_json(directory / "config.json", what="the model's configuration"))
     family = family_for(config)
     without_weights = Checkpoint(directory, config, {}, ())
     spec = family.spec_from_checkpoint(without_weights, _choices(options))

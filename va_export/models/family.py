@@ -197,6 +197,9 @@ class ModelFamily(Protocol):
     name: str
     architectures: tuple[str, ...]
 
+    def open_settings(self, config: Mapping[str, Any]) -> tuple[str, ...]:
+        """Keys of `config` that its checkpoints were made for more than one value of, so that a recipe may set them."""
+
     def spec_from_config(self, config: Mapping[str, Any], choices: Choices = AS_IT_IS) -> ModelSpec:
         """The model that `config` describes.
 

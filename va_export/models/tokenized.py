@@ -14,6 +14,10 @@ if TYPE_CHECKING:
 class TokenizedFamily:
     """A family whose checkpoints keep a tokenizer as `tokenizer_layout` says."""
 
+    def open_settings(self, config: Mapping[str, Any]) -> tuple[str, ...]:
+        """See `ModelFamily.open_settings`."""
+        return ()
+
     def tokenizer_layout(self, config: Mapping[str, Any]) -> TokenizerLayout:
         """How a checkpoint with that config.json keeps it."""
         raise NotImplementedError

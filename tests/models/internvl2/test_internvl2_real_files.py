@@ -53,6 +53,16 @@ def test_every_configuration_is_expected_to_be_read() -> None:
     assert {path.parent.name for path in real("configs").glob("*/config.json")} == {*READ, *OTHER_FAMILIES}
 
 
+def test_every_name_of_the_published_index_has_its_place() -> None:
+    """InternVL2.5-8B's, whose tensors are named as 8B's are."""
+    listed = json.loads(real("configs", "OpenGVLab__InternVL2_5-8B.model.safetensors.index.json").read_text())
+    content = config("OpenGVLab__InternVL2-8B")
+    family = family_for(content)
+    spec = family.spec_from_config(content)
+    used = {source.checkpoint_name for source in family.weight_map(spec).values()}
+    assert len(listed["weight_map"]) == 573 and used | spec.unread == set(listed["weight_map"]), spec.unread
+
+
 @pytest.mark.parametrize(
     ("tokenizer", "truth", "template"),
     [

@@ -31,6 +31,10 @@ class Llava(TokenizedFamily):
     name: str = _config.FAMILY
     architectures: tuple[str, ...] = (_config.ORIGINAL, _config.TRANSFORMERS)
 
+    def open_settings(self, config: Mapping[str, Any]) -> tuple[str, ...]:
+        # The official wrapper asks every checkpoint for averages and grid; its own file and demo have it otherwise.
+        return ("mm_spatial_pool_mode", "mm_newline_position") if _config.is_original(config) else ()
+
     def spec_from_config(self, config: Mapping[str, Any], choices: Choices = AS_IT_IS) -> ModelSpec:
         return _config.spec_from_config(config, choices)
 
