@@ -61,7 +61,9 @@ def manifest_document(**changes: Any) -> ManifestDocument:
             checkpoint_files={},
             family="internvl2",
             weights="checkpoint",
-            text=TextSizes(**sizes, num_kv_heads=8, head_dim=128, vocab_size=92553, max_position_embeddings=32768),
+            text=TextSizes(
+                **sizes, num_kv_heads=8, head_dim=128, vocab_size=92553, max_position_embeddings=32768, whole_from=None
+            ),
             vision=VisionSizes(**sizes, positions_per_frame=1025),
             image_token_id=92546,
         ),

@@ -30,6 +30,7 @@ TEXT = TextSizes(
     intermediate_size=256,
     vocab_size=263,
     max_position_embeddings=2048,
+    whole_from=None,
 )
 VISION = VisionSizes(hidden_size=64, num_layers=2, num_heads=4, intermediate_size=128, positions_per_frame=65)
 DECODER_INPUTS = (

@@ -113,6 +113,7 @@ class GainSettings(Form, frozen=True):
 class Limits(Form, frozen=True):
     """The sizes that engines are built for, and the sizes that they are tuned for.
 
+    max_input_len is what the decoder takes at once, and bounds a video's visual tokens; a longer prompt goes in chunks.
     max_pixels is of a frame as the model sees it, for models whose frames keep their own sizes; None is the model's
     own.
     """

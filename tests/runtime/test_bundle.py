@@ -162,7 +162,7 @@ def test_cached_steps_equal_one_long_prefill(bundle: Bundle, question: Arrays) -
     ({"input_ids": [262] * 63 + [1]}, "generate", [63, 262, 64]),
     ({"input_ids": [262] * 65}, "generate", [65, 262, 64]),
     ({"input_ids": [1, 2, 3]}, "generate", [0, 262, 64]),
-    ({"input_ids": [262] * 64 + [1] * 961}, "generate", [1025, 1024]),
+    ({"input_ids": [262] * 64 + [1] * 1984}, "generate", [2048]),
     ({"max_new_tokens": 2000}, "generate", [2000]),
     ({"max_new_tokens": 0}, "max_new_tokens", [0]),
     ({"forced_tokens": []}, "forced_tokens", [(0,)]),

@@ -73,7 +73,12 @@ class ComponentEntry(Form, frozen=True):
 
 
 class TextSizes(Form, frozen=True):
-    """The decoder's sizes."""
+    """The decoder's sizes.
+
+    Attributes:
+        whole_from: a prompt that reaches this position has to be prefilled in one call, for there the rotary embedding
+            follows the call's last position; None where it never does.
+    """
 
     hidden_size: int
     num_layers: int
@@ -83,6 +88,7 @@ class TextSizes(Form, frozen=True):
     intermediate_size: int
     vocab_size: int
     max_position_embeddings: int
+    whole_from: int | None
 
 
 class VisionSizes(Form, frozen=True):

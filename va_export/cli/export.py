@@ -57,7 +57,7 @@ def export_command(
     ] = "",
     onnx_only: Annotated[bool, Option("--onnx-only", help="Build no engines.")] = False,
     max_batch_size: Annotated[int | None, Option(help="Largest batch of the engines.")] = None,
-    max_input_len: Annotated[int | None, Option(help="Longest prompt, visual tokens included.")] = None,
+    max_input_len: Annotated[int | None, Option(help="Tokens that engines take at once, at the most.")] = None,
     max_kv_cache_capacity: Annotated[int | None, Option(help="Slots of the KV cache: prompt and answer.")] = None,
     max_frames: Annotated[int | None, Option(help="Most frames of a video.")] = None,
     max_pixels: Annotated[

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, cast
 
@@ -101,5 +100,4 @@ def describe_bundle(
 
 def _of(form: Any, shape: Any) -> Any:
     """The fields of a shape that a form has."""
-    values = asdict(shape)
-    return form(**{name: values[name] for name in form.__struct_fields__})
+    return form(**{name: getattr(shape, name) for name in form.__struct_fields__})

@@ -63,6 +63,16 @@ class TextShape:
     rope_scaling: DynamicNtkScaling | LongRopeScaling | None
     deepstack_layers: int = 0
 
+    @property
+    def whole_from(self) -> int | None:
+        """The position from which on the rotary embedding follows a call's last position; None: it never does."""
+        match self.rope_scaling:
+            case DynamicNtkScaling():
+                return self.max_position_embeddings
+            case LongRopeScaling(original_max_position_embeddings=original):
+                return original
+        return None
+
     def width_at(self, layer: int) -> int:
         """Values that a token has before that layer: its hidden state and the features not yet added."""
         return self.hidden_size * (1 + max(0, self.deepstack_layers - layer))

@@ -264,8 +264,7 @@ class Bundle:
             encoded = self._encode(prepared, anchoring or Anchoring(), clock)
             session = self._session(1, prepared.length + n_new)
             with clock("prefill"):
-                logits = session.prefill(0, prepared, encoded.visual, encoded.gains)
-                clock.add_parts("prefill", self.backend.part_milliseconds)
+                logits = self._prefill(session, 0, encoded, clock)
             with clock("decode"):
                 if self.backend.has_greedy_loop and not return_logits and forced is None:
                     first = int(likeliest(logits)[0])
@@ -310,7 +309,7 @@ class Bundle:
             encoded = [self._encode(prepared, anchoring or Anchoring(), clock) for prepared in prompts]
             session = self._session(len(prompts), max(prepared.length for prepared in prompts) + max_new_tokens)
             with clock("prefill"):
-                rows = [session.prefill(row, one.prepared, one.visual, one.gains) for row, one in enumerate(encoded)]
+                rows = [self._prefill(session, row, one, clock) for row, one in enumerate(encoded)]
             with clock("decode"):
                 step = self._timed_step(session, clock)
                 logits = np.concatenate(rows)
@@ -330,7 +329,14 @@ class Bundle:
 
     def _session(self, batch: int, needed: int) -> Session:
         width, axes = embedding_width(self.manifest), position_axes(self.manifest)
-        return Session.start(self.backend, width, axes, batch, needed, self.limits.max_kv_cache_capacity)
+        limit, whole_from = self.limits.max_kv_cache_capacity, self.manifest.data.model.text.whole_from
+        return Session.start(self.backend, width, axes, batch, needed, limit, whole_from)
+
+    def _prefill(self, session: Session, row: int, encoded: Encoded, clock: StageClock) -> Float32:
+        def add_parts() -> None:
+            clock.add_parts("prefill", self.backend.part_milliseconds)
+
+        return session.prefill(row, encoded.prepared, encoded.visual, encoded.gains, add_parts)
 
     def _timed_step(self, session: Session, clock: StageClock) -> Callable[[Int64], Float32]:
         def step(tokens: Int64) -> Float32:
@@ -343,9 +349,11 @@ class Bundle:
     def _check_prompt(self, prepared: Prepared, n_new: int) -> None:
         arguments.one_row("input_ids", prepared.input_ids, self._vocab_size)
         length = prepared.length
-        if length > self.limits.max_input_len:
+        whole_from = self.manifest.data.model.text.whole_from
+        if length > self.limits.max_input_len and whole_from is not None and prepared.position_ids.max() >= whole_from:
             raise VaExportError(
-                f"the prompt has {length} tokens; this bundle takes {self.limits.max_input_len}",
+                f"the prompt has {length} tokens, which this model must be given at once; this bundle takes"
+                f" {self.limits.max_input_len}",
                 where="generate",
                 fix="use fewer frames or a shorter question, or export with a larger --max-input-len",
             )

@@ -24,6 +24,7 @@ class Session:
         next_position: (B,) int64, the position that the next token has on every axis: a slot and a position are two
             things.
         axes: positions of a token.
+        whole_from: prompts that reach this position are prefilled at once (`TextSizes.whole_from`).
     """
 
     backend: Backend
@@ -33,32 +34,64 @@ class Session:
     past_length: Int64
     next_position: Int64
     axes: int
+    whole_from: int | None = None
 
     @classmethod
-    def start(cls, backend: Backend, width: int, axes: int, batch: int, needed: int, limit: int) -> Session:
+    def start(
+        cls,
+        backend: Backend,
+        width: int,
+        axes: int,
+        batch: int,
+        needed: int,
+        limit: int,
+        whole_from: int | None = None,
+    ) -> Session:
         """An empty session of `batch` rows that are to hold `needed` tokens each, in at most `limit` slots."""
         capacity = backend.cache_capacity(needed, limit)
         nothing = np.zeros(batch, np.int64)
         cache = backend.new_cache(batch, capacity)
-        return cls(backend, width, capacity, cache, nothing, nothing.copy(), axes)
+        return cls(backend, width, capacity, cache, nothing, nothing.copy(), axes, whole_from)
 
-    def prefill(self, row: int, prepared: Prepared, visual: Float32 | None, gains: tuple[Float32, Float32]) -> Float32:
-        """Put a prompt into an empty row; (1, vocab) logits of its last position.
+    def prefill(
+        self,
+        row: int,
+        prepared: Prepared,
+        visual: Float32 | None,
+        gains: tuple[Float32, Float32],
+        on_chunk: Callable[[], None] | None = None,
+    ) -> Float32:
+        """Put a prompt behind what a row holds, chunk by chunk; (1, vocab) logits of its last position.
+
+        Where chunks end changes nothing but rounding: all are given the gains of all slots, and none is one token long
+        unless the prompt is, for there a PyTorch decoder takes one query for a step, which is plain.
 
         Args:
-            visual: (N, D) visual tokens; None without frames.
-            gains: key_log_gain and value_gain of the prompt, (S,) each.
+            prepared: S tokens, with the positions that they have behind what is there.
+            visual: (N, D) visual tokens of these; None without frames.
+            gains: key_log_gain and value_gain of all slots up to the prompt's last one, (past + S,) each.
+            on_chunk: called after each chunk.
         """
-        length = prepared.length
+        past, length = int(self.past_length[row]), prepared.length
+        end = past + length
         key_log_gain, value_gain = self._plain(1)
-        if length > 1:  # one query is plain attention (arXiv 2509.25151: prefill only)
-            key_log_gain[0, :length], value_gain[0, :length] = gains
-        embeds = self._embed(prepared.input_ids, prepared.is_visual, visual)  # (1, S, D)
+        if end > 1:  # one query is plain attention (arXiv 2509.25151: prefill only)
+            key_log_gain[0, :end], value_gain[0, :end] = gains
         cache = self.cache if len(self.past_length) == 1 else self.backend.cache_row(self.cache, row)
-        logits = self.backend.decode(
-            embeds, prepared.position_ids, key_log_gain, value_gain, np.zeros(1, np.int64), cache
-        )
-        self.past_length[row], self.next_position[row] = length, prepared.next_position
+        is_whole = self.whole_from is not None and int(prepared.position_ids.max()) >= self.whole_from
+        logits = np.zeros((1, 0), np.float32)
+        n_visual = 0  # that earlier chunks have taken
+        for chunk in chunks(length, length if is_whole else self.backend.prefill_chunk(end)):
+            is_visual = prepared.is_visual[:, chunk]
+            taken = slice(n_visual, n_visual + int(is_visual.sum()))
+            embeds = self._embed(prepared.input_ids[:, chunk], is_visual, None if visual is None else visual[taken])
+            written = np.array([past + chunk.start], np.int64)
+            positions = prepared.position_ids[..., chunk]  # (axes, 1, chunk)
+            logits = self.backend.decode(embeds, positions, key_log_gain, value_gain, written, cache)
+            n_visual = taken.stop
+            if on_chunk is not None:
+                on_chunk()
+        self.past_length[row], self.next_position[row] = end, prepared.next_position
         return logits
 
     def step(self, tokens: Int64) -> Float32:
@@ -72,7 +105,7 @@ class Session:
 
     def _embed(self, input_ids: Int64, is_visual: np.ndarray, visual: Float32 | None) -> Float32:
         # Where there are no visual tokens any one row stands for them, which is then not read.
-        tokens = np.zeros((1, self.width), np.float32) if visual is None else visual
+        tokens = np.zeros((1, self.width), np.float32) if visual is None or not len(visual) else visual
         inputs = {"input_ids": input_ids, "is_visual": is_visual, "visual_tokens": tokens}
         return self.backend.run("embedding", inputs)["inputs_embeds"]
 
@@ -80,6 +113,14 @@ class Session:
         """Gains that change nothing, (B, capacity) each."""
         shape = (batch, self.capacity)
         return np.zeros(shape, np.float32), np.ones(shape, np.float32)
+
+
+def chunks(length: int, most: int) -> Iterator[slice]:
+    """`length` positions in as few runs of at most `most` as there can be, all of them of about one length: none is of
+    one position where there are more, if `most` is above 2."""
+    count = -(-length // most)
+    for index in range(count):
+        yield slice(index * length // count, (index + 1) * length // count)
 
 
 @dataclass

@@ -83,6 +83,7 @@ def test_decoding_across_the_original_length_changes_the_factors(name: str, bund
             answer = opened.generate(input_ids=prompt, forced_tokens=[5, 6, 7, 8], return_logits=True)
             assert answer.logits is not None
             logits[backend] = answer.logits
+            assert opened.manifest.data.model.text.whole_from == 4096  # nor may a longer prompt go in chunks
             if backend == "onnxruntime":
                 longer = opened.generate(input_ids=np.append(prompt, 5)[None], forced_tokens=[6, 7], return_logits=True)
     # float32 through two layers of 4 096 keys

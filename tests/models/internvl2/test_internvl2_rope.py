@@ -117,32 +117,55 @@ def test_exports_with_a_dynamic_length(factor: float | None) -> None:
         assert torch.equal(exported[1], eager[1])
 
 
+def text_shape(scaling: DynamicNtkScaling | LongRopeScaling | None) -> TextShape:
+    return TextShape(
+        hidden_size=4 * HEAD_DIM,
+        num_layers=1,
+        num_heads=4,
+        num_kv_heads=4,
+        head_dim=HEAD_DIM,
+        intermediate_size=8,
+        vocab_size=8,
+        max_position_embeddings=MAX_POSITIONS,
+        rms_norm_eps=1e-6,
+        rope_theta=BASE,
+        rope_scaling=scaling,
+    )
+
+
 def test_takes_its_place_in_a_hugging_face_model() -> None:
     torch.manual_seed(0)
     model = LlamaModel(llama_config(2.0)).eval()
     ids = torch.randint(0, 8, (1, 150))
     with torch.no_grad():
         before = model(ids).last_hidden_state
-        shape = TextShape(
-            hidden_size=4 * HEAD_DIM,
-            num_layers=1,
-            num_heads=4,
-            num_kv_heads=4,
-            head_dim=HEAD_DIM,
-            intermediate_size=8,
-            vocab_size=8,
-            max_position_embeddings=MAX_POSITIONS,
-            rms_norm_eps=1e-6,
-            rope_theta=BASE,
-            rope_scaling=DynamicNtkScaling(2.0),
-        )
-        replace_rotary_embedding(model, shape)
+        replace_rotary_embedding(model, text_shape(DynamicNtkScaling(2.0)))
         after = model(ids).last_hidden_state
     assert isinstance(model.rotary_emb, DynamicNtkRotaryEmbedding)
     assert not list(model.rotary_emb.state_dict())
     torch.testing.assert_close(after, before, rtol=1e-5, atol=1e-5)
     with pytest.raises(TypeError, match="no rotary_emb"):
-        replace_rotary_embedding(torch.nn.Linear(1, 1), shape)
+        replace_rotary_embedding(torch.nn.Linear(1, 1), text_shape(None))
+
+
+@pytest.mark.parametrize(
+    "scaling", [None, DynamicNtkScaling(2.0), LongRopeScaling((1.0,) * (HEAD_DIM // 2), (3.0,) * (HEAD_DIM // 2), 70)]
+)
+def test_the_position_from_which_angles_follow_the_calls_length(
+    scaling: DynamicNtkScaling | LongRopeScaling | None,
+) -> None:
+    """It is the first last position with which position 1 has other angles than in a call of two."""
+    shape = text_shape(scaling)
+    model = LlamaModel(llama_config(2.0))
+    replace_rotary_embedding(model, shape)
+    alone = model.rotary_emb(torch.zeros(1), torch.arange(2)[None])[0][0, 1]
+    changed = [
+        last
+        for last in range(2, 3 * MAX_POSITIONS)
+        if not torch.equal(model.rotary_emb(torch.zeros(1), torch.tensor([[1, last]]))[0][0, 0], alone)
+    ]
+    assert shape.whole_from == (changed[0] if changed else None)
+    assert (scaling is None) == (not changed)
 
 
 @pytest.mark.parametrize(("length", "is_long"), [(4096, False), (4097, True)])

@@ -15,7 +15,13 @@ from onnx import TensorProto, helper, numpy_helper
 from va_export.proof.reference import prepared_of, read_reference
 from va_export.runtime.anchoring import Anchoring
 from va_export.runtime.backends import onnxruntime as onnxruntime_backend
-from va_export.runtime.backends.session_memory import RESIDENT_FACTOR, must_map_weights
+from va_export.runtime.backends.session_memory import (
+    CHUNK,
+    RESIDENT_FACTOR,
+    must_map_weights,
+    prefill_bytes,
+    prefill_chunk,
+)
 from va_export.runtime.bundle import Bundle
 
 WIDTH, LAYERS = 1536, 24
@@ -95,6 +101,14 @@ def test_it_is_chosen_by_the_size_of_all_weights() -> None:
     assert must_map_weights(1000, 0, int(1000 * RESIDENT_FACTOR) - 1)
     assert must_map_weights(1000, 100, int(1000 * RESIDENT_FACTOR) + 1)  # a prefill needs room too
     assert not must_map_weights(1000, 0)  # a kilobyte fits anywhere
+
+
+def test_chunks_are_as_few_as_memory_allows_where_each_reads_the_weights() -> None:
+    assert prefill_chunk(16, 4096, streams=False, available=0) == CHUNK
+    assert prefill_chunk(16, 4096, streams=True, available=0) == CHUNK
+    logits = 16 * 1000 * 4096 * 4  # of a thousand queries, in float32
+    assert prefill_chunk(16, 4096, streams=True, available=4 * 2 * logits) == 1000
+    assert prefill_bytes(16, 4096) == 2 * 16 * CHUNK * 4096 * 4
 
 
 def test_all_listed_weights_count_and_nothing_else(copied_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

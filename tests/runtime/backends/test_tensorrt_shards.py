@@ -142,6 +142,7 @@ def test_hidden_states_pass_through_all_shards_and_change_devices_once(manifest:
 def test_one_device_moves_nothing(manifest: Manifest) -> None:
     backend = TensorRTBackend(manifest, "tensorrt-rtx", CODE)
     assert decode(backend) == 5 + 3 and backend.device == "cuda"
+    assert backend.prefill_chunk(20) == 8  # what the profiles take
     sessions: dict[str, Any] = backend._sessions
     assert [sessions[name].received for name in LAYERS] == [[], [], []]
 

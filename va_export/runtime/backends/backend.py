@@ -39,6 +39,9 @@ class Backend(Protocol):
     def cache_capacity(self, needed: int, limit: int) -> int:
         """Slots of a cache that is to hold `needed`, at most `limit`."""
 
+    def prefill_chunk(self, length: int) -> int:
+        """Positions that are best given to `decode` at once, at the most, on the way to a row of `length` slots."""
+
     def new_cache(self, batch: int, capacity: int) -> Any:
         """An empty KV cache of `capacity` slots a row."""
 

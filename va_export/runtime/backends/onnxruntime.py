@@ -15,7 +15,7 @@ from va_export.errors import VaExportError
 from va_export.runtime.backends.backend import Array, Float32, HostBackend, Int64, check_outputs, component_file
 from va_export.runtime.backends.decoder_parts import PartClock, assign_devices, decoder_parts
 from va_export.runtime.backends.external_data import held_graph
-from va_export.runtime.backends.session_memory import must_map_weights, prefill_bytes, session_options
+from va_export.runtime.backends.session_memory import must_map_weights, prefill_bytes, prefill_chunk, session_options
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -89,6 +89,11 @@ class OnnxRuntimeBackend(HostBackend):
     def cache_capacity(self, needed: int, limit: int) -> int:
         # The portable attention reads the whole cache, so a small one is faster; steps of 64 keep the shapes few.
         return min(limit, -(-needed // 64) * 64)
+
+    def prefill_chunk(self, length: int) -> int:
+        if self.device != "cpu":
+            return length
+        return prefill_chunk(self._manifest.data.model.text.num_heads, length, streams=self._streams)
 
     @property
     def part_milliseconds(self) -> Mapping[str, float]:

@@ -64,6 +64,9 @@ class TorchBackend(HostBackend):
     def cache_capacity(self, needed: int, limit: int) -> int:
         return needed
 
+    def prefill_chunk(self, length: int) -> int:
+        return length  # the attention bounds its own memory
+
     def new_cache(self, batch: int, capacity: int) -> list[Any]:
         """One of Hugging Face's caches a row: rows of one are all of one length."""
         from transformers import DynamicCache

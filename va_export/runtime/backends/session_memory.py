@@ -22,9 +22,31 @@ RESIDENT_FACTOR = 2.7
 """Peak memory of opening a session by default, over its float16 weights."""
 
 
+CHUNK = 512
+"""Positions of a prompt that are prefilled at once."""
+
+
 def prefill_bytes(num_heads: int, length: int) -> int:
-    """Memory of a prefill beside the weights: ONNX Runtime's Attention holds all heads' logits, and their softmax."""
-    return 2 * 4 * num_heads * length**2
+    """Memory of a prefill beside the weights."""
+    return min(CHUNK, length) * _query_bytes(num_heads, length)
+
+
+def prefill_chunk(num_heads: int, length: int, *, streams: bool, available: int | None = None) -> int:
+    """Positions to prefill at once.
+
+    Args:
+        streams: each chunk converts all weights once more, so there are as few as a quarter of the memory allows.
+        available: bytes; default: what the machine has left.
+    """
+    if not streams:
+        return CHUNK
+    free = available_memory() if available is None else available
+    return max(CHUNK, free // 4 // _query_bytes(num_heads, length))
+
+
+def _query_bytes(num_heads: int, length: int) -> int:
+    """Memory of one query: ONNX Runtime's Attention holds all heads' logits, and their softmax."""
+    return 2 * 4 * num_heads * length
 
 
 def must_map_weights(weights: int, activations: int, available: int | None = None) -> bool:

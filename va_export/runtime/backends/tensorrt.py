@@ -89,6 +89,9 @@ class TensorRTBackend:
     def cache_capacity(self, needed: int, limit: int) -> int:
         return self._capacity  # fixed when the engine was built
 
+    def prefill_chunk(self, length: int) -> int:
+        return self._manifest.data.limits.max_input_len  # engines hold room for so much, whether it is used or not
+
     def new_cache(self, batch: int, capacity: int) -> dict[str, KvCache]:
         """The caches of the one sequence (or batch) that this backend works on: those given out before are taken back,
         so that a question after another needs no more memory."""
