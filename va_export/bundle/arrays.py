@@ -13,7 +13,7 @@ from numpy.lib import format as npy
 
 from va_export.errors import VaExportError
 
-_NAME = re.compile(r"([a-z_]+(?:\.[a-z_]+)?)\.npy")
+_NAME = re.compile(r"([a-z_]\w*(?:\.[a-z_]+)?)\.npy")
 _HEADER_BYTES = 10_000  # NumPy's own bound
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # what NumPy writes
 

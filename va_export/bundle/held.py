@@ -57,6 +57,17 @@ class HeldFiles:
         self._descriptors = [self._root]
         weakref.finalize(self, _close, self._descriptors)
 
+    @contextlib.contextmanager
+    def unchanged(self) -> Iterator[None]:
+        """Around an answer: what was computed while a file was edited may be of both contents.
+
+        Raises:
+            VaExportError: a file that is read again and again was edited.
+        """
+        self.check_open()
+        yield
+        self.check_open()
+
     def hold(self, name: str) -> int:
         """Open a file; its size in bytes.
 

@@ -2,29 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import hashlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Never, Self
+from typing import Never, Self, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from va_export.bundle.manifest import Manifest, read_manifest, verify_hashes
+from va_export.documents import encode
 from va_export.errors import VaExportError
 from va_export.runtime import arguments, values
 from va_export.runtime.anchoring import Anchoring
-from va_export.runtime.backends.backend import Backend, Float32, Int64, has_score_graph
-from va_export.runtime.backends.decoder_parts import embedding_width, position_axes
+from va_export.runtime.array_cache import ArrayCache
+from va_export.runtime.backends.backend import Backend, Int64, has_score_graph
 from va_export.runtime.backends.table import ATTENTIONS, BACKENDS, open_backend
+from va_export.runtime.clip import Clip, read_video
+from va_export.runtime.decoding import Decoding, Row, Wish
+from va_export.runtime.encoding import Encoder, default_scorer
 from va_export.runtime.generation import Encoded, Generation
+from va_export.runtime.prefix import PrefixStore
 from va_export.runtime.processing import PROCESSING_NAME, Media, Prepared, read_processing
 from va_export.runtime.score_cache import ScoreCache
-from va_export.runtime.scoring import SCORERS, Scorer, score_visual_tokens
-from va_export.runtime.session import Session, Steps, follow, greedy, likeliest
+from va_export.runtime.scoring import SCORERS, Scorer
+from va_export.runtime.session import greedy
 from va_export.runtime.stage_clock import StageClock
+from va_export.runtime.token_choice import GREEDY, TokenChoice
 from va_export.runtime.tokenizer import TOKENIZER_FILE, Tokenizer, load_tokenizer
+from va_export.runtime.turn import Turn
+
+CLIP_MEMORY = 1 << 30
+"""Bytes of keys and values of watched clips that an open bundle keeps, unless asked otherwise."""
+_CLIP_FILES = 4  # times as much may lie in a clip cache's directory
 
 
 class Bundle:
@@ -36,14 +47,15 @@ class Bundle:
         backend: Backend,
         attention: str | None = None,
         score_cache: ScoreCache | None = None,
-        score: str | None = None,
+        score: Scorer | None = None,
+        clip_memory: int = CLIP_MEMORY,
+        clip_cache: Path | None = None,
     ) -> None:
         self.manifest = manifest
         self.backend = backend
         self.attention: str = attention or manifest.data.attention
         self.limits = manifest.data.limits
-        self.score_cache = score_cache
-        self.scorer: str = score or default_scorer(manifest, backend.name)
+        self.scorer: Scorer = score or default_scorer(manifest, backend.name)
         self.gains = manifest.data.gains
         self.score_settings = manifest.data.score
         manifest.path(PROCESSING_NAME)
@@ -52,6 +64,14 @@ class Bundle:
         if TOKENIZER_FILE in manifest.data.files:
             with manifest.held.in_place(TOKENIZER_FILE) as directory:
                 self.tokenizer = load_tokenizer(directory)
+        name = hashlib.sha256(encode(manifest.data) + f"{backend.name} {self.attention}".encode()).hexdigest()
+        seen = slots = None
+        if clip_cache is not None:
+            seen = ArrayCache(clip_cache, "seen", max_bytes=clip_memory)
+            slots = ArrayCache(clip_cache, "slots", max_bytes=_CLIP_FILES * clip_memory)
+        turn = Turn()
+        self.encoder = Encoder(manifest, backend, self.scorer, score_cache, turn, name, seen)
+        self.decoding = Decoding(manifest, backend, turn, name, PrefixStore(clip_memory, slots))
         self._is_closed = False
 
     @property
@@ -71,6 +91,8 @@ class Bundle:
         devices: Sequence[int] | None = None,
         score: str | None = None,
         trust_plugins: bool = False,
+        clip_memory: int = CLIP_MEMORY,
+        clip_cache: str | Path | None = None,
     ) -> Self:
         """Open a bundle directory. What is read later is what lies there now; a file that was exchanged is refused.
 
@@ -87,6 +109,9 @@ class Bundle:
                 None: the engine where TensorRT has one, else the host.
             trust_plugins: execute the bundle's own plugin library and engines, whoever made them (SECURITY.md); as
                 VA_EXPORT_TRUST_PLUGINS=1.
+            clip_memory: bytes of keys and values of watched clips that are kept; the least recently used go first.
+            clip_cache: a directory in which what was seen of clips is kept besides, for other processes: visual tokens
+                and scores, as many bytes as `clip_memory`, and keys and values, four times as many.
 
         Raises:
             VaExportError: not a bundle, an unfinished one, damaged, of an unknown version, with code to execute that
@@ -101,6 +126,8 @@ class Bundle:
         if devices is not None:
             devices = values.devices("devices", devices)
         cache = None if score_cache is None else ScoreCache(values.absolute_path("score_cache", score_cache))
+        clips = None if clip_cache is None else values.absolute_path("clip_cache", clip_cache)
+        clip_memory = values.whole_number("clip_memory", clip_memory, least=0)
         check_hashes = values.flag("check_hashes", check_hashes)
         trust_plugins = values.flag("trust_plugins", trust_plugins)
         manifest = directory if isinstance(directory, Manifest) else read_manifest(directory)
@@ -119,7 +146,8 @@ class Bundle:
         if check_hashes:
             verify_hashes(manifest)
         opened = open_backend(backend, manifest, attention, devices, trust_plugins)
-        return cls(manifest, opened, attention, cache, score)
+        scorer = cast(Scorer | None, score)
+        return cls(manifest, opened, attention, cache, scorer, clip_memory, clips)
 
     def close(self) -> None:
         """Free the backend; a closed bundle answers no more."""
@@ -156,7 +184,7 @@ class Bundle:
         question = values.text("question", question)
         n_frames = values.whole_number("n_frames", n_frames, least=0)
         arguments.frame_count(n_frames, self.limits.max_frames)
-        return self.processing.input_ids(question, n_frames if frames is None else frames, self._tokenizer())
+        return self.processing.input_ids(question, n_frames if frames is None else frames, self.text_tokenizer())
 
     def prepare(self, media: Media, question: str) -> Prepared:
         """A question about what was read, as the components take it.
@@ -168,9 +196,14 @@ class Bundle:
         Raises:
             VaExportError: the bundle has no tokenizer, or frames of another kind.
         """
-        return self.processing.prepare(media, values.text("question", question), self._tokenizer())
+        return self.processing.prepare(media, values.text("question", question), self.text_tokenizer())
 
-    def _tokenizer(self) -> Tokenizer:
+    def text_tokenizer(self) -> Tokenizer:
+        """The bundle's tokenizer.
+
+        Raises:
+            VaExportError: it has none.
+        """
         if self.tokenizer is None:
             raise VaExportError(
                 "this bundle has no tokenizer: its checkpoint came without tokenizer files",
@@ -245,8 +278,7 @@ class Bundle:
         on_token: Callable[[int], None] | None = None,
     ) -> Generation:
         """Answer a prepared prompt greedily; see `generate` for the arguments and errors."""
-        if self._is_closed:
-            raise VaExportError("the bundle is closed", where="generate", fix="open it again")
+        self.check_open()
         max_new_tokens = values.whole_number("max_new_tokens", max_new_tokens, least=1)
         ignore_stop = values.flag("ignore_stop", ignore_stop)
         return_logits = values.flag("return_logits", return_logits)
@@ -256,26 +288,48 @@ class Bundle:
         if forced_tokens is not None:
             forced = arguments.one_row("forced_tokens", forced_tokens, self._vocab_size)
         n_new = max_new_tokens if forced is None else forced.shape[1]
-        self._check_prompt(prepared, n_new)
+        self.decoding.check(prepared, n_new)
         stops = () if ignore_stop else self.processing.stop_token_ids
-        on_row = None if on_token is None else lambda _, token: on_token(token)
-        clock = StageClock(self.backend)
-        with self._unchanged(), clock("total"):
+        choice = TokenChoice(GREEDY, ())
+        wish = Wish(choice, n_new, stops, None if forced is None else forced[0], keeps_logits=return_logits)
+        clock, row, tokens = StageClock(self.backend), Row(), []
+        with clock("total"):
             encoded = self._encode(prepared, anchoring or Anchoring(), clock)
-            session = self._session(1, prepared.length + n_new)
-            with clock("prefill"):
-                logits = self._prefill(session, 0, encoded, clock)
-            with clock("decode"):
-                if self.backend.has_greedy_loop and not return_logits and forced is None:
-                    first = int(likeliest(logits)[0])
-                    loop = self.backend.greedy_steps(first, prepared.length, prepared.next_position, session.cache)
-                    steps = Steps([follow(first, loop, n_new, stops, on_row)])
-                else:
-                    step = self._timed_step(session, clock)
-                    steps = greedy(
-                        logits, step, n_new, stops=stops, forced=forced, on_token=on_row, keep_logits=return_logits
-                    )
-        return encoded.generation(steps, 0, clock, with_logits=return_logits)
+            for token in self.decoding.tokens(encoded, wish, clock, row):
+                tokens.append(token)
+                if on_token is not None:
+                    on_token(token)
+        return encoded.generation(tokens, row.logits if return_logits else None, clock)
+
+    def watch(
+        self,
+        video: str | Path | Media,
+        *,
+        frames: int | None = None,
+        sampling: str | None = None,
+        allow_truncated: bool = False,
+        anchoring: Anchoring | None = None,
+    ) -> Clip:
+        """See a video once, to ask about it many times.
+
+        Args:
+            video: a file, or what `prepare` takes: frames, or `Video`s and `Image`s.
+            frames, sampling, allow_truncated: of a file, as for `read_frames`; None: the bundle's own number and rule.
+            anchoring: of all questions.
+
+        Raises:
+            VaExportError: as `read_frames` and `prepare`; the bundle has no tokenizer; or gains by position, which are
+                of one prompt.
+        """
+        anchoring = anchoring or Anchoring()
+        if anchoring.key_log_gain is not None or anchoring.value_gain is not None:
+            raise VaExportError(
+                "gains for every position fit one prompt, and a clip is for many",
+                where="anchoring",
+                fix="give alpha_k and alpha_v",
+            )
+        media = read_video(self, video, frames, sampling, allow_truncated) if isinstance(video, str | Path) else video
+        return Clip(self, media, anchoring)
 
     def answer_batch(
         self,
@@ -299,100 +353,39 @@ class Bundle:
                 fix="give fewer, or export with a larger --max-batch-size",
             )
         max_new_tokens = values.whole_number("max_new_tokens", max_new_tokens, least=1)
-        if self._is_closed:
-            raise VaExportError("the bundle is closed", where="answer_batch", fix="open it again")
+        self.check_open()
         for prepared in prompts:
-            self._check_prompt(prepared, max_new_tokens)
+            self.decoding.check(prepared, max_new_tokens)
         stops = () if ignore_stop else self.processing.stop_token_ids
         clock = StageClock(self.backend)
-        with self._unchanged(), clock("total"):
+        with clock("total"):
             encoded = [self._encode(prepared, anchoring or Anchoring(), clock) for prepared in prompts]
-            session = self._session(len(prompts), max(prepared.length for prepared in prompts) + max_new_tokens)
-            with clock("prefill"):
-                rows = [self._prefill(session, row, one, clock) for row, one in enumerate(encoded)]
-            with clock("decode"):
-                step = self._timed_step(session, clock)
-                logits = np.concatenate(rows)
-                steps = greedy(logits, step, max_new_tokens, stops=stops, keep_logits=return_logits)
-        return [one.generation(steps, row, clock, with_logits=return_logits) for row, one in enumerate(encoded)]
+            with self.decoding.turn, self.manifest.held.unchanged():
+                needed = max(prepared.length for prepared in prompts) + max_new_tokens
+                session = self.decoding.session(len(prompts), needed)
+                with clock("prefill"):
+                    rows = [self.decoding.prefill(session, row, one, clock) for row, one in enumerate(encoded)]
+                with clock("decode"):
+                    step = self.decoding.step(session, clock)
+                    steps = greedy(np.concatenate(rows), step, max_new_tokens, stops=stops, keep_logits=return_logits)
+        return [
+            one.generation(
+                tokens, [logits[row] for logits in steps.logits[: len(tokens)]] if return_logits else None, clock
+            )
+            for row, (one, tokens) in enumerate(zip(encoded, steps.tokens, strict=True))
+        ]
 
     @property
     def _vocab_size(self) -> int:
         return self.manifest.data.model.text.vocab_size
 
-    @contextmanager
-    def _unchanged(self) -> Iterator[None]:
-        """Around an answer: what was computed while a file was edited may be of both contents."""
-        self.manifest.held.check_open()
-        yield
-        self.manifest.held.check_open()
-
-    def _session(self, batch: int, needed: int) -> Session:
-        width, axes = embedding_width(self.manifest), position_axes(self.manifest)
-        limit, whole_from = self.limits.max_kv_cache_capacity, self.manifest.data.model.text.whole_from
-        return Session.start(self.backend, width, axes, batch, needed, limit, whole_from)
-
-    def _prefill(self, session: Session, row: int, encoded: Encoded, clock: StageClock) -> Float32:
-        def add_parts() -> None:
-            clock.add_parts("prefill", self.backend.part_milliseconds)
-
-        return session.prefill(row, encoded.prepared, encoded.visual, encoded.gains, add_parts)
-
-    def _timed_step(self, session: Session, clock: StageClock) -> Callable[[Int64], Float32]:
-        def step(tokens: Int64) -> Float32:
-            logits = session.step(tokens)
-            clock.add_parts("decode", self.backend.part_milliseconds)
-            return logits
-
-        return step
-
-    def _check_prompt(self, prepared: Prepared, n_new: int) -> None:
-        arguments.one_row("input_ids", prepared.input_ids, self._vocab_size)
-        length = prepared.length
-        whole_from = self.manifest.data.model.text.whole_from
-        if length > self.limits.max_input_len and whole_from is not None and prepared.position_ids.max() >= whole_from:
-            raise VaExportError(
-                f"the prompt has {length} tokens, which this model must be given at once; this bundle takes"
-                f" {self.limits.max_input_len}",
-                where="generate",
-                fix="use fewer frames or a shorter question, or export with a larger --max-input-len",
-            )
-        if length + n_new > self.limits.max_kv_cache_capacity:
-            raise VaExportError(
-                f"{length} prompt tokens and {n_new} new ones do not fit the KV cache of"
-                f" {self.limits.max_kv_cache_capacity}",
-                where="generate",
-                fix="lower max_new_tokens, or export with a larger --max-kv-cache-capacity",
-            )
+    def check_open(self) -> None:
+        """Raises:
+        VaExportError: the bundle is closed.
+        """
+        if self._is_closed:
+            raise VaExportError("the bundle is closed", where="bundle", fix="open it again")
 
     def _encode(self, prepared: Prepared, anchoring: Anchoring, clock: StageClock) -> Encoded:
-        """Visual tokens, score and gains of a prompt."""
-        visual = scored = None
-        if prepared.vision_inputs:
-            with clock("vision"):
-                visual = self._visual_tokens(prepared)
-        if anchoring.needs_score and visual is not None:
-            with clock("score"):
-                grapher = self.backend if self.scorer == "graph" else None
-                tokens = visual[prepared.scored_rows, : self.manifest.data.model.text.hidden_size]
-                scored = score_visual_tokens(tokens, self.score_settings, cache=self.score_cache, backend=grapher)
-        return Encoded(prepared, visual, scored, anchoring.gains(prepared, scored, self.gains))
-
-    def _visual_tokens(self, prepared: Prepared) -> Float32:
-        """One row for each placeholder, (N, hidden_size); features for the decoder's first layers stand behind them."""
-        arguments.check_ranges(self.manifest.component("vision"), prepared.vision_inputs)
-        visual = self.backend.run("vision", prepared.vision_inputs)["visual_tokens"]
-        expected = int(prepared.is_visual.sum())
-        if len(visual) != expected:
-            raise VaExportError(
-                f"the vision component gave {len(visual)} visual tokens, the prompt has {expected} placeholders",
-                where=self.manifest.directory,
-                fix="processing.json and the graphs do not belong together: copy or export the bundle again",
-            )
-        return arguments.finite_tokens(visual, self.manifest.data.precision)
-
-
-def default_scorer(manifest: Manifest, backend: str) -> Scorer:
-    """The engine on a GPU; on a CPU the host's solver, which is compiled for it."""
-    on_gpu = backend in ("tensorrt", "tensorrt-rtx")
-    return "graph" if on_gpu and has_score_graph(manifest, backend) else "host"
+        seen = self.encoder.see(prepared, is_scored=anchoring.needs_score, clock=clock)
+        return Encoded(prepared, seen.visual, seen.scored, anchoring.gains(prepared, seen.scored, self.gains))

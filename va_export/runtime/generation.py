@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,7 +11,6 @@ import numpy.typing as npt
 from va_export.runtime.backends.backend import Float32, Int64
 from va_export.runtime.processing import Prepared
 from va_export.runtime.score_cache import Scored
-from va_export.runtime.session import Steps
 from va_export.runtime.stage_clock import StageClock
 
 
@@ -49,12 +49,12 @@ class Encoded:
     scored: Scored | None
     gains: tuple[Float32, Float32]
 
-    def generation(self, steps: Steps, row: int, clock: StageClock, *, with_logits: bool) -> Generation:
-        """The answer of one row of a greedy loop."""
-        tokens, scored = steps.tokens[row], self.scored
+    def generation(self, tokens: Sequence[int], logits: Sequence[Float32] | None, clock: StageClock) -> Generation:
+        """The answer of these tokens, and the (vocab,) logits that each was chosen from, if they were kept."""
+        scored = self.scored
         return Generation(
             tokens=np.array(tokens, np.int64),
-            logits=np.stack([logits[row] for logits in steps.logits[: len(tokens)]]) if with_logits else None,
+            logits=None if logits is None else np.stack(logits),
             visual_tokens=self.visual,
             sharing_score=None if scored is None else scored.sharing_score,
             labels=None if scored is None else scored.labels,

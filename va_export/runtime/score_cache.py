@@ -1,18 +1,9 @@
-"""Scores on disk, so that several questions about one video score it once.
-
-An entry is an .npz file (never a pickle) under the hash of the tokens and of everything that decides their score.
-Entries appear by renaming a finished file, so that processes may share a directory; one that cannot be read counts
-as absent. The least recently used go when there are too many.
-"""
+"""Scores on disk, so that several questions about one video score it once."""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
-import tempfile
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,13 +12,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from va_export.bundle.arrays import read_arrays
-from va_export.errors import VaExportError
+from va_export.runtime.array_cache import ArrayCache
 
 _FORMAT = 1  # part of every key: raise it when the score's definition or an entry's content changes
-_SUFFIX = ".score.npz"
-_PARTIAL = ".score.tmp"
-_ABANDONED_SECONDS = 3600.0
 
 
 @dataclass(frozen=True)
@@ -38,6 +25,11 @@ class Scored:
     sharing_score: npt.NDArray[np.float32]
     labels: npt.NDArray[np.int64]
     iterations: int
+
+    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """For a file."""
+        iterations = np.asarray(self.iterations, np.int64)
+        return {"sharing_score": self.sharing_score, "labels": self.labels, "iterations": iterations}
 
 
 @dataclass(frozen=True)
@@ -57,54 +49,25 @@ class ScoreCache:
 
     def load(self, key: str, n_tokens: int) -> Scored | None:
         """The score under a key, or None; marks it as used."""
-        path = self._path(key)
-        try:
-            entry = read_arrays(path, most_bytes=12 * n_tokens + 8)
-            score, labels, iterations = entry["sharing_score"], entry["labels"], int(entry["iterations"])
-        except (VaExportError, LookupError, TypeError, ValueError, OverflowError):  # absent, damaged, or other arrays
-            return None
-        is_whole = score.shape == labels.shape == (n_tokens,)
-        if not is_whole or score.dtype != np.float32 or labels.dtype != np.int64 or not np.isfinite(score).all():
-            return None
-        with contextlib.suppress(OSError):  # another process may have dropped it, or the directory be read-only
-            os.utime(path)
-        return Scored(score, labels, iterations)
+        entry = self._files.load(key, most_bytes=12 * n_tokens + 8)
+        return None if entry is None else scored_from(entry, n_tokens)
 
     def store(self, key: str, score: Scored) -> None:
-        """Keep a score, and drop the least recently used beyond the bound.
+        """Keep a score, and drop the least recently used beyond the bound; a score is never lost to a full disk."""
+        self._files.store(key, score.arrays())
 
-        A directory that cannot be written (full, read-only) leaves the cache as it is: a score is never lost to it.
-        """
-        try:
-            self.directory.mkdir(parents=True, exist_ok=True)
-            handle, partial = tempfile.mkstemp(dir=self.directory, suffix=_PARTIAL)
-        except OSError:
-            return
-        try:
-            with os.fdopen(handle, "wb") as file:
-                np.savez(
-                    file,
-                    sharing_score=score.sharing_score,
-                    labels=score.labels,
-                    iterations=np.int64(score.iterations),
-                )
-            Path(partial).replace(self._path(key))
-        except OSError:
-            Path(partial).unlink(missing_ok=True)
-        self._drop_oldest()
+    @property
+    def _files(self) -> ArrayCache:
+        return ArrayCache(self.directory, "score", max_entries=self.max_entries)
 
-    def _path(self, key: str) -> Path:
-        return self.directory / f"{key}{_SUFFIX}"
 
-    def _drop_oldest(self) -> None:
-        ages = []
-        for path in self.directory.glob(f"*{_SUFFIX}"):
-            with contextlib.suppress(OSError):  # dropped by another process
-                ages.append((path.stat().st_mtime_ns, path))
-        for _, path in sorted(ages)[: max(0, len(ages) - self.max_entries)]:
-            with contextlib.suppress(OSError):
-                path.unlink()
-        for path in self.directory.glob(f"*{_PARTIAL}"):  # of processes that were killed
-            with contextlib.suppress(OSError):
-                if time.time() - path.stat().st_mtime > _ABANDONED_SECONDS:
-                    path.unlink()
+def scored_from(arrays: Mapping[str, npt.NDArray[Any]], n_tokens: int) -> Scored | None:
+    """What `Scored.arrays` gave; None if it is not the score of so many tokens."""
+    try:
+        score, labels, iterations = arrays["sharing_score"], arrays["labels"], int(arrays["iterations"])
+    except (LookupError, TypeError, ValueError, OverflowError):
+        return None
+    is_whole = score.shape == labels.shape == (n_tokens,)
+    if not is_whole or score.dtype != np.float32 or labels.dtype != np.int64 or not np.isfinite(score).all():
+        return None
+    return Scored(score, labels, iterations)

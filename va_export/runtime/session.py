@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from va_export.errors import VaExportError
-from va_export.runtime.backends.backend import Backend, Float32, Int64
+from va_export.runtime.backends.backend import Backend, Float32, Int64, Slots
 from va_export.runtime.processing import Prepared
+from va_export.runtime.token_choice import not_finite
 
 
 @dataclass
@@ -93,6 +93,13 @@ class Session:
                 on_chunk()
         self.past_length[row], self.next_position[row] = end, prepared.next_position
         return logits
+
+    def resume(self, parts: Sequence[Slots]) -> None:
+        """Fill the first slots of the only row with what another session held there, part after part."""
+        for slots in parts:
+            start = int(self.past_length[0])
+            self.backend.write_slots(self.cache, start, slots)
+            self.past_length[0] = start + next(iter(slots.values()))[0].shape[1]
 
     def step(self, tokens: Int64) -> Float32:
         """Feed one token a row, (B,); (B, vocab) logits of what follows."""
@@ -185,24 +192,6 @@ def greedy(
     return done
 
 
-def follow(
-    first: int, steps: Iterator[int], n_new: int, stops: Sequence[int], on_token: Callable[[int, int], None] | None
-) -> list[int]:
-    """`greedy` for one row where the device chooses: `steps` are the tokens after `first`, −1 where logits are not
-    finite."""
-    tokens: list[int] = []
-    token = first
-    while True:
-        tokens.append(token)
-        if on_token is not None:
-            on_token(0, token)
-        if len(tokens) == n_new or token in stops:
-            return tokens
-        token = next(steps)
-        if token < 0:
-            raise not_finite()
-
-
 def likeliest(logits: Float32) -> Int64:
     """The greedy choice of every row, (B,). NaN would win every argmax, and the answer would be noise without a word.
 
@@ -217,12 +206,3 @@ def likeliest(logits: Float32) -> Int64:
 def _check_finite(logits: Float32) -> None:
     if not np.isfinite(logits).all():
         raise not_finite()
-
-
-def not_finite() -> VaExportError:
-    """The error for logits that are NaN or infinite."""
-    return VaExportError(
-        "the decoder's logits are not finite: its activations do not fit the precision",
-        where="decoder",
-        fix="export with --precision bf16 or --precision fp32",
-    )

@@ -58,6 +58,11 @@ class Tokenizer:
         with tokenizer_errors(TOKENIZER_FILE):
             return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
 
+    def text_of(self, token_id: int) -> str | None:
+        """The token with that id, None if there is none."""
+        token = self._tokenizer.id_to_token(token_id)
+        return None if token is None else str(token)
+
     def token_id(self, token: str) -> int | None:
         """Id of a whole token, None if there is no such token."""
         number = self._tokenizer.token_to_id(token)

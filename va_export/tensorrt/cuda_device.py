@@ -45,6 +45,13 @@ class DeviceBuffer:
         row.address += index * row.size_bytes
         return row
 
+    def rows_of(self, columns: slice) -> list[DeviceBuffer]:
+        """Of an array (1, R, C, W): columns [start, stop) of each of the R, (C', W) each, in the same memory."""
+        _, rows, count, width = self.shape
+        start, step = columns.start * width * self.dtype.itemsize, count * width * self.dtype.itemsize
+        shape = (columns.stop - columns.start, width)
+        return [DeviceBuffer(self.address + row * step + start, shape, self.dtype) for row in range(rows)]
+
 
 @dataclass(frozen=True)
 class CudaGraph:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -17,6 +17,10 @@ Array = npt.NDArray[Any]
 Float32 = npt.NDArray[np.float32]
 Int64 = npt.NDArray[np.int64]
 Bool = npt.NDArray[np.bool_]
+
+
+# Keys and values by part of the decoder, in the order of its caches, (kv_heads, slots, head_dim) each.
+Slots = Mapping[str, Sequence[Array]]
 
 
 class Backend(Protocol):
@@ -47,6 +51,16 @@ class Backend(Protocol):
 
     def cache_row(self, cache: Any, row: int) -> Any:
         """One row of a cache as a cache of its own, in the same memory."""
+
+    @property
+    def keeps_slots(self) -> bool:
+        """Whether `read_slots` and `write_slots` can be asked."""
+
+    def read_slots(self, cache: Any, slots: slice) -> Slots:
+        """A copy of some slots of a cache of one row, on the host."""
+
+    def write_slots(self, cache: Any, start: int, slots: Slots) -> None:
+        """Put what `read_slots` gave, of the same backend and bundle, into a cache of one row, from `start` on."""
 
     def decode(
         self,
@@ -84,6 +98,7 @@ class HostBackend:
     """What a backend answers that knows nothing of GPUs' clocks and loops."""
 
     has_greedy_loop = False
+    keeps_slots = True
 
     def greedy_steps(self, token: int, past_length: int, position: int, cache: Any) -> Iterator[int]:
         raise NotImplementedError(f"{type(self).__name__} has no loop of its own")

@@ -12,7 +12,15 @@ import numpy as np
 
 from va_export.bundle.decoder_shards import DecoderShard
 from va_export.errors import VaExportError
-from va_export.runtime.backends.backend import Array, Float32, HostBackend, Int64, check_outputs, component_file
+from va_export.runtime.backends.backend import (
+    Array,
+    Float32,
+    HostBackend,
+    Int64,
+    Slots,
+    check_outputs,
+    component_file,
+)
 from va_export.runtime.backends.decoder_parts import PartClock, assign_devices, decoder_parts
 from va_export.runtime.backends.external_data import held_graph
 from va_export.runtime.backends.session_memory import must_map_weights, prefill_bytes, prefill_chunk, session_options
@@ -128,6 +136,18 @@ class OnnxRuntimeBackend(HostBackend):
             for part, values in cache.items()
         }
 
+    @property
+    def keeps_slots(self) -> bool:  # type: ignore[override]
+        return self.device == "cpu"
+
+    def read_slots(self, cache: Cache, slots: slice) -> Slots:
+        return {part: [_held(value)[0, :, slots].copy() for value in values] for part, values in cache.items()}
+
+    def write_slots(self, cache: Cache, start: int, slots: Slots) -> None:
+        for part, values in cache.items():
+            for value, kept in zip(values, slots[part], strict=True):
+                _held(value)[0, :, start : start + kept.shape[1]] = kept
+
     def decode(
         self,
         inputs_embeds: Float32,
@@ -201,6 +221,11 @@ class OnnxRuntimeBackend(HostBackend):
                     where=self._manifest.path(name),
                     fix="verify the bundle with va-check, or export it again",
                 ) from error
+
+
+def _held(value: _CacheValue) -> Array:
+    assert value.array is not None  # on the CPU
+    return value.array
 
 
 def _providers() -> list[str]:

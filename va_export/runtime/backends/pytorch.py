@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from va_export.bundle.decoder_shards import DECODER
 from va_export.documents import parse
 from va_export.errors import VaExportError
-from va_export.runtime.backends.backend import Array, Float32, HostBackend, Int64, component_file
+from va_export.runtime.backends.backend import Array, Float32, HostBackend, Int64, Slots, component_file
 from va_export.runtime.backends.decoder_parts import decoder_parts
 from va_export.runtime.backends.external_data import held_graph
 
@@ -75,6 +76,21 @@ class TorchBackend(HostBackend):
 
     def cache_row(self, cache: list[Any], row: int) -> list[Any]:
         return cache[row : row + 1]
+
+    def read_slots(self, cache: list[Any], slots: slice) -> Slots:
+        torch, ((row,), text) = self._torch, (cache, self._manifest.data.model.text)
+        nothing = torch.zeros(1, text.num_kv_heads, 0, text.head_dim, dtype=self._model.dtype)
+        kept = [nothing if held is None else held for layer in row.layers for held in (layer.keys, layer.values)]
+        # NumPy has no bfloat16: its bits travel as int16.
+        bits = [held.view(torch.int16) if held.dtype == torch.bfloat16 else held for held in kept]
+        return {DECODER: [held[0, :, slots].numpy().copy() for held in bits]}
+
+    def write_slots(self, cache: list[Any], start: int, slots: Slots) -> None:
+        (row,) = cache
+        tensors = [self._torch.from_numpy(kept)[None].view(self._model.dtype) for kept in slots[DECODER]]
+        assert start == row.get_seq_length()  # a cache of this kind grows at its end
+        for layer, (keys, values) in enumerate(zip(tensors[::2], tensors[1::2], strict=True)):
+            row.update(keys, values, layer)
 
     def decode(
         self,

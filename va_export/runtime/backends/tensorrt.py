@@ -11,7 +11,7 @@ import numpy as np
 
 from va_export.native import load_library
 from va_export.native.greedy_step import bind as bind_greedy_step
-from va_export.runtime.backends.backend import Array, Float32, Int64, component_file, has_score_graph
+from va_export.runtime.backends.backend import Array, Float32, Int64, Slots, component_file, has_score_graph
 from va_export.runtime.backends.decoder_parts import (
     PartClock,
     assign_devices,
@@ -107,6 +107,23 @@ class TensorRTBackend:
 
     def cache_row(self, cache: dict[str, KvCache], row: int) -> dict[str, KvCache]:
         return {part: values.row(row) for part, values in cache.items()}
+
+    keeps_slots = True
+
+    def read_slots(self, cache: dict[str, KvCache], slots: slice) -> Slots:
+        return {
+            part: [
+                np.stack([self._device_of[part].download(head) for head in buffer.rows_of(slots)])
+                for buffer in values.buffers.values()
+            ]
+            for part, values in cache.items()
+        }
+
+    def write_slots(self, cache: dict[str, KvCache], start: int, slots: Slots) -> None:
+        for part, values in cache.items():
+            for buffer, kept in zip(values.buffers.values(), slots[part], strict=True):
+                for head, array in zip(buffer.rows_of(slice(start, start + kept.shape[1])), kept, strict=True):
+                    self._device_of[part].upload(np.ascontiguousarray(array), head.address)
 
     @cached_property
     def _greedy_library(self) -> ctypes.CDLL | None:

@@ -140,13 +140,22 @@ class FixedFrames(Form, frozen=True, tag_field="kind", tag="fixed_frames"):
         """
         return resize(pictures(frames), self.image_size, self.image_size, self.resample)
 
-    def prepare(self, media: Media, question: str, tokenizer: Tokenizer) -> Prepared:
+    def prepare(
+        self,
+        media: Media,
+        question: str,
+        tokenizer: Tokenizer,
+        given: Mapping[str, npt.NDArray[Any]] | None = None,
+    ) -> Prepared:
         """A question about frames that were read.
+
+        Args:
+            given: what `given` made of them, where that is known.
 
         Raises:
             VaExportError: frames of another shape or type, or a question that spells the image token.
         """
-        pixels = self.given(media)[_PIXELS]
+        pixels = (given or self.given(media))[_PIXELS]
         return self._prepared({_PIXELS: pixels}, self._ids(question, len(pixels), tokenizer), len(pixels))
 
     def prepare_ids(

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from va_export.runtime.tokenizer import Tokenizer
 
 Int64 = npt.NDArray[np.int64]
+Given = Mapping[str, npt.NDArray[Any]]
 _CHANNELS = 3
 _LARGEST, _MOST_PIXELS = 1 << 14, 1 << 28
 _PIXELS, _GRIDS, _SECONDS = "pixel_values", "grid_thw", "seconds_per_grid"
@@ -162,13 +163,13 @@ class PatchGrid(Form, frozen=True, tag_field="kind", tag="patch_grid"):
         given = self.given(media)
         return self._vision_inputs(given[_PIXELS], _as_grids(given[_GRIDS]))
 
-    def prepare(self, media: Media, question: str, tokenizer: Tokenizer) -> Prepared:
-        """A question about videos and images that were read.
+    def prepare(self, media: Media, question: str, tokenizer: Tokenizer, given: Given | None = None) -> Prepared:
+        """A question about videos and images that were read; see `FixedFrames.prepare`.
 
         Raises:
             VaExportError: as `given`, or a question that spells a placeholder.
         """
-        listed, given = as_media(media), self.given(media)
+        listed, given = as_media(media), given or self.given(media)
         grids = _as_grids(given[_GRIDS])
         return self._prepared(self._ids(question, listed, grids, tokenizer), grids, given)
 

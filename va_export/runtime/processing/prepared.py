@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -41,6 +41,29 @@ class Prepared:
     def scored_rows(self) -> npt.NDArray[np.bool_]:
         """Which of the visual tokens are scored, (N,)."""
         return self.is_scored[self.is_visual]
+
+    def after(self, length: int) -> Prepared:
+        """What is left of the prompt behind its first `length` tokens, at the positions that it has."""
+        return replace(
+            self,
+            input_ids=self.input_ids[:, length:],
+            is_visual=self.is_visual[:, length:],
+            is_scored=self.is_scored[:, length:],
+            position_ids=self.position_ids[..., length:],
+        )
+
+    def then(self, ids: Sequence[int]) -> Prepared:
+        """The prompt with further tokens of text behind it."""
+        axes, nothing = self.position_ids.shape[0], np.zeros((1, len(ids)), np.bool_)
+        positions = np.tile(np.arange(len(ids), dtype=np.int64) + self.next_position, (axes, 1, 1))
+        return replace(
+            self,
+            input_ids=np.concatenate([self.input_ids, np.array([ids], np.int64)], axis=1),
+            is_visual=np.concatenate([self.is_visual, nothing], axis=1),
+            is_scored=np.concatenate([self.is_scored, nothing], axis=1),
+            position_ids=np.concatenate([self.position_ids, positions], axis=2),
+            next_position=self.next_position + len(ids),
+        )
 
 
 def count_up(length: int) -> npt.NDArray[np.int64]:

@@ -1,0 +1,183 @@
+"""A video that is watched once and asked about many times, and conversations about it.
+
+Reading, the vision component and the score run once. The decoder's keys and values up to the video's last token are
+computed with the first question and kept; every further question prefills its own tokens only, and has the logits that
+it would have alone, to rounding.
+
+One rule of the paper decides what a conversation is: queries of one token are plain (arXiv 2509.25151). The tokens of
+an answer were such queries when they were made, and a conversation goes on from their keys and values as they are. A
+prompt that held the earlier answer as text would compute them again, with gains, as its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from va_export.errors import VaExportError
+from va_export.runtime import arguments, values
+from va_export.runtime.anchoring import Anchoring
+from va_export.runtime.answer import Answer, stream
+from va_export.runtime.generation import Encoded
+from va_export.runtime.prefix import Prefix
+from va_export.runtime.processing import Media, Prepared, Video
+from va_export.runtime.processing.templates import next_turn
+from va_export.runtime.stage_clock import StageClock
+from va_export.runtime.token_choice import GREEDY, Sampling
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from va_export.runtime.bundle import Bundle
+
+
+def read_video(bundle: Bundle, path: str | Path, frames: int | None, sampling: str | None, truncated: bool) -> Video:
+    """Frames of a file as a bundle wants them; see `Bundle.watch`."""
+    from va_export.runtime.video import read_frames
+
+    count = bundle.default_frames if frames is None else values.whole_number("frames", frames, least=1)
+    arguments.frame_count(count, bundle.limits.max_frames)
+    rule = sampling or bundle.processing.frame_sampling
+    read = read_frames(values.absolute_path("video", path), count, rule, allow_truncated=truncated)
+    return Video(read.pixels, timestamps=read.timestamps)
+
+
+class Clip:
+    """Videos and images that a bundle has seen; `Bundle.watch` makes one.
+
+    Attributes:
+        anchoring: how all questions are anchored.
+        timings: milliseconds of watching, by stage: vision, score.
+    """
+
+    def __init__(self, bundle: Bundle, media: Media, anchoring: Anchoring) -> None:
+        self._bundle, self._media, self.anchoring = bundle, media, anchoring
+        self._given: Mapping[str, npt.NDArray[Any]] = bundle.processing.given(media)
+        clock = StageClock(bundle.backend)
+        bundle.check_open()
+        self._seen = bundle.encoder.recall(self._prepare(""), is_scored=anchoring.needs_score, clock=clock)
+        self.timings = dict(clock.milliseconds)
+
+    @property
+    def sharing_score(self) -> npt.NDArray[Any] | None:
+        """Of the visual tokens that are scored, (N,) in [0, 1]; None without anchors."""
+        return None if self._seen.scored is None else self._seen.scored.sharing_score
+
+    def ask(
+        self,
+        question: str,
+        max_new_tokens: int = 128,
+        sampling: Sampling = GREEDY,
+        *,
+        stop: Sequence[str] = (),
+        logprobs: int | None = None,
+    ) -> Answer:
+        """A question by itself; its answer is made as it is read.
+
+        Args:
+            sampling: how tokens are chosen.
+            stop: texts that end the answer and are not part of it.
+            logprobs: how many of the likeliest tokens `Answer.logprobs` names at each step; None: nothing is noted.
+
+        Raises:
+            VaExportError: values of a wrong type, or a prompt beyond the bundle's limits; while it is read: another
+                answer of this thread has not ended, or logits are not finite.
+        """
+        encoded = self.encoded(self._prepare(question))
+        return stream(self._bundle, encoded, max_new_tokens, sampling, stop, logprobs, seen=self._seen.digest)
+
+    def converse(self) -> Conversation:
+        """A conversation, in which each question comes after the answers before it."""
+        return Conversation(self._bundle, self)
+
+    def encoded(self, prepared: Prepared) -> Encoded:
+        """A prompt about this clip, with what was seen."""
+        gains = self.anchoring.gains(prepared, self._seen.scored, self._bundle.gains)
+        return Encoded(prepared, self._seen.visual, self._seen.scored, gains)
+
+    def first(self, question: str) -> Prepared:
+        """The prompt of a first question."""
+        return self._prepare(question)
+
+    @property
+    def digest(self) -> str:
+        """Names the visual tokens."""
+        return self._seen.digest
+
+    def _prepare(self, question: str) -> Prepared:
+        question = values.text("question", question)
+        return self._bundle.processing.prepare(self._media, question, self._bundle.text_tokenizer(), self._given)
+
+
+class Conversation:
+    """Questions and answers about one clip, each after all before it; `Clip.converse` makes one.
+
+    Attributes:
+        turns: questions and the answers' texts. An answer that was cut off counts as far as it was given out.
+    """
+
+    def __init__(self, bundle: Bundle, clip: Clip) -> None:
+        self.turns: list[tuple[str, str]] = []
+        self._bundle, self._clip = bundle, clip
+        self._prepared: Prepared | None = None
+        self._past: Prefix | None = None
+        self._open: Answer | None = None
+
+    def ask(
+        self,
+        question: str,
+        max_new_tokens: int = 128,
+        sampling: Sampling = GREEDY,
+        *,
+        stop: Sequence[str] = (),
+        logprobs: int | None = None,
+    ) -> Answer:
+        """The next question; see `Clip.ask`.
+
+        Raises:
+            VaExportError: as there; or the answer before has not ended, or the model's template tells no further turns.
+        """
+        if self._open is not None and self._open.finish_reason is None:
+            raise VaExportError(
+                "the answer to the question before has not ended",
+                where="conversation",
+                fix="read it to its end, or close it",
+            )
+        question = values.text("question", question)
+        prepared = self._clip.first(question) if self._prepared is None else self._prepared.then(self._turn(question))
+
+        def on_end(answer: Answer) -> None:
+            self._end(question, prepared, answer)
+
+        self._open = stream(
+            self._bundle,
+            self._clip.encoded(prepared),
+            max_new_tokens,
+            sampling,
+            stop,
+            logprobs,
+            seen=self._clip.digest,
+            past=self._past,
+            on_end=on_end,
+        )
+        return self._open
+
+    def _turn(self, question: str) -> list[int]:
+        processing, tokenizer = self._bundle.processing, self._bundle.text_tokenizer()
+        closings = [text for text in map(tokenizer.text_of, processing.stop_token_ids) if text is not None]
+        text = next_turn(processing.chat_template, question, closings)
+        if text is None:
+            raise VaExportError(
+                "this model's template does not tell how a question follows an answer",
+                where="conversation",
+                fix="ask single questions (Clip.ask)",
+            )
+        return tokenizer.encode(text)
+
+    def _end(self, question: str, prepared: Prepared, answer: Answer) -> None:
+        self.turns.append((question, answer.text))
+        self._prepared = prepared.then(answer.shown_tokens)
+        kept = answer.kept
+        # What the answer's text does not show (a stop id, the end of a stop text) is no part of the conversation.
+        self._past = None if kept is None else kept.cut(self._prepared.length)
