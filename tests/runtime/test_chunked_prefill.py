@@ -4,6 +4,7 @@ chunks end, on every form of the decoder."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from msgspec import structs
 from refusals import refused
 
+from va_export.bundle.manifest import read_manifest
 from va_export.runtime.bundle import Bundle
 from va_export.runtime.processing import Prepared
 from va_export.runtime.session import Session, chunks
@@ -65,7 +67,7 @@ def test_a_prompt_behind_what_a_row_holds(bundle: Bundle, golden: Golden, monkey
     """The prompt as two, the second beginning amid visual tokens: it sees the gains of the first's slots too."""
     limit_chunks(bundle, 30, monkeypatch)
     ids, is_visual = golden["input_ids"], golden["input_ids"] == golden["image_token_id"]
-    session, gains = bundle._session(1, LENGTH + 9), (golden["key_log_gain_official"], golden["gain_v"])
+    session, gains = bundle.decoding.session(1, LENGTH + 9), (golden["key_log_gain_official"], golden["gain_v"])
     visual = golden["visual_tokens"]
     logits = np.zeros(0)
     for part in (slice(0, 70), slice(70, LENGTH)):
@@ -81,8 +83,9 @@ def test_a_prompt_behind_what_a_row_holds(bundle: Bundle, golden: Golden, monkey
 def test_a_prompt_longer_than_engines_take_at_once(golden_bundle: Callable[[str], Path], golden: Golden) -> None:
     """Where the rotary embedding does not follow the call's length; golden's does from a position on."""
     prompt = {"input_ids": golden["input_ids"], "pixel_values": golden["pixel_values"], "max_new_tokens": 1}
-    with Bundle.open(golden_bundle("fp32")) as opened:
-        opened.limits = structs.replace(opened.limits, max_input_len=100)
+    manifest = read_manifest(golden_bundle("fp32"))
+    limits = structs.replace(manifest.data.limits, max_input_len=100)
+    with Bundle.open(replace(manifest, data=structs.replace(manifest.data, limits=limits))) as opened:
         whole_from = opened.manifest.data.model.text.whole_from
         assert whole_from is not None and whole_from > LENGTH
         assert opened.generate(**prompt).tokens.tolist() == [golden["tokens"][0]]

@@ -31,6 +31,10 @@ def run_command(
     alpha_k: Annotated[float | None, Option(help="Gain on keys, instead of the bundle's.")] = None,
     alpha_v: Annotated[float | None, Option(help="Gain on values, instead of the bundle's.")] = None,
     max_new_tokens: Annotated[int, Option(help="Length of the answer at the most.")] = 128,
+    temperature: Annotated[float, Option(help="Draw tokens, at this temperature. 0: the likeliest.")] = 0.0,
+    top_k: Annotated[int, Option(help="Draw from so many of the likeliest tokens. 0: from all.")] = 0,
+    top_p: Annotated[float, Option(help="Draw from the likeliest tokens that together are so likely.")] = 1.0,
+    seed: Annotated[int | None, Option(help="Of the draw. [default: another every time]")] = None,
     backend: Annotated[str, Option(help="onnxruntime, tensorrt-rtx, tensorrt or torch.")] = "onnxruntime",
     devices: Annotated[str, Option(help="GPUs for the decoder's shards, as 0,1. [default: one GPU, or the CPU]")] = "",
     score: Annotated[
@@ -49,7 +53,9 @@ def run_command(
     from va_export.runtime.arguments import frame_count
     from va_export.runtime.backends.decoder_parts import parse_devices
     from va_export.runtime.bundle import Bundle
+    from va_export.runtime.clip import Clip
     from va_export.runtime.processing import Video
+    from va_export.runtime.token_choice import Sampling
     from va_export.runtime.video import check_sampling, is_by_rate, read_frames
 
     values.text("--prompt", prompt)
@@ -57,35 +63,28 @@ def run_command(
         values.whole_number("--frames", frames, least=1)
     if sampling is not None:
         check_sampling(sampling, "--sampling")
+    chosen = Sampling(temperature, top_k, top_p, seed=seed)
     gpus = parse_devices(devices)
-    with Bundle.open(bundle, backend, devices=gpus, score=score, trust_plugins=trust_plugins) as opened:
+    # One question: nobody would find what is kept of the clip.
+    with Bundle.open(bundle, backend, devices=gpus, score=score, trust_plugins=trust_plugins, clip_memory=0) as opened:
         rule = sampling or opened.processing.frame_sampling
         usual = opened.limits.max_frames if is_by_rate(rule) else opened.default_frames
         frame_count(frames or usual, opened.limits.max_frames)
         clip = read_frames(video, frames or usual, rule, allow_truncated=allow_truncated)
         for note in clip.reading.notes:
             print(f"note: {note}", file=sys.stderr)
-        prepared = opened.prepare(Video(clip.pixels, timestamps=clip.timestamps), prompt)
-        assert opened.tokenizer is not None  # prepare() would have raised
-        text = opened.tokenizer.stream()
-        stops = set(opened.processing.stop_token_ids)
-        pieces = []
-
-        def show(piece: str) -> None:
-            pieces.append(piece)
+        anchoring = Anchoring(not no_anchors, alpha_k, alpha_v)
+        # Not by Bundle.watch, which sees the clip at once: a prompt that is too long is refused before that.
+        seen = Clip(opened, Video(clip.pixels, timestamps=clip.timestamps), anchoring)
+        answer = seen.ask(prompt, max_new_tokens, chosen)
+        for piece in answer:
             if not as_json:
                 print(piece, end="", flush=True)
-
-        result = opened.answer(
-            prepared,
-            max_new_tokens,
-            Anchoring(not no_anchors, alpha_k, alpha_v),
-            on_token=lambda token: None if token in stops else show(text.push(token)),
-        )
-        show(text.finish())
         if not as_json:
             print()
-        milliseconds = {stage: round(value, 2) for stage, value in result.timings.items()}
+        spent = seen.timings | answer.timings
+        spent["total"] += sum(seen.timings.values())
+        milliseconds = {stage: round(value, 2) for stage, value in spent.items()}
         if timings:
             print(json.dumps(milliseconds | {"video": clip.reading.as_json()}), file=sys.stderr)
         return Result(
@@ -95,8 +94,10 @@ def run_command(
                 "device": opened.backend.device,
                 "frames": len(clip.indices),
                 "video": clip.reading.as_json(),
-                "answer": "".join(pieces),
-                "tokens": result.tokens.tolist(),
+                "answer": answer.text,
+                "finish_reason": answer.finish_reason,
+                "seed": answer.sampling.seed if temperature else None,
+                "tokens": answer.tokens,
                 "timings_ms": milliseconds,
             }
         )

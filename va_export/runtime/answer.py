@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Literal, Self
 from va_export.errors import VaExportError
 from va_export.runtime import values
 from va_export.runtime.decoding import Row, Wish
-from va_export.runtime.generation import Encoded
 from va_export.runtime.prefix import Prefix
+from va_export.runtime.processing import Prepared
 from va_export.runtime.stage_clock import StageClock
 from va_export.runtime.token_choice import LogProbability, Sampling, TokenChoice
 from va_export.runtime.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from va_export.runtime.bundle import Bundle
+    from va_export.runtime.clip import Clip
 
 FinishReason = Literal["stop", "length", "cancelled", "failed"]
 _MOST_STOPS = 16
@@ -40,7 +41,7 @@ class Answer(Iterator[str]):
         choice: TokenChoice,
         tokenizer: Tokenizer,
         stop_ids: Sequence[int],
-        stop_texts: Sequence[str],
+        stop_texts: StopTexts,
         clock: StageClock,
         on_end: Callable[[Answer], None] | None = None,
     ) -> None:
@@ -48,12 +49,12 @@ class Answer(Iterator[str]):
         self.finish_reason: FinishReason | None = None
         self.sampling: Sampling = choice.sampling
         self._choice, self._row, self._clock = choice, row, clock
-        self._stop_ids, self._stops = frozenset(stop_ids), StopTexts(stop_texts)
+        self._stop_ids, self._stops = frozenset(stop_ids), stop_texts
         self._tokenizer, self._stream = tokenizer, tokenizer.stream()
         self._text: list[str] = []
         self._is_cancelled = False
         self._on_end = on_end
-        self._pieces = self._make(tokens)
+        self._tokens = tokens
 
     @property
     def text(self) -> str:
@@ -101,14 +102,15 @@ class Answer(Iterator[str]):
 
     def close(self) -> None:
         """End it here; what was given out stays."""
-        self._is_cancelled = True
-        self._pieces.close()
-        self.finish_reason = self.finish_reason or "cancelled"
+        if self.finish_reason is None:
+            self._finish("cancelled")
 
+    # No generator of its own: one that knew this object would keep it, and its turn, until garbage is collected.
     def __next__(self) -> str:
-        piece = next(self._pieces)
-        self._text.append(piece)
-        return piece
+        while self.finish_reason is None:
+            if piece := self._advance():
+                return piece
+        raise StopIteration
 
     def __enter__(self) -> Self:
         return self
@@ -116,64 +118,68 @@ class Answer(Iterator[str]):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _make(self, tokens: Generator[int]) -> Generator[str]:
+    def _advance(self) -> str:
         try:
-            yield from self._until_end(tokens)
-        except GeneratorExit:
-            self.finish_reason = self.finish_reason or "cancelled"
+            token = next(self._tokens, None)
+        except BaseException:
+            self.finish_reason = "failed"
+            self._tokens.close()
             raise
-        finally:
-            tokens.close()  # gives the turn to others
-            if self._on_end is not None and self.finish_reason is not None:
-                self._on_end(self)
-            self.finish_reason = self.finish_reason or "failed"
+        if token is None:
+            return self._end("length")
+        self.tokens.append(token)
+        if token in self._stop_ids:
+            return self._end("stop")
+        piece = self._stops.push(self._stream.push(token))
+        self._text.append(piece)
+        if self._stops.is_met:
+            self._finish("stop")
+        elif self._is_cancelled:
+            return piece + self._end("cancelled")
+        return piece
 
-    def _until_end(self, tokens: Iterator[int]) -> Iterator[str]:
-        for token in tokens:
-            self.tokens.append(token)
-            if token in self._stop_ids:
-                self.finish_reason = "stop"
-                break
-            if piece := self._stops.push(self._stream.push(token)):
-                yield piece
-            if self._stops.is_met:
-                self.finish_reason = "stop"
-                return
-            if self._is_cancelled:
-                self.finish_reason = "cancelled"
-                break
+    def _end(self, reason: FinishReason) -> str:
         rest = self._stops.push(self._stream.finish())
         rest += "" if self._stops.is_met else self._stops.finish()
-        self.finish_reason = self.finish_reason or ("stop" if self._stops.is_met else "length")
-        if rest:
-            yield rest
+        self._text.append(rest)
+        self._finish("stop" if self._stops.is_met else reason)
+        return rest
+
+    def _finish(self, reason: FinishReason) -> None:
+        self.finish_reason = reason
+        self._tokens.close()  # gives the turn to others
+        if self._on_end is not None:
+            self._on_end(self)
 
 
 def stream(
     bundle: Bundle,
-    encoded: Encoded,
+    clip: Clip,
+    prepared: Prepared,
     max_new_tokens: int,
     sampling: Sampling,
     stop: Sequence[str],
     logprobs: int | None,
     *,
-    seen: str | None = None,
     past: Prefix | None = None,
     on_end: Callable[[Answer], None] | None = None,
 ) -> Answer:
-    """An answer to an encoded prompt; see `Clip.ask` and `Decoding.tokens`. Slots are kept where `on_end` wants them.
+    """An answer to a prompt about a clip; see `Clip.ask` and `Decoding.tokens`. Slots are kept where `on_end` wants
+    them.
 
     Raises:
         VaExportError: values of a wrong type, a prompt beyond the bundle's limits, or a closed bundle.
     """
     bundle.check_open()
     max_new_tokens = values.whole_number("max_new_tokens", max_new_tokens, least=1)
-    bundle.decoding.check(encoded.prepared, max_new_tokens)
-    choice = TokenChoice(sampling, encoded.prepared.input_ids[0].tolist(), logprobs)
+    bundle.decoding.check(prepared, max_new_tokens)
+    choice = TokenChoice(sampling, prepared.input_ids[0].tolist(), logprobs)
     clock, row, stops = StageClock(bundle.backend), Row(), bundle.processing.stop_token_ids
     wish = Wish(choice, max_new_tokens, stops)
+    stop_texts = StopTexts(stop)  # what is wrong with it is said before any work
+    encoded, seen = clip.encoded(prepared), clip.seen.digest
     tokens = bundle.decoding.tokens(encoded, wish, clock, row, seen=seen, past=past, keeps=on_end is not None)
-    return Answer(tokens, row, choice, bundle.text_tokenizer(), stops, stop, clock, on_end)
+    return Answer(tokens, row, choice, bundle.text_tokenizer(), stops, stop_texts, clock, on_end)
 
 
 class StopTexts:

@@ -329,7 +329,9 @@ class Bundle:
                 fix="give alpha_k and alpha_v",
             )
         media = read_video(self, video, frames, sampling, allow_truncated) if isinstance(video, str | Path) else video
-        return Clip(self, media, anchoring)
+        clip = Clip(self, media, anchoring)
+        _ = clip.seen
+        return clip
 
     def answer_batch(
         self,

@@ -11,7 +11,9 @@ prompt that held the earlier answer as text would compute them again, with gains
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +21,7 @@ from va_export.errors import VaExportError
 from va_export.runtime import arguments, values
 from va_export.runtime.anchoring import Anchoring
 from va_export.runtime.answer import Answer, stream
+from va_export.runtime.encoding import Seen
 from va_export.runtime.generation import Encoded
 from va_export.runtime.prefix import Prefix
 from va_export.runtime.processing import Media, Prepared, Video
@@ -54,15 +57,21 @@ class Clip:
     def __init__(self, bundle: Bundle, media: Media, anchoring: Anchoring) -> None:
         self._bundle, self._media, self.anchoring = bundle, media, anchoring
         self._given: Mapping[str, npt.NDArray[Any]] = bundle.processing.given(media)
-        clock = StageClock(bundle.backend)
-        bundle.check_open()
-        self._seen = bundle.encoder.recall(self._prepare(""), is_scored=anchoring.needs_score, clock=clock)
+        self.timings: dict[str, float] = {}
+
+    @cached_property
+    def seen(self) -> Seen:
+        """Visual tokens and their score. The first who asks has them made."""
+        self._bundle.check_open()
+        clock, is_scored = StageClock(self._bundle.backend), self.anchoring.needs_score
+        seen = self._bundle.encoder.recall(self._prepare(""), is_scored=is_scored, clock=clock)
         self.timings = dict(clock.milliseconds)
+        return seen
 
     @property
     def sharing_score(self) -> npt.NDArray[Any] | None:
         """Of the visual tokens that are scored, (N,) in [0, 1]; None without anchors."""
-        return None if self._seen.scored is None else self._seen.scored.sharing_score
+        return None if self.seen.scored is None else self.seen.scored.sharing_score
 
     def ask(
         self,
@@ -84,8 +93,7 @@ class Clip:
             VaExportError: values of a wrong type, or a prompt beyond the bundle's limits; while it is read: another
                 answer of this thread has not ended, or logits are not finite.
         """
-        encoded = self.encoded(self._prepare(question))
-        return stream(self._bundle, encoded, max_new_tokens, sampling, stop, logprobs, seen=self._seen.digest)
+        return stream(self._bundle, self, self.first(question), max_new_tokens, sampling, stop, logprobs)
 
     def converse(self) -> Conversation:
         """A conversation, in which each question comes after the answers before it."""
@@ -93,17 +101,12 @@ class Clip:
 
     def encoded(self, prepared: Prepared) -> Encoded:
         """A prompt about this clip, with what was seen."""
-        gains = self.anchoring.gains(prepared, self._seen.scored, self._bundle.gains)
-        return Encoded(prepared, self._seen.visual, self._seen.scored, gains)
+        gains = self.anchoring.gains(prepared, self.seen.scored, self._bundle.gains)
+        return Encoded(prepared, self.seen.visual, self.seen.scored, gains)
 
     def first(self, question: str) -> Prepared:
         """The prompt of a first question."""
         return self._prepare(question)
-
-    @property
-    def digest(self) -> str:
-        """Names the visual tokens."""
-        return self._seen.digest
 
     def _prepare(self, question: str) -> Prepared:
         question = values.text("question", question)
@@ -122,7 +125,7 @@ class Conversation:
         self._bundle, self._clip = bundle, clip
         self._prepared: Prepared | None = None
         self._past: Prefix | None = None
-        self._open: Answer | None = None
+        self._open: weakref.ref[Answer] | None = None  # one that nobody reads any more is no part of this
 
     def ask(
         self,
@@ -138,7 +141,8 @@ class Conversation:
         Raises:
             VaExportError: as there; or the answer before has not ended, or the model's template tells no further turns.
         """
-        if self._open is not None and self._open.finish_reason is None:
+        before = None if self._open is None else self._open()
+        if before is not None and before.finish_reason is None:
             raise VaExportError(
                 "the answer to the question before has not ended",
                 where="conversation",
@@ -147,21 +151,22 @@ class Conversation:
         question = values.text("question", question)
         prepared = self._clip.first(question) if self._prepared is None else self._prepared.then(self._turn(question))
 
-        def on_end(answer: Answer) -> None:
-            self._end(question, prepared, answer)
+        def on_end(ended: Answer) -> None:
+            self._end(question, prepared, ended)
 
-        self._open = stream(
+        answer = stream(
             self._bundle,
-            self._clip.encoded(prepared),
+            self._clip,
+            prepared,
             max_new_tokens,
             sampling,
             stop,
             logprobs,
-            seen=self._clip.digest,
             past=self._past,
             on_end=on_end,
         )
-        return self._open
+        self._open = weakref.ref(answer)
+        return answer
 
     def _turn(self, question: str) -> list[int]:
         processing, tokenizer = self._bundle.processing, self._bundle.text_tokenizer()

@@ -148,7 +148,7 @@ class Decoding:
             with clock("prefill"):
                 if self._is_whole(prepared) or not backend.keeps_slots:
                     past = None
-                elif past is None and seen is not None and (shared := shared_length(prepared)):
+                elif past is None and seen is not None and self._store.keeps and (shared := shared_length(prepared)):
                     key = prefix_key(self._bundle, seen, prepared, encoded.gains, shared)
                     past = self._known(key, session, shared)
                 if past is not None:

@@ -91,6 +91,11 @@ class PrefixStore:
         self._lock = threading.Lock()
 
     @property
+    def keeps(self) -> bool:
+        """Whether anything that is stored can be found again."""
+        return self._max_bytes > 0 or self._files is not None
+
+    @property
     def size_bytes(self) -> int:
         """Memory that is taken."""
         with self._lock:

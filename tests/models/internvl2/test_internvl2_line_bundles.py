@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from asked_twice import asked_twice
 from command_line import va_export
 from transformers_layout import write_in_transformers_layout
 
@@ -66,8 +67,12 @@ def test_graphs_are_the_golden_run(attention: str, bundle: Path, golden: Mapping
             value_gain=golden["gain_v"],
             return_logits=True,
         )
+        gains = golden["key_log_gain_official"], golden["gain_v"]
+        fed = np.append(golden["tokens"], 0)
+        again = asked_twice(opened, golden["input_ids"], {"pixel_values": golden["pixel_values"]}, gains, fed)
     np.testing.assert_allclose(found.visual_tokens, golden["visual_tokens"], rtol=0, atol=2e-5)
     np.testing.assert_allclose(found.logits, golden["decode_logits"], rtol=0, atol=2e-5)
+    np.testing.assert_allclose(again, golden["decode_logits"], rtol=0, atol=2e-5)
 
 
 def test_decoding_across_the_original_length_changes_the_factors(name: str, bundle: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from asked_twice import asked_twice
 from command_line import va_export
 
 from va_export.anchor.scoring import subspace_score
@@ -70,6 +71,14 @@ def test_float32_is_the_official_run(
         found = official(opened, golden)
         np.testing.assert_allclose(found.visual_tokens, golden["visual_tokens"], rtol=0, atol=2e-5)
         np.testing.assert_allclose(found.logits, golden["decode_logits"], rtol=0, atol=2e-5)
+        gains, fed = (golden["key_log_gain_official"], golden["gain_v"]), np.append(golden["tokens"], 0)
+        given = {
+            "pixel_values": golden["pixel_values_videos"],
+            "grid_thw": golden["video_grid_thw"],
+            "seconds_per_grid": golden["second_per_grid_ts"],
+        }
+        again = asked_twice(opened, golden["input_ids"], given, gains, fed)
+        np.testing.assert_allclose(again, golden["decode_logits"], rtol=0, atol=2e-5)
         plain = official(
             opened, golden, anchors=False, key_log_gain=None, value_gain=None, forced_tokens=None, max_new_tokens=1
         )

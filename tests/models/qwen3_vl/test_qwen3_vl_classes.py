@@ -11,6 +11,7 @@ import msgspec
 import numpy as np
 import pytest
 import torch
+from asked_twice import asked_twice
 from command_line import va_export
 
 from va_export.bundle.manifest import read_manifest
@@ -152,6 +153,8 @@ def test_answers_without_anchors_are_those_of_their_own_loop(
             **given, input_ids=ids, max_new_tokens=6, anchors=False, return_logits=True, ignore_stop=True
         )
         arguments = their_arguments(opened.processing, media, ids)
+        plain = np.zeros(ids.shape[1], np.float32), np.ones(ids.shape[1], np.float32)
+        again = asked_twice(opened, ids, given, plain, found.tokens)
     state = theirs.generate(
         **arguments,
         max_new_tokens=6,
@@ -163,3 +166,4 @@ def test_answers_without_anchors_are_those_of_their_own_loop(
     assert found.tokens.tolist() == state.sequences[0, ids.shape[1] :].tolist()
     expected = torch.cat(state.logits).numpy()
     np.testing.assert_allclose(found.logits, expected, rtol=0, atol=ATOL)
+    np.testing.assert_allclose(again, expected, rtol=0, atol=ATOL)
