@@ -152,8 +152,8 @@ def test_a_reading_is_plain_data_that_says_how(tmp_path: Path) -> None:
     reading = json.loads(json.dumps(frames.reading.as_json()))
     assert reading == {
         "file": "video.avi", "container": "avi", "codec": "ffv1", "stream": 0, "size": [WIDTH, HEIGHT], "rotation": 0,
-        "mirrored": False, "sampling": "uniform-time", "seconds": 2.0, "decoded": 20, "packets": 20,
-        "corrupt_packets": 0, "patched_frames": 0, "promised": None, "truncated": False, "notes": [],
+        "mirrored": False, "sampling": "uniform-time", "seconds": 2.0, "decoded": 20, "passed_over": 0,
+        "packets": 20, "corrupt_packets": 0, "patched_frames": 0, "promised": None, "truncated": False, "notes": [],
     }  # fmt: skip
 
 

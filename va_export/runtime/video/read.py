@@ -14,6 +14,7 @@ from va_export.errors import VaExportError
 from va_export.runtime.video.container import check_file, told_by_its_bytes, unreadable
 from va_export.runtime.video.decode import Decoded, decode_video
 from va_export.runtime.video.sampling import Edges, check_sampling, is_by_rate, sample_frames
+from va_export.runtime.video.seek import seek_video
 from va_export.runtime.video.survey import Survey, end_of, longest_frame, survey_video
 
 # Beyond these shares it is no blemish any more. The tail is what comes after the last frame that decodes; the frames
@@ -34,6 +35,8 @@ class Reading:
         sampling: the rule's name.
         seconds: from the first frame's beginning to the last one's end.
         decoded: frames.
+        passed_over: frames that were not decoded, because a long clip is read from key frame to key frame (`seek.py`).
+            Damage there that leaves the heads of packets sound is not seen: the counts below are of what was decoded.
         packets: in the film's stream, those that are not to be shown left out.
         corrupt_packets: skipped: they do not decode.
         patched_frames: damaged, or built on damaged ones, and filled up by the decoder.
@@ -52,6 +55,7 @@ class Reading:
     sampling: str
     seconds: float
     decoded: int
+    passed_over: int
     packets: int
     corrupt_packets: int
     patched_frames: int
@@ -85,10 +89,11 @@ class Frames:
 def read_frames(
     path: Path | str, n_frames: int, sampling: str = "segment-midpoint", *, allow_truncated: bool = False
 ) -> Frames:
-    """Decode a video from its start and keep some of its frames.
+    """Decode a video and keep some of its frames.
 
-    The packets are counted first, without decoding; if decoding finds another number of frames or other times, the
-    video is decoded a second time with those. At no time are more than the wanted frames held.
+    All packets are read first, without decoding. Where they tell for certain which of them give the wanted frames, only
+    those are decoded, and the film's end; else all of it is, from its start, and a second time if that finds another
+    number of frames or other times. At no time are more than the wanted frames held.
 
     Args:
         n_frames: how many; with "fps=…" at most.
@@ -109,7 +114,8 @@ def read_frames(
         enough = found >= (1 if is_by_rate(sampling) else n_frames)
         return sample_frames(sampling, found, n_frames, edges) if enough else []
 
-    decoded = decode_video(path, guessed(survey.edges))
+    wanted = guessed(survey.edges)
+    decoded = (seek_video(path, survey.index, wanted) if survey.index else None) or decode_video(path, wanted)
     if decoded.errors or len(decoded.spans) < survey.packets:
         careful = decode_video(path, guessed(decoded.edges), careful=True)
         decoded = careful if len(careful.spans) >= len(decoded.spans) else decoded
@@ -211,7 +217,8 @@ def _reading(path: Path, sampling: str, survey: Survey, decoded: Decoded, lost: 
         mirrored=decoded.orientation.mirrored,
         sampling=sampling,
         seconds=round(float(decoded.edges[-1]), 6),
-        decoded=found,
+        decoded=found - decoded.passed_over,
+        passed_over=decoded.passed_over,
         packets=survey.packets,
         corrupt_packets=decoded.errors,
         patched_frames=decoded.patched,

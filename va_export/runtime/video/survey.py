@@ -17,12 +17,15 @@ second field completes one, and all of that is right.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from va_export.runtime.video.container import open_video
+from va_export.runtime.video.heads import Head, head_reader
+from va_export.runtime.video.packet_index import PacketIndex, Row
 from va_export.runtime.video.sampling import Edges
 
 if TYPE_CHECKING:
@@ -48,12 +51,14 @@ class Survey:
         end: when the last packet's frame ends, in seconds from the container's zero.
         marked_packets: packets that the container itself knows to be damaged or cut.
         promised: what the container promises, in words, if it holds less; else None.
+        index: which packet gives which frame; None where that is not certain, or a packet looks damaged.
     """
 
     edges: Edges
     end: float
     marked_packets: int
     promised: str | None
+    index: PacketIndex | None = None
 
     @property
     def packets(self) -> int:
@@ -63,21 +68,48 @@ class Survey:
 
 @dataclass
 class _Film:
-    """The film's packets: beginning and length of each, in seconds, in the file's order; and the order of decoding."""
+    """The film's packets.
 
+    Attributes:
+        rows: of all, in the file's order.
+        read_head: of a packet's bytes; None where there is no index, or none any more.
+        last: of the packets that are to be shown.
+    """
+
+    tick: float
     frame_length: float
-    spans: list[tuple[float, float]] = field(default_factory=list)
-    decode_times: list[float] = field(default_factory=list)
+    read_head: Head | None
+    rows: list[Row] = field(default_factory=list)
     marked: int = 0
     last: Packet[Any] | None = None
 
-    def add(self, packet: Packet[Any], start: float | None, length: float, decoded: float | None) -> None:
-        start = len(self.spans) * self.frame_length if start is None else start
-        self.spans.append((start, length or self.frame_length))
-        if decoded is not None:
-            self.decode_times.append(decoded)
-        self.marked += packet.is_corrupt
-        self.last = packet
+    def add(self, packet: Packet[Any]) -> None:
+        shown, is_shown, is_entry = packet.pts, not packet.is_discard, False
+        if self.read_head is not None:
+            head = self.read_head(memoryview(packet))
+            is_entry = bool(head) and packet.is_keyframe
+            if head is None or shown is None or packet.is_corrupt or packet.has_sidedata("new_extradata"):
+                self.read_head = None
+        self.rows.append((shown, packet.duration or 0, packet.pos or 0, packet.size, packet.dts, is_shown, is_entry))
+        if is_shown:
+            self.marked += packet.is_corrupt
+            self.last = packet
+
+    @cached_property
+    def spans(self) -> list[tuple[float, float]]:
+        """Beginning and length of each packet that is to be shown, in seconds, in the file's order."""
+        tick, frame_length = self.tick, self.frame_length
+        times = (
+            (decoded if time is None else time, length) for time, length, _, _, decoded, shown, _ in self.rows if shown
+        )
+        return [
+            (number * frame_length if time is None else time * tick, length * tick or frame_length)
+            for number, (time, length) in enumerate(times)
+        ]
+
+    @cached_property
+    def decode_times(self) -> list[float]:
+        return [row[4] * self.tick for row in self.rows if row[5] and row[4] is not None]
 
     @property
     def tolerance(self) -> float:
@@ -107,22 +139,29 @@ def survey_video(path: Path) -> Survey:
 
     until, stopped = 0.0, None
     with open_video(path) as (container, stream):
-        film = _Film(1 / float(stream.average_rate or stream.base_rate or 25))
+        codec = stream.codec_context
+        read_head = head_reader(codec.codec.canonical_name, codec.extradata or b"")
+        film = _Film(float(stream.time_base or 0), frame_length_of(stream), read_head)
         try:
             # All streams: sound may go on when the film is over, and a container promises the longest.
             for packet in container.demux():
-                if packet.size and packet.time_base:
-                    tick = float(packet.time_base)
-                    ticks = packet.dts if packet.pts is None else packet.pts
-                    start, length = None if ticks is None else ticks * tick, (packet.duration or 0) * tick
-                    if packet.stream_index != stream.index:
-                        until = max(until, (start or 0.0) + length)
-                    elif not packet.is_discard:
-                        film.add(packet, start, length, None if packet.dts is None else packet.dts * tick)
+                if not packet.size:
+                    continue
+                if packet.stream_index == stream.index:
+                    film.add(packet)
+                elif packet.time_base:
+                    start = packet.dts if packet.pts is None else packet.pts
+                    until = max(until, float(((start or 0) + (packet.duration or 0)) * packet.time_base))
         except av.FFmpegError as error:
             stopped = f"more than can be read ({error.strerror})"
         promised = _promised(path, container, stream, film, until) or stopped
-    return Survey(edges_of(film.spans), end_of(film.spans), film.marked, promised)
+    index = None if film.read_head is None or promised else PacketIndex.of_packets(film.rows)
+    return Survey(edges_of(film.spans), end_of(film.spans), film.marked, promised, index)
+
+
+def frame_length_of(stream: VideoStream) -> float:
+    """Seconds of a frame whose packet does not say it."""
+    return 1 / float(stream.average_rate or stream.base_rate or 25)
 
 
 def edges_of(spans: list[tuple[float, float]]) -> Edges:
@@ -151,8 +190,8 @@ def _promised(path: Path, container: InputContainer, stream: VideoStream, film: 
     by_stream = float(stream.duration * stream.time_base) if stream.duration and stream.time_base else 0.0
     film_until = film.until + film.tolerance
     if "mov" in kinds:
-        index = stream.index_entries
-        if any(entry.pos + entry.size > container.size for entry in index):
+        index, size = stream.index_entries, container.size
+        if any(entry.pos + entry.size > size for entry in index):
             return f"{max(len(index), stream.frames)} frames"
         # In fragments: a table of contents may promise more of them. Edit lists make other files' seconds vague.
         if not stream.frames and by_stream > film_until:
