@@ -73,6 +73,20 @@ def test_placeholders_stand_for_each_grid_in_turn(tokenizer: BundleTokenizer) ->
     assert prepared.vision_inputs["window_lengths"].sum() == 4 * 23
 
 
+def test_patches_are_normalised_to_the_bit() -> None:
+    """IEEE-754 float32, one operation after the other; frames of the model's own size are not resized."""
+    mean, std = (0.1, 0.5, 0.7), (0.25, 0.3, 0.6)
+    processing = msgspec.structs.replace(PROCESSING, mean=mean, std=std)
+    given = frames(6, 56, 84)
+    patches = processing.given([Video(given)])["pixel_values"].reshape(3, 2, 3, 2, 2, 3, 2, 14, 14)
+    expected = (given.astype(np.float32) / np.float32(255) - np.float32(mean)) / np.float32(std)
+    for place in np.ndindex(3, 2, 3, 2, 2):  # grid, row and column of the block, row and column in it
+        grid, down, right, row, column = place
+        top, left = 14 * (2 * down + row), 14 * (2 * right + column)
+        cut = expected[2 * grid : 2 * grid + 2, top : top + 14, left : left + 14]  # [frames, 14, 14, C]
+        np.testing.assert_array_equal(patches[place], cut.transpose(3, 0, 1, 2))
+
+
 def test_images_alone_are_scored(tokenizer: BundleTokenizer) -> None:
     prepared = PROCESSING.prepare([Image(frames(1, 56, 56)[0])], "what?", tokenizer)
     assert prepared.is_scored.sum() == 4 and prepared.grid == (1, 2, 2)

@@ -85,6 +85,17 @@ def test_pixels_equal_the_arithmetic_by_hand(height: int, width: int) -> None:
         assert np.abs(bicubic(frame, 28) - resized).max() <= 1
 
 
+def test_every_value_is_normalised_to_the_bit() -> None:
+    """IEEE-754 float32, one operation after the other, on each of the values of each channel; frames in their order."""
+    values = np.arange(28 * 28, dtype=np.uint8).reshape(28, 28)
+    given = np.stack([np.stack([values + 50 * channel + frame for channel in range(3)], -1) for frame in range(20)])
+    mean, std = (np.array(numbers, np.float32) for numbers in (PROCESSING.mean, PROCESSING.std))
+    expected = ((given.astype(np.float32) / np.float32(255)) - mean) / std
+    pixels = PROCESSING.pixel_values(given)
+    assert pixels.flags.c_contiguous and len(np.unique(given)) == 256
+    np.testing.assert_array_equal(pixels, expected.transpose(0, 3, 1, 2))
+
+
 def test_frames_of_the_wrong_kind_are_refused() -> None:
     for frames in (
         random_frames(4, 4)[0],

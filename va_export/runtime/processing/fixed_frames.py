@@ -129,8 +129,8 @@ class FixedFrames(Form, frozen=True, tag_field="kind", tag="fixed_frames"):
         Raises:
             VaExportError: another shape or type.
         """
-        normalised = normalise(self.resized(frames), self.mean, self.std)  # [F, S, S, 3]
-        return np.ascontiguousarray(normalised.transpose(0, 3, 1, 2))
+        channels = self.resized(frames).transpose(0, 3, 1, 2)  # [F, 3, S, S]
+        return np.ascontiguousarray(normalise(channels, self.mean, self.std, channel_axis=1))
 
     def resized(self, frames: Frames) -> npt.NDArray[np.uint8]:
         """Frames as the model sees them, [F, image_size, image_size, 3] uint8.

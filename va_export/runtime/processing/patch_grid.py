@@ -282,12 +282,11 @@ class PatchGrid(Form, frozen=True, tag_field="kind", tag="patch_grid"):
         return [(number, (1, h, w)) for number, (t, h, w) in enumerate(grids) for _ in range(t)]
 
     def _patches(self, medium: Medium) -> tuple[npt.NDArray[np.float32], Grid]:
-        if isinstance(medium, Image):
-            frames = self._fitted(pictures([medium.pixels]), self.image_pixels)
-        else:
-            frames = self._fitted(pictures(medium.frames), self.video_pixels)
-        normalised = normalise(frames, self.mean, self.std)
-        return to_patches(normalised, self.patch_size, self.merge_size, self.frames_per_grid)
+        given = [medium.pixels] if isinstance(medium, Image) else medium.frames
+        frames = self._fitted(pictures(given), self.image_pixels if isinstance(medium, Image) else self.video_pixels)
+        patches, (t, h, w) = to_patches(frames, self.patch_size, self.merge_size, self.frames_per_grid)
+        by_channel = patches.reshape(t, h * w, _CHANNELS, -1)
+        return normalise(by_channel, self.mean, self.std, channel_axis=2).reshape(patches.shape), (t, h, w)
 
     def _fitted(self, frames: Sequence[npt.NDArray[np.uint8]], pixels: tuple[int, int]) -> npt.NDArray[np.uint8]:
         sizes = {frame.shape[:2] for frame in frames}

@@ -18,6 +18,7 @@ from va_export.errors import VaExportError
 
 Float32 = npt.NDArray[np.float32]
 Int64 = npt.NDArray[np.int64]
+Values = npt.NDArray[Any]
 Grid = tuple[int, int, int]
 
 _LARGEST_ASPECT = 200  # as qwen-vl-utils has it: beyond, one side vanishes
@@ -46,8 +47,8 @@ def fit_size(height: int, width: int, multiple: int, least: int, most: int) -> t
     return fitted[0], fitted[1]
 
 
-def to_patches(frames: Float32, patch: int, merge: int, frames_per_grid: int) -> tuple[Float32, Grid]:
-    """Normalised frames [F, H, W, C] → patches (t·h·w, C·frames_per_grid·patch²) in merge order, and the grid.
+def to_patches(frames: Values, patch: int, merge: int, frames_per_grid: int) -> tuple[Values, Grid]:
+    """Frames [F, H, W, C] → patches (t·h·w, C·frames_per_grid·patch²) in merge order, and the grid.
 
     Where the frames do not fill the last grid, the last frame is repeated.
     """
@@ -58,7 +59,7 @@ def to_patches(frames: Float32, patch: int, merge: int, frames_per_grid: int) ->
     t, h, w = grid
     blocks = frames.reshape(t, frames_per_grid, h // merge, merge, patch, w // merge, merge, patch, channels)
     ordered = blocks.transpose(0, 2, 5, 3, 6, 8, 1, 4, 7)  # t, h/m, w/m, m, m, C, frames, patch, patch
-    return np.ascontiguousarray(ordered.reshape(t * h * w, -1), dtype=np.float32), grid
+    return np.ascontiguousarray(ordered.reshape(t * h * w, -1)), grid
 
 
 def patch_positions(grids: Sequence[Grid], merge: int) -> Int64:
