@@ -73,7 +73,7 @@ SOUGHT = [
     ("ts", Moving(options={"x264-params": X264_OPEN}), {}),
     ("avi", Moving(options=FAST | {"bf": "0"}), {}),
     ("mp4", Moving("libx265", options={"preset": "ultrafast", "x265-params": f"{X265}:open-gop=1"}), {}),
-    ("mkv", Moving("libx265", options={"preset": "ultrafast", "x265-params": f"{X265}:open-gop=0"}), {}),
+    ("mkv", Moving("libx265", options={"preset": "ultrafast", "x265-params": f"{X265}:open-gop=0:radl=2"}), {}),
     ("ts", Moving("libx265", options={"preset": "ultrafast", "x265-params": f"{X265}:open-gop=1"}), {}),
     ("webm", Moving("libvpx", options={"g": "8", "deadline": "realtime", "cpu-used": "8"}), {}),
     ("webm", Moving("libvpx-vp9", options={"g": "8", "deadline": "realtime", "cpu-used": "8"}), {}),
@@ -297,3 +297,17 @@ def test_packets_that_show_no_frame_or_two_are_not_counted_on() -> None:
     # RFC 6386, 9.1: not a key frame, version 3, show_frame, size of the first partition; then the start code.
     for first, expected in ((0x10, True), (0x11, False), (0x00, None), (0x01, None)):
         assert vp8(bytes([first, 0, 0]) + b"\x9d\1\x2a" + bytes(20)) is expected
+
+
+def test_h264_heads_by_hand() -> None:
+    annex_b, cut = head_reader("h264", b""), head_reader("h264", b"\1\x64\0\x0a\xff")
+    assert annex_b is not None and cut is not None
+    inter, idr = b"\0\0\1\x41\x9a\x01", b"\0\0\1\x65\x88\x01"
+    assert (annex_b(inter), annex_b(idr), annex_b(b"\0\0\1\x09\x10")) == (False, True, None)
+    # D.2.8: recovery_frame_cnt (0: 1, 1: 010), exact_match_flag, broken_link_flag, changing_slice_group_idc, stop bit.
+    for bits, expected in (("11000100", True), ("10000100", False), ("01010001", False)):
+        message = bytes([6, 1, int(bits, 2)])
+        for before in (b"", b"\5\2ab"):
+            assert annex_b(b"\0\0\1\6" + before + message + b"\x80" + inter) is expected
+    whole = (3).to_bytes(4, "big") + idr[3:]
+    assert cut(whole) is True and cut(whole[:-1]) is None and cut(whole + bytes(4)) is None
