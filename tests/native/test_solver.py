@@ -102,7 +102,7 @@ def test_calls_in_pieces_change_no_bit(solver_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(self_expression, "solver_library", lambda: solver_path)
     tokens = tokens_on_planes(60, 20)
     whole = solve_self_expression(tokens, AdmmOptions())
-    monkeypatch.setattr(self_expression, "_iterations_a_call", lambda n: 7)
+    monkeypatch.setattr(self_expression, "_iterations_a_call", lambda work: 7)
     pieces = solve_self_expression(tokens, AdmmOptions())
     np.testing.assert_array_equal(pieces.matrix, whole.matrix)
     assert (pieces.iterations, pieces.residual) == (whole.iterations, whole.residual)
