@@ -11,6 +11,12 @@ the score within 2e-3); beyond, C is compared after those few iterations. Peak m
 --long runs the whole function, float32 and 64 components, for memory and iterations a second; without the textbook. All
 10 000 iterations of 16 384 tokens take half an hour on two cores; memory needs no more than a few.
 
+    python scripts/benchmark_score.py --paper 2048x4096 [--paper-iterations 100] [--paper-json FILE.json]
+
+times the paper's form alone, float32 and no components: what a score takes before its first iteration, in an iteration
+and after the last, and beside every few iterations, in turns, two float32 products of N × N matrices in NumPy, which is
+what an iteration's arithmetic is without its zeros.
+
 The exit code is 1 where an answer differs or a target is missed. Tokens are synthetic: patches of eight-frame clips
 that drift on planes of their own.
 """
@@ -25,6 +31,7 @@ import subprocess
 import sys
 import time
 import warnings
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -52,11 +59,11 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 Array = np.ndarray[Any, Any]
 
 
-def video_tokens(n: int) -> Array:
-    """[n, DIM] float32: patches of 12 kinds, each on its own plane of rank 4, moving a little from frame to frame."""
+def video_tokens(n: int, dim: int = DIM) -> Array:
+    """[n, dim] float32: patches of 12 kinds, each on its own plane of rank 4, moving a little from frame to frame."""
     rng = np.random.default_rng(0)
     kind = rng.integers(0, 12, n // FRAMES)
-    planes, centres = rng.standard_normal((12, 4, DIM)) / 2, rng.standard_normal((12, DIM))
+    planes, centres = rng.standard_normal((12, 4, dim)) / 2, rng.standard_normal((12, dim))
     place = rng.standard_normal((n // FRAMES, 4))
     frames = []
     for _ in range(FRAMES):
@@ -159,8 +166,73 @@ def measure_memory(n: int, rank: int, dtype: str, max_iter: int = MOST_ITERATION
     }
 
 
+def measure_paper(n: int, dim: int, max_iter: int) -> dict[str, Any]:
+    """Seconds and ratios of one call, and what it told of its iterations when half of them were done."""
+    tokens = video_tokens(n, dim)
+    subspace_score(tokens[:64], SUBSPACES)  # loads the libraries
+    one, other, product = (np.random.default_rng(i).standard_normal((n, n), dtype=np.float32) for i in range(3))
+    told: list[tuple[int, int | None]] = [(0, None)]
+    iteration: list[float] = []
+    products: list[float] = []
+    start = latest = time.perf_counter()
+    aside = 0.0
+
+    def on_progress(done: int, expected: int | None) -> None:
+        nonlocal latest, aside
+        iteration.append((time.perf_counter() - latest) / (done - told[-1][0]))
+        told.append((done, expected))
+        begin = time.perf_counter()
+        for _ in range(2):
+            np.matmul(one, other, out=product)
+        latest = time.perf_counter()
+        products.append(latest - begin)
+        aside += latest - begin
+
+    details = scored(tokens, 0, "float32", max_iter=max_iter, on_progress=on_progress)
+    end = time.perf_counter()
+    set_up = told[1][0] * (iteration[0] - iteration[1])  # the first report comes after both
+    half = next(expected for done, expected in told if 2 * done >= details.iterations)
+    return {
+        "tokens": n,
+        "dim": dim,
+        "iterations": details.iterations,
+        "converged": details.converged,
+        "seconds": round(end - start - aside, 2),
+        "seconds_before_the_first_iteration": round(set_up, 2),
+        "seconds_after_the_last": round(end - latest, 2),
+        "milliseconds_an_iteration": spread([1e3 * one for one in iteration[1:]]),
+        "milliseconds_of_two_products": spread([1e3 * one for one in products[1:]]),
+        "iteration_over_two_products": spread([a / b for a, b in zip(iteration[1:], products[1:], strict=True)]),
+        "first_seconds_over_two_products": round(set_up / statistics.median(products), 1),
+        "iterations_told_halfway": half if details.converged else None,
+    }
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    """Median and range."""
+    named = {"median": statistics.median(values), "min": min(values), "max": max(values)}
+    return {name: round(value, 3) for name, value in named.items()}
+
+
+def benchmark_paper(size: str, max_iter: int, evidence: Path | None) -> None:
+    """Print a measurement, and write it where it is asked for."""
+    n, dim = map(int, size.split("x"))
+    found = {
+        "commit": current_commit(REPOSITORY),
+        "date": datetime.now(UTC).date().isoformat(),
+        "cpu": cpu_name(),
+        "cores": len(os.sched_getaffinity(0)),
+        **in_a_process("--paper-case", n, dim, max_iter),
+    }
+    text = json.dumps(found, indent=1)
+    print(text)
+    if evidence is not None:
+        evidence.parent.mkdir(parents=True, exist_ok=True)
+        evidence.write_text(text + "\n", encoding="utf-8")
+
+
 def in_a_process(*arguments: object) -> Any:
-    """One of the two functions above in a process of its own, where peak memory starts from nothing."""
+    """One of the measuring functions in a process of its own, where peak memory starts from nothing."""
     command = [sys.executable, __file__, *map(str, arguments)]
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
 
@@ -241,9 +313,19 @@ def main() -> int:
     parser.add_argument("--json", type=Path, metavar="FOLDER", help="also write <cpu>-score.json there")
     parser.add_argument("--long", type=int, metavar="TOKENS", help="also run this many, for memory")
     parser.add_argument("--long-iterations", type=int, default=MOST_ITERATIONS, help="of --long at the most")
+    parser.add_argument("--paper", metavar="NxD", help="time so many tokens of so many features, no PCA, alone")
+    parser.add_argument("--paper-iterations", type=int, default=MOST_ITERATIONS, help="of --paper at the most")
+    parser.add_argument("--paper-json", type=Path, metavar="FILE", help="also write --paper's result there")
+    parser.add_argument("--paper-case", type=int, nargs=3, help=argparse.SUPPRESS)
     parser.add_argument("--case", type=int, nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--memory", nargs="+", help=argparse.SUPPRESS)
     given = parser.parse_args()
+    if given.paper_case:
+        print(json.dumps(measure_paper(*given.paper_case)))
+        return 0
+    if given.paper:
+        benchmark_paper(given.paper, given.paper_iterations, given.paper_json)
+        return 0
     if given.case:
         print(json.dumps(measure_case(*given.case)))
         return 0

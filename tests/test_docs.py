@@ -44,8 +44,8 @@ OPTIONS = {
         --pca-rank --precision --question --revision --rtol --sampling --seed --subspaces --target --tensorrt --version
         --video --weights -o""",
     "va-run": """--allow-truncated --alpha-k --alpha-v --backend --devices --frames --json --log-level --max-new-tokens
-        --no-anchors --prompt --sampling --score --seed --temperature --timings --top-k --top-p --trust-plugins
-        --version --video""",
+        --no-anchors --prompt --sampling --score --score-cache --seed --temperature --timings --top-k --top-p
+        --trust-plugins --version --video""",
     "va-check": """--atol --backend --devices --json --latency-iterations --log-level --output --rtol --trust-plugins
         --version -o""",
 }

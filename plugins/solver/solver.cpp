@@ -19,8 +19,8 @@ struct VaSolver {
 namespace va {
 namespace {
 
-constexpr int kManyFeatures = 32;  // more repay remembering where their errors stand
-constexpr int kWidest = 64;        // columns of the widest kernel's panel
+constexpr int kMostTiles = 4;     // of a task: with more, its coefficients leave the second cache
+constexpr int kTasksAThread = 8;  // at least, so that threads end together
 
 bool runs_here(const char* isa) {
 #if defined(__x86_64__)
@@ -85,11 +85,33 @@ Array<T> panels_of(const T* rows, int64_t count, int64_t r, int64_t width) {
   return panels;
 }
 
+// rows [count][r] cut into pieces of columns of a matrix [count][stride], zero-padded: [count][piece] one after the
+// other.
+template <typename T>
+Array<T> pieces_of(const T* rows, int64_t count, int64_t r, int64_t stride, int64_t piece) {
+  Array<T> pieces(count * stride);
+  for (int64_t start = 0; start < r; start += piece) {
+    const int64_t length = std::min(piece, stride - start);
+    for (int64_t i = 0; i < count; ++i) {
+      std::memcpy(pieces.get() + start * count + i * length, rows + i * r + start,
+                  std::min(length, r - start) * sizeof(T));
+    }
+  }
+  return pieces;
+}
+
 template <typename T>
 Array<T> copy_of(const void* data, int64_t count) {
   Array<T> copy(count);
   std::memcpy(copy.get(), data, count * sizeof(T));
   return copy;
+}
+
+// Columns of a task. More share what is read of F, which only matters where a column's products take long.
+int64_t columns_of_task(int64_t n, int64_t r, int64_t threads) {
+  int64_t tiles = 1;
+  while (r > kDepth && tiles < kMostTiles && 2 * tiles * kTile * kTasksAThread * threads <= n) tiles *= 2;
+  return tiles * kTile;
 }
 
 template <typename T>
@@ -105,16 +127,15 @@ class Solver final : public VaSolver {
     gain_ = copy_of<T>(given.gain, r);
     spectrum_ = copy_of<T>(given.spectrum, r);
     f_panels_ = panels_of(f_t, n, r, kernel_.width);
-    basis_panels_ = panels_of(basis_.get(), m, r, kernel_.width);
-    f_t_ = Array<T>(n * stride);
-    for (int64_t j = 0; j < n; ++j) std::memcpy(f_t_.get() + j * stride, f_t + j * r, r * sizeof(T));
+    f_pieces_ = pieces_of(f_t, n, r, stride, kernel_.piece);
+    basis_panels_ = panels_of(basis_.get(), m - 1, r, kernel_.width);
     fc_ = Array<T>(n * stride);
     fz_ = Array<T>(n * stride);
     row_sums_ = Array<T>(tiles_ * n);
-    if (m > kManyFeatures) {
-      reference_ = Array<T>(n * stride);
-      slack_ = Array<T>(n);
-    }
+    seen_ = Array<T>(n * stride);
+    slack_ = Array<T>(n);
+    must_look_ = Array<uint8_t>(n);
+    to_look_.reserve(n);
     problem_ = {n,
                 m,
                 r,
@@ -122,7 +143,7 @@ class Solver final : public VaSolver {
                 f_panels_.get(),
                 basis_panels_.get(),
                 basis_.get(),
-                f_t_.get(),
+                f_pieces_.get(),
                 gain_.get(),
                 spectrum_.get(),
                 static_cast<T>(given.rho),
@@ -133,13 +154,15 @@ class Solver final : public VaSolver {
                 fc_.get(),
                 fz_.get(),
                 longest_row(m - 1, r),
-                reference_.get(),
-                slack_.get()};
-    const int threads = static_cast<int>(std::min<int64_t>(std::max(given.threads, 1), tiles_));
-    for (int i = 0; i < threads; ++i) memory_.emplace_back(problem_);
-    ThreadTeam team(threads);
-    team.run(tiles_, [this](int thread, int64_t tile) {
-      kernel_.prepare(problem_, memory_[thread].scratch, tile * kTile, end_of(tile));
+                seen_.get(),
+                slack_.get(),
+                must_look_.get()};
+    const int64_t threads = std::min<int64_t>(std::max(given.threads, 1), tiles_);
+    columns_ = columns_of_task(n, r, threads);
+    for (int64_t i = 0; i < threads; ++i) memory_.emplace_back(problem_, columns_, kernel_.width);
+    ThreadTeam team(static_cast<int>(threads));
+    team.run(tasks_for(n), [this](int thread, int64_t task) {
+      kernel_.prepare(problem_, memory_[thread].scratch, task * columns_, end_of(task, problem_.n));
     });
   }
 
@@ -147,9 +170,17 @@ class Solver final : public VaSolver {
     ThreadTeam team(static_cast<int>(memory_.size()));
     int64_t iterations = 0;
     do {
-      team.run(tiles_, [this](int thread, int64_t tile) {
-        kernel_.step(problem_, memory_[thread].scratch, tile * kTile, end_of(tile),
-                     row_sums_.get() + tile * problem_.n);
+      team.run(tasks_for(problem_.n), [this](int thread, int64_t task) {
+        kernel_.step(problem_, memory_[thread].scratch, task * columns_, end_of(task, problem_.n), row_sums_.get());
+      });
+      to_look_.clear();
+      for (int64_t j = 0; j < problem_.n; ++j) {
+        if (must_look_.get()[j]) to_look_.push_back(j);
+      }
+      const int64_t count = static_cast<int64_t>(to_look_.size());
+      team.run(tasks_for(count), [this, count](int thread, int64_t task) {
+        const int64_t first = task * columns_;
+        kernel_.look(problem_, memory_[thread].scratch, to_look_.data() + first, end_of(task, count) - first);
       });
       *residual = worst_row();
       ++iterations;
@@ -159,15 +190,16 @@ class Solver final : public VaSolver {
 
  private:
   struct Memory {
-    explicit Memory(const Problem<T>& p)
-        : g(kTile * p.r),
-          v(kTile * p.r),
-          projected(p.r),
-          block(kGroup * kWidest),
-          index(p.n + kSlack),
-          value(p.n + kSlack),
-          scratch{g.get(), v.get(), projected.get(), block.get(), index.get(), value.get()} {}
-    Array<T> g, v, projected, block;
+    Memory(const Problem<T>& p, int64_t columns, int64_t width)
+        : coefficients(columns * p.r),
+          v(p.r),
+          block(columns * width),
+          ends(columns + 1),
+          index(columns * p.n + kSlack),
+          value(columns * p.n + kSlack),
+          scratch{coefficients.get(), v.get(), block.get(), ends.get(), index.get(), value.get()} {}
+    Array<T> coefficients, v, block;
+    Array<int64_t> ends;
     Array<int32_t> index;
     Array<T> value;
     Scratch<T> scratch;
@@ -183,7 +215,8 @@ class Solver final : public VaSolver {
     return static_cast<T>(std::sqrt(longest) * (1 + 1e-5));
   }
 
-  int64_t end_of(int64_t tile) const { return std::min((tile + 1) * kTile, problem_.n); }
+  int64_t tasks_for(int64_t columns) const { return (columns + columns_ - 1) / columns_; }
+  int64_t end_of(int64_t task, int64_t columns) const { return std::min((task + 1) * columns_, columns); }
 
   // Tiles are added in their order, whatever thread took them: the result does not depend on the threads.
   double worst_row() {
@@ -201,8 +234,10 @@ class Solver final : public VaSolver {
   }
 
   Kernel<T> kernel_;
-  int64_t tiles_;
-  Array<T> basis_, gain_, spectrum_, f_panels_, basis_panels_, f_t_, fc_, fz_, row_sums_, reference_, slack_;
+  int64_t tiles_, columns_;
+  Array<T> basis_, gain_, spectrum_, f_panels_, f_pieces_, basis_panels_, fc_, fz_, row_sums_, seen_, slack_;
+  Array<uint8_t> must_look_;
+  std::vector<int64_t> to_look_;
   Problem<T> problem_;
   std::vector<Memory> memory_;
 };

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -20,13 +21,20 @@ def snapshot(directory: Path) -> dict[str, tuple[bytes, int]]:
     }
 
 
-def test_run_answers_about_a_real_clip(tiny_bundle: Path, clip: Path) -> None:
+def test_run_answers_about_a_real_clip(tiny_bundle: Path, clip: Path, tmp_path: Path) -> None:
     question = ("--video", clip, "--prompt", "What moves?", "--max-new-tokens", 12)
     anchored = va_run(tiny_bundle, *question, "--timings")
     plain = va_run(tiny_bundle, *question, "--no-anchors", "--timings")
     again = va_run(tiny_bundle, *question)
     strong = va_run(tiny_bundle, *question, "--alpha-k", 50, "--alpha-v", 10)
     graph = va_run(tiny_bundle, *question, "--score", "graph")
+    kept = Path(os.environ["VA_EXPORT_CACHE"], "scores")
+    n_kept = len(list(kept.iterdir()))
+    assert n_kept >= 2  # the host's and the graph's
+    elsewhere = va_run(tiny_bundle, *question, "--score-cache", tmp_path / "scores")
+    assert elsewhere.stdout == anchored.stdout and len(list((tmp_path / "scores").iterdir())) == 1
+    assert va_run(tiny_bundle, *question, "--score-cache", "off").stdout == anchored.stdout
+    assert len(list(kept.iterdir())) == n_kept
     for outcome in (anchored, plain, again, strong, graph):
         assert outcome.code == 0 and outcome.stdout.strip(), outcome.stderr
     assert anchored.stdout == again.stdout

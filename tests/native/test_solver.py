@@ -83,11 +83,16 @@ def test_every_shape_and_instruction_set_equals_the_textbook(
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_the_number_of_threads_changes_no_bit(solver_path: Path, dtype: type) -> None:
-    tokens = tokens_on_planes(150, 20).astype(dtype)
-    alone = solve(solver_path, tokens, AdmmOptions(max_iter=120), threads=1)
+@pytest.mark.parametrize(("n", "dim", "most"), [(150, 20, 120), (800, 150, 12)], ids=["small_tasks", "large_tasks"])
+def test_the_number_of_threads_changes_no_bit(solver_path: Path, dtype: type, n: int, dim: int, most: int) -> None:
+    """Nor how many columns a task has: of the 800 tokens, 96 for one thread, 48 for two and 24 for more."""
+    tokens = tokens_on_planes(n, dim).astype(dtype)
+    options = AdmmOptions(max_iter=most)
+    alone = solve(solver_path, tokens, options, threads=1)
+    exact = textbook_self_expression(tokens, max_iter=most)
+    np.testing.assert_allclose(alone[0], exact.self_expression, rtol=0, atol=1e-10 if dtype is np.float64 else 2e-4)
     for threads in (2, 3, 64):
-        together = solve(solver_path, tokens, AdmmOptions(max_iter=120), threads=threads)
+        together = solve(solver_path, tokens, options, threads=threads)
         np.testing.assert_array_equal(together[0], alone[0])
         assert together[1:] == alone[1:]
 
@@ -97,7 +102,7 @@ def test_calls_in_pieces_change_no_bit(solver_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(self_expression, "solver_library", lambda: solver_path)
     tokens = tokens_on_planes(60, 20)
     whole = solve_self_expression(tokens, AdmmOptions())
-    monkeypatch.setattr(self_expression, "_iterations_a_call", lambda n: 7)
+    monkeypatch.setattr(self_expression, "_iterations_a_call", lambda work: 7)
     pieces = solve_self_expression(tokens, AdmmOptions())
     np.testing.assert_array_equal(pieces.matrix, whole.matrix)
     assert (pieces.iterations, pieces.residual) == (whole.iterations, whole.residual)

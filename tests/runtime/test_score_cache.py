@@ -39,6 +39,14 @@ def test_a_video_is_scored_once(cache: ScoreCache, monkeypatch: pytest.MonkeyPat
         score_visual_tokens(TOKENS, SETTINGS)  # without a cache nothing is remembered
 
 
+@pytest.mark.filterwarnings("ignore:subspace_score stopped")
+def test_a_score_that_did_not_converge_is_computed_and_warned_of_again(cache: ScoreCache) -> None:
+    for _ in range(2):
+        with pytest.warns(RuntimeWarning, match="stopped after 60 iterations"):
+            score_visual_tokens(TOKENS, structs.replace(SETTINGS, max_iter=60), cache=cache)
+    assert not cache.directory.exists()
+
+
 def test_a_key_is_of_everything_that_decides_the_score(cache: ScoreCache) -> None:
     changed = TOKENS.copy()
     changed[5, 3] = np.nextafter(changed[5, 3], 9)

@@ -26,7 +26,7 @@ from va_export.bundle.tensors import DimensionRange
 from va_export.errors import VaExportError
 from va_export.tensorrt import cache_key as key_module
 from va_export.tensorrt.cache_key import BUILD_SOURCES, CacheKey, cache_key, graph_sha256
-from va_export.tensorrt.engine_cache import EngineCache, resolve_engine_cache
+from va_export.tensorrt.engine_cache import EngineCache
 from va_export.tensorrt.engine_info import BuildRequest, EngineInfo
 from va_export.tensorrt.prepare_onnx import PluginNode
 from va_export.tensorrt.profiles import Profile, ShapeRange
@@ -317,18 +317,3 @@ def test_a_failed_build_is_not_kept(cache: EngineCache, tmp_path: Path) -> None:
     with refused("here", fix=False):
         cache.obtain(key(), tmp_path / "d", fail)
     assert [path.name for path in cache.directory.iterdir()] == ["locks"]
-
-
-def test_where_the_cache_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("VA_EXPORT_CACHE", str(tmp_path / "v"))
-    assert resolve_engine_cache("") == tmp_path / "v" / "engines"
-    monkeypatch.delenv("VA_EXPORT_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "x"))
-    assert resolve_engine_cache("") == tmp_path / "x" / "va-export" / "engines"
-    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
-    assert resolve_engine_cache("") == Path.home() / ".cache" / "va-export" / "engines"
-    assert resolve_engine_cache("off") is None
-    assert resolve_engine_cache(str(tmp_path / "given")) == tmp_path / "given"
-    (tmp_path / "file").write_bytes(b"")
-    with refused(tmp_path / "file" / "cache", tmp_path / "file"):
-        resolve_engine_cache(str(tmp_path / "file" / "cache"))

@@ -11,6 +11,7 @@ import array_api_compat
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from va_export.anchor.iterations_left import OnProgress
 from va_export.anchor.projection import project_to_principal_components, scale_to_unit
 from va_export.anchor.scorable import are_equal
 from va_export.anchor.self_expression import AdmmOptions, SelfExpression, solve_self_expression
@@ -45,6 +46,7 @@ def subspace_score(
     *,
     warm_start: SubspaceScore | None = ...,
     keep_state: bool = ...,
+    on_progress: OnProgress | None = ...,
 ) -> Tokens: ...
 
 
@@ -63,6 +65,7 @@ def subspace_score(
     return_details: Literal[True],
     warm_start: SubspaceScore | None = ...,
     keep_state: bool = ...,
+    on_progress: OnProgress | None = ...,
 ) -> SubspaceScore: ...
 
 
@@ -80,6 +83,7 @@ def subspace_score(
     *,
     warm_start: SubspaceScore | None = None,
     keep_state: bool = False,
+    on_progress: OnProgress | None = None,
 ) -> Any:
     """Score how much each visual token of a video recurs; the defaults are the paper's settings.
 
@@ -104,6 +108,8 @@ def subspace_score(
             max_iter, the solver goes on where that call stopped, and ends where one call would have. For a clip
             that grew, the earlier tokens first, see below.
         keep_state: keep in the details what a `warm_start` needs, another N × N array.
+        on_progress: called about every second of the solver, and at its end, with the iterations taken and those that
+            are expected in all, None where nothing is known yet (`iterations_left.py`); the CUDA kernels tell nothing.
 
     A longer clip, warm, aims at the optimum and no longer at the paper's iterates on the way to it, for no other
     start can give those (`warm_start.py` says why). On the clips of tests/anchor/test_warm_start.py, from 8 to 12
@@ -141,7 +147,7 @@ def subspace_score(
             stack.enter_context(torch.no_grad())
         if tokens.shape[0] <= _SMALL:
             stack.enter_context(threadpool_limits(limits=1, user_api="blas"))
-        details = _score(tokens, options, count, pca_rank, dtype, start, keep_state)
+        details = _score(tokens, options, count, pca_rank, dtype, start, keep_state, on_progress)
     if not details.converged:
         warnings.warn(
             f"subspace_score stopped after {details.iterations} iterations with residual {details.residual:.3g},"
@@ -160,6 +166,7 @@ def _score(
     dtype: str,
     start: SolverState | None,
     keep_state: bool,
+    on_progress: OnProgress | None,
 ) -> SubspaceScore:
     is_plain = n_subspaces is not None and start is None and not keep_state  # what the kernels compute
     if is_plain and array_api_compat.is_torch_array(tokens) and tokens.device.type == "cuda":
@@ -178,7 +185,7 @@ def _score(
     if pca_rank:
         scaled = project_to_principal_components(scaled, pca_rank)
     solution: SelfExpression = solve_self_expression(
-        xp.astype(scaled, solver_dtype), options, start=start, keep_state=keep_state
+        xp.astype(scaled, solver_dtype), options, start=start, keep_state=keep_state, on_progress=on_progress
     )
     expression = solution.matrix
     on_host = np.asarray(expression if isinstance(expression, np.ndarray) else expression.cpu())

@@ -198,13 +198,12 @@ def _known_libraries() -> dict[str, str]:
 
 def _record() -> Path | None:
     """Where exports note what they wrote: in the user's cache directory, None where there is none."""
-    from va_export.tensorrt.engine_cache import resolve_engine_cache
+    from va_export.runtime.user_cache import resolve_cache
 
     try:
-        directory = resolve_engine_cache("")
+        return resolve_cache("", "", _RECORD_FILE)
     except (RuntimeError, VaExportError):  # no home directory
         return None
-    return None if directory is None else directory.parent / _RECORD_FILE
 
 
 def _recorded() -> dict[str, str]:

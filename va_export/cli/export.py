@@ -117,7 +117,7 @@ def export_command(
     from va_export.export.recipe import ExportOptions, resolve_model, with_overrides
     from va_export.export.shard_plan import parse_shards
     from va_export.models.component import SCORE
-    from va_export.tensorrt.engine_cache import resolve_engine_cache
+    from va_export.runtime.user_cache import resolve_cache
 
     recipe = with_overrides(
         resolve_model(model),
@@ -160,7 +160,7 @@ def export_command(
         image_token_id=image_token_id,
         latency_iterations=latency_iterations,
         parity=not no_parity,
-        engine_cache=resolve_engine_cache(engine_cache),
+        engine_cache=resolve_cache("--engine-cache", engine_cache, "engines"),
         clip_overflow=clip_overflow,
         resume=not no_resume,
     )

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import closing
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from typer import Argument, Option
 
@@ -40,6 +41,9 @@ def run_command(
     score: Annotated[
         str | None, Option(help="host, or graph: the bundle's own. [default: graph on TensorRT, else host]")
     ] = None,
+    score_cache: Annotated[
+        str, Option(help="Where scores are kept, or off. [default: scores/ in $VA_EXPORT_CACHE or ~/.cache]")
+    ] = "",
     timings: Annotated[bool, Option("--timings", help="Print milliseconds by stage to standard error.")] = False,
     trust_plugins: TrustPlugins = False,
     as_json: AsJson = False,
@@ -48,6 +52,7 @@ def run_command(
 ) -> Result:
     """Print the answer as it is generated."""
     set_up_logging(log_level)
+    from va_export.cli.score_display import ScoreDisplay
     from va_export.runtime import values
     from va_export.runtime.anchoring import Anchoring
     from va_export.runtime.arguments import frame_count
@@ -56,6 +61,7 @@ def run_command(
     from va_export.runtime.clip import Clip
     from va_export.runtime.processing import Video
     from va_export.runtime.token_choice import Sampling
+    from va_export.runtime.user_cache import resolve_cache
     from va_export.runtime.video import check_sampling, is_by_rate, read_frames
 
     values.text("--prompt", prompt)
@@ -65,8 +71,10 @@ def run_command(
         check_sampling(sampling, "--sampling")
     chosen = Sampling(temperature, top_k, top_p, seed=seed)
     gpus = parse_devices(devices)
-    # One question: nobody would find what is kept of the clip.
-    with Bundle.open(bundle, backend, devices=gpus, score=score, trust_plugins=trust_plugins, clip_memory=0) as opened:
+    settings: dict[str, Any] = {"devices": gpus, "score": score, "trust_plugins": trust_plugins}
+    settings["score_cache"] = resolve_cache("--score-cache", score_cache, "scores")
+    settings["clip_memory"] = 0  # one question: nobody would find what is kept of the clip
+    with closing(ScoreDisplay()) as display, Bundle.open(bundle, backend, on_score=display, **settings) as opened:
         rule = sampling or opened.processing.frame_sampling
         usual = opened.limits.max_frames if is_by_rate(rule) else opened.default_frames
         frame_count(frames or usual, opened.limits.max_frames)

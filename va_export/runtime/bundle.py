@@ -11,6 +11,7 @@ from typing import Never, Self, cast
 import numpy as np
 import numpy.typing as npt
 
+from va_export.anchor.iterations_left import OnProgress
 from va_export.bundle.manifest import Manifest, read_manifest, verify_hashes
 from va_export.documents import encode
 from va_export.errors import VaExportError
@@ -50,6 +51,7 @@ class Bundle:
         score: Scorer | None = None,
         clip_memory: int = CLIP_MEMORY,
         clip_cache: Path | None = None,
+        on_score: OnProgress | None = None,
     ) -> None:
         self.manifest = manifest
         self.backend = backend
@@ -70,7 +72,7 @@ class Bundle:
             seen = ArrayCache(clip_cache, "seen", max_bytes=clip_memory)
             slots = ArrayCache(clip_cache, "slots", max_bytes=_CLIP_FILES * clip_memory)
         turn = Turn()
-        self.encoder = Encoder(manifest, backend, self.scorer, score_cache, turn, name, seen)
+        self.encoder = Encoder(manifest, backend, self.scorer, score_cache, turn, name, seen, on_score)
         self.decoding = Decoding(manifest, backend, turn, name, PrefixStore(clip_memory, slots))
         self._is_closed = False
 
@@ -93,6 +95,7 @@ class Bundle:
         trust_plugins: bool = False,
         clip_memory: int = CLIP_MEMORY,
         clip_cache: str | Path | None = None,
+        on_score: OnProgress | None = None,
     ) -> Self:
         """Open a bundle directory. What is read later is what lies there now; a file that was exchanged is refused.
 
@@ -112,6 +115,7 @@ class Bundle:
             clip_memory: bytes of keys and values of watched clips that are kept; the least recently used go first.
             clip_cache: a directory in which what was seen of clips is kept besides, for other processes: visual tokens
                 and scores, as many bytes as `clip_memory`, and keys and values, four times as many.
+            on_score: called as the host's solver goes on, with its iterations and those expected, None if unknown.
 
         Raises:
             VaExportError: not a bundle, an unfinished one, damaged, of an unknown version, with code to execute that
@@ -128,6 +132,7 @@ class Bundle:
         cache = None if score_cache is None else ScoreCache(values.absolute_path("score_cache", score_cache))
         clips = None if clip_cache is None else values.absolute_path("clip_cache", clip_cache)
         clip_memory = values.whole_number("clip_memory", clip_memory, least=0)
+        on_score = values.function("on_score", on_score)
         check_hashes = values.flag("check_hashes", check_hashes)
         trust_plugins = values.flag("trust_plugins", trust_plugins)
         manifest = directory if isinstance(directory, Manifest) else read_manifest(directory)
@@ -147,7 +152,7 @@ class Bundle:
             verify_hashes(manifest)
         opened = open_backend(backend, manifest, attention, devices, trust_plugins)
         scorer = cast(Scorer | None, score)
-        return cls(manifest, opened, attention, cache, scorer, clip_memory, clips)
+        return cls(manifest, opened, attention, cache, scorer, clip_memory, clips, on_score)
 
     def close(self) -> None:
         """Free the backend; a closed bundle answers no more."""

@@ -9,6 +9,7 @@ from functools import cached_property
 import numpy as np
 from msgspec.structs import asdict
 
+from va_export.anchor.iterations_left import OnProgress
 from va_export.bundle.manifest import Manifest
 from va_export.errors import VaExportError
 from va_export.runtime import arguments
@@ -49,6 +50,7 @@ class Encoder:
         turn: taken for it.
         bundle: names the components and what runs them.
         files: where what was seen is kept, by the content of the frames; None: nowhere.
+        on_score: as `score_visual_tokens` calls it.
     """
 
     manifest: Manifest
@@ -58,6 +60,7 @@ class Encoder:
     turn: Turn
     bundle: str
     files: ArrayCache | None = None
+    on_score: OnProgress | None = None
 
     def see(self, prepared: Prepared, *, is_scored: bool, clock: StageClock) -> Seen:
         """Visual tokens of a prompt's frames, and their score where that is asked for.
@@ -76,7 +79,10 @@ class Encoder:
                 grapher = self.backend if self.scorer == "graph" else None
                 tokens = visual[prepared.scored_rows, : self.manifest.data.model.text.hidden_size]
                 settings = self.manifest.data.score
-                return Seen(visual, score_visual_tokens(tokens, settings, cache=self.score_cache, backend=grapher))
+                scored = score_visual_tokens(
+                    tokens, settings, cache=self.score_cache, backend=grapher, on_progress=self.on_score
+                )
+                return Seen(visual, scored)
 
     def recall(self, prepared: Prepared, *, is_scored: bool, clock: StageClock) -> Seen:
         """`see`, unless it is known from another time; frames are known by their content."""

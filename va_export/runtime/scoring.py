@@ -12,6 +12,7 @@ import numpy.typing as npt
 from msgspec.structs import asdict
 
 from va_export.anchor import subspace_score
+from va_export.anchor.iterations_left import OnProgress
 from va_export.anchor.scorable import NO_SCORE
 from va_export.errors import VaExportError
 from va_export.runtime.backends.backend import Backend
@@ -30,6 +31,7 @@ def score_visual_tokens(
     dtype: Any = "float32",
     cache: ScoreCache | None = None,
     backend: Backend | None = None,
+    on_progress: OnProgress | None = None,
 ) -> Scored:
     """Score (N, hidden_size) visual tokens, or find their score in the cache.
 
@@ -37,6 +39,7 @@ def score_visual_tokens(
         dtype: of the host's solver.
         backend: whose `score` component is to do it, with the settings that it was exported with; None: the host's
             solver.
+        on_progress: of the host's solver, as `va_export.anchor.subspace_score` calls it.
 
     Raises:
         VaExportError: tokens without a score, as `va_export.anchor.subspace_score` refuses them.
@@ -48,18 +51,21 @@ def score_visual_tokens(
         if known is not None:
             return known
     scored = (
-        _score_on_host(visual_tokens, settings, dtype)
+        _score_on_host(visual_tokens, settings, dtype, on_progress)
         if backend is None
         else _score_in_graph(visual_tokens, settings, backend)
     )
-    if cache is not None:
+    # What used up its iterations may not have converged: the warning of that must come again.
+    if cache is not None and scored.iterations < settings.max_iter:
         cache.store(key, scored)
     return scored
 
 
-def _score_on_host(visual_tokens: npt.NDArray[np.float32], settings: ScoreSettings, dtype: Any) -> Scored:
+def _score_on_host(
+    visual_tokens: npt.NDArray[np.float32], settings: ScoreSettings, dtype: Any, on_progress: OnProgress | None
+) -> Scored:
     arguments = {**asdict(settings), "n_subspaces": settings.n_subspaces or "auto"}
-    details = subspace_score(visual_tokens, **arguments, dtype=dtype, return_details=True)
+    details = subspace_score(visual_tokens, **arguments, dtype=dtype, return_details=True, on_progress=on_progress)
     return Scored(
         sharing_score=np.asarray(details.sharing_score, dtype=np.float32),
         labels=np.asarray(details.labels, dtype=np.int64),

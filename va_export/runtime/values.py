@@ -129,6 +129,17 @@ def devices(name: str, value: Any) -> tuple[int, ...]:
     return numbers
 
 
+def function(name: str, value: Any) -> Any:
+    """What can be called, or None.
+
+    Raises:
+        VaExportError: anything else.
+    """
+    if value is not None and not callable(value):
+        raise _wrong(name, value, "a function or None")
+    return value
+
+
 def _wrong(name: str, value: Any, expected: str) -> VaExportError:
     return VaExportError(
         f"{name} must be {expected}, not {_shown(value)} ({type(value).__name__})", where=name, fix=f"give {expected}"

@@ -25,12 +25,9 @@ from filelock import FileLock, Timeout
 from va_export.bundle.manifest import sha256
 from va_export.documents import Form, encode, read
 from va_export.errors import VaExportError
-from va_export.runtime.values import expanded
 from va_export.tensorrt.cache_key import CacheKey
 from va_export.tensorrt.engine_info import EngineInfo
 
-CACHE_VARIABLE = "VA_EXPORT_CACHE"
-OFF = "off"
 # Two generations of an 8B model in float16 and a spare; the least recently used go first.
 MAX_BYTES = 40_000_000_000
 _NEVER = 0
@@ -221,36 +218,3 @@ def _link_or_copy(source: Path, destination: Path) -> None:
         if 2 * size > free:
             raise OSError(f"a copy of {size} bytes would leave too little of {free} free bytes") from None
         shutil.copyfile(source, destination)
-
-
-def resolve_engine_cache(text: str) -> Path | None:
-    """The directory of engines: as given; else below `VA_EXPORT_CACHE`, else below the user's cache directory.
-
-    Args:
-        text: of `--engine-cache`; empty for the default, `off` for none.
-
-    Raises:
-        VaExportError: a directory that was given cannot be made.
-    """
-    if text == OFF:
-        return None
-    if not text:
-        if given := os.environ.get(CACHE_VARIABLE):
-            return expanded(CACHE_VARIABLE, given).absolute() / "engines"
-        home = os.environ.get("XDG_CACHE_HOME", "")
-        try:  # The XDG specification: a path that is not absolute is to be ignored.
-            user = Path(home) if Path(home).is_absolute() else Path.home() / ".cache"
-        except RuntimeError:  # no HOME and no entry of this user: there is nowhere to keep them
-            return None
-        return user / "va-export" / "engines"
-    directory = expanded("--engine-cache", text).absolute()
-    existing = directory
-    while not existing.exists():
-        existing = existing.parent
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
-        raise VaExportError(
-            f"the engine cache cannot be made: {existing} is no folder that can be written",
-            where=directory,
-            fix=f"give another --engine-cache, or {OFF}",
-        )
-    return directory
