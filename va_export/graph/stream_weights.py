@@ -3,7 +3,7 @@
 Now and then the data so far is flushed and a mark is handed out: how far it is, and the SHA-256 of all bytes before.
 A later run reads the file up to the last mark whose digest is right, and goes on from there; so what it leaves is, byte
 for byte, what one uninterrupted run leaves, and a torn write is found. The digest of the whole file is known at the
-end without reading it again.
+end; only weights that no buffer holds were read back for it.
 """
 
 from __future__ import annotations
@@ -27,8 +27,7 @@ from va_export.models.family import WeightSource
 
 # Bytes between two marks: what a kill costs, against the price of flushing.
 MARK_BYTES = 256 << 20
-# Threads that read and convert. One does about 0.8 GB/s of matrices to be turned and SHA-256 of what they make, in its
-# own thread, 1.2 to 2: more would wait for it.
+# Threads that read and convert; more would wait for the one that computes SHA-256 of what they make.
 WORKERS = 2
 
 
