@@ -7,15 +7,29 @@ HUB_ID is a published model whose sizes are known here (`va_export.models.publis
 checkpoint of its width with random weights, written once for each number of decoder layers (vision tower cut to two),
 and write the decoder in float16 to one ONNX file with external data. Each runs in a process of its own; memory is the
 kernel's count of its peak. The other way needs some 10 GB for two layers.
+
+    .venv/bin/python scripts/benchmark_export.py HUB_ID --layers 4 --rate 5 --baseline DIR
+
+How fast weights go from a checkpoint to ONNX data, all components, the SHA-256 of both included: beside a plain copy of
+the checkpoint with its SHA-256 (one read, one write, one digest in a thread of its own), and beside this package as it
+lies in DIR (an earlier commit). Graphs are not traced. The ways take turns; medians of so many rounds. Files come from
+the page cache and end on the disk.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
+import math
+import operator
 import os
 import shutil
+import statistics
+import subprocess
 import sys
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -36,21 +50,27 @@ def main() -> int:
     parser.add_argument("--layers", type=int, nargs="+", default=[2, 4])
     parser.add_argument("--work", type=Path, default=Path(), help="folder on the disk to use")
     parser.add_argument("--evidence", type=Path, default=Path("benchmark-export.json"), help="the JSON to write")
-    parser.add_argument("--role", choices=("checkpoint", "peer"), help=argparse.SUPPRESS)
+    parser.add_argument("--rate", type=int, metavar="ROUNDS", help="measure the rate of weights, so often")
+    parser.add_argument("--baseline", type=Path, help="with --rate: a folder with another state of this package")
+    parser.add_argument("--role", choices=("checkpoint", "peer", "weights", "copy"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.role:
-        if arguments.role == "peer":
-            peer_export(arguments.work)
-        else:
+        if arguments.role == "checkpoint":
             write_checkpoint(arguments.work, arguments.model, arguments.layers[0])
+        else:
+            {"peer": peer_export, "weights": write_weights, "copy": copy_checkpoint}[arguments.role](arguments.work)
         return 0
     place = arguments.work.absolute() / f"benchmark-export-{os.getpid()}"
     place.mkdir(parents=True)
     rows = []
     try:
         for layers in arguments.layers:
-            rows.append(compare(place, arguments.model, layers))
-            print(row_text(rows[-1]), flush=True)
+            if arguments.rate:
+                rows.append(compare_rates(place, arguments.model, layers, arguments.rate, arguments.baseline))
+                print(json.dumps(rows[-1]), flush=True)
+            else:
+                rows.append(compare(place, arguments.model, layers))
+                print(row_text(rows[-1]), flush=True)
     finally:
         shutil.rmtree(place, ignore_errors=True)
     document = {
@@ -89,6 +109,95 @@ def compare(place: Path, model: str, layers: int) -> dict[str, Any]:
         # A peer that was killed for its memory had reached at least what is counted, so the ratio holds all the more.
         "passed": ours.code == 0 and peer.code in (0, -9) and ratio <= BOUND,
     }
+
+
+def compare_rates(place: Path, model: str, layers: int, rounds: int, baseline: Path | None) -> dict[str, Any]:
+    """One line of the table of rates: GB/s of each way in each round, and ours over the others, medians of the
+    rounds' ratios."""
+    checkpoint = place / f"checkpoint-{layers}"
+    write_checkpoint(checkpoint, model, layers)
+    here = str(REPOSITORY)
+    ways = {"ours": ("weights", here), "copy": ("copy", here)}
+    if baseline is not None:
+        ways["baseline"] = ("weights", str(baseline.absolute()))
+    rates: dict[str, list[float]] = {way: [] for way in ways}
+    loads = []
+    for number in range(rounds):
+        loads.append(round(os.getloadavg()[0], 2))
+        for way in list(ways)[number % len(ways) :] + list(ways)[: number % len(ways)]:
+            role, path = ways[way]
+            done = subprocess.run(
+                [sys.executable, __file__, model, "--role", role, "--work", str(checkpoint)],
+                env={**os.environ, "PYTHONPATH": path},
+                check=True,
+                capture_output=True,
+            )
+            rates[way].append(round(float(done.stdout) / 1e9, 3))
+    others = {way: values for way, values in rates.items() if way != "ours"}
+    return {
+        "layers": layers,
+        "bytes": sum(file.stat().st_size for file in checkpoint.glob("*.safetensors")),
+        "gb_per_s": rates,
+        "load_before_each_round": loads,
+        "ours_over": {
+            way: round(statistics.median(map(operator.truediv, rates["ours"], values)), 3)
+            for way, values in others.items()
+        },
+        "passed": True,
+    }
+
+
+def write_weights(directory: Path) -> None:
+    """Stream all weights into one data file, the checkpoint's files being hashed meanwhile; prints bytes a second."""
+    from va_export.bundle.journal import Journal
+    from va_export.checkpoint.files import Checkpoint
+    from va_export.checkpoint.hashes import hashing
+    from va_export.graph.stream_weights import stream_weights
+    from va_export.graph.weight_layout import WeightSlot, data_bytes
+    from va_export.graph.write_onnx import reserve
+    from va_export.models import family_for
+    from va_export.progress import StageDisplay
+
+    checkpoint = Checkpoint.open(directory)
+    family = family_for(checkpoint.config)
+    weight_map = family.weight_map(family.spec_from_checkpoint(checkpoint))
+    slots: list[WeightSlot] = []
+    for name, source in weight_map.items():
+        turned = len(source.shape) == 2 and source.component != "embedding"  # as the pass over graphs decides
+        offset = -(-data_bytes(slots) // 4096) * 4096
+        shape = source.shape[::-1] if turned else source.shape
+        slots.append(WeightSlot(name, "FLOAT16", shape, turned, offset, 2 * math.prod(shape)))
+    data = directory / "data"
+    reserve(data, data_bytes(slots))
+    start = time.perf_counter()
+    with hashing(checkpoint, Journal(directory / "journal")) as hashes, StageDisplay().stage("weights") as stage:
+        streamed = stream_weights(data, slots, weight_map, checkpoint)
+        hashes.wait(stage)
+    seconds = time.perf_counter() - start
+    assert streamed.sha256
+    data.unlink()
+    (directory / "journal").unlink()
+    print(data_bytes(slots) / seconds)
+
+
+def copy_checkpoint(directory: Path) -> None:
+    """Copy a checkpoint's files, each with its SHA-256; prints bytes a second."""
+    total, start, copy = 0, time.perf_counter(), directory / "copy"
+    with ThreadPoolExecutor(1) as hasher:
+        for path in sorted(directory.glob("*.safetensors")):
+            digest = hashlib.sha256()
+            hashed: Future[Any] = hasher.submit(bytes)
+            with path.open("rb", buffering=0) as source, copy.open("wb", buffering=0) as target:
+                while content := source.read(8 << 20):
+                    target.write(content)
+                    hashed.result()
+                    hashed = hasher.submit(digest.update, content)
+                    total += len(content)
+                os.fsync(target.fileno())
+                hashed.result()
+    seconds = time.perf_counter() - start
+    copy.unlink()
+    print(total / seconds)
 
 
 def row_text(row: dict[str, Any]) -> str:

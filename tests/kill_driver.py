@@ -81,11 +81,12 @@ def main() -> None:
     import va_export.export.build_engines
     import va_export.export.components
     import va_export.graph.stream_weights as stream
+    import va_export.graph.weight_pieces as weight_pieces
     import va_export.pipeline  # noqa: F401
 
     torch.set_num_threads(1)
     stream.MARK_BYTES = job["mark_bytes"] or stream.MARK_BYTES
-    stream.BLOCK_ELEMENTS = job["block_elements"] or stream.BLOCK_ELEMENTS
+    weight_pieces.BLOCK_ELEMENTS = job["block_elements"] or weight_pieces.BLOCK_ELEMENTS
     print(json.dumps([run(job["arguments"], kill) for kill in job["kills"]]))
 
 

@@ -95,7 +95,7 @@ def test_tensorrt_without_a_gpu_is_one_message(tiny_bundle: Path, clip: Path, co
 def test_check_passes_and_changes_nothing(tiny_bundle: Path, tmp_path: Path) -> None:
     before = snapshot(tiny_bundle)
     outcome = va_check(tiny_bundle, "--latency-iterations", 2, "-o", tmp_path / "results", "--json")
-    assert outcome.code == 0, outcome.stderr
+    assert outcome.code == 0 and "export with --precision fp32" in outcome.stderr, outcome.stderr
     told = json.loads(outcome.stdout)
     assert {"bundle": str(tiny_bundle), "backend": "onnxruntime", "passed": True}.items() <= told.items()
     assert told["ran"] == ["ONNX Runtime, CPU"] and set(told["median_ms"]) == {"anchored", "plain"}
@@ -109,6 +109,7 @@ def test_check_passes_and_changes_nothing(tiny_bundle: Path, tmp_path: Path) -> 
 def test_check_in_pytorch(tiny_bundle: Path) -> None:
     outcome = va_check(tiny_bundle, "--backend", "torch", "--latency-iterations", 0, "--json")
     assert outcome.code == 0 and json.loads(outcome.stdout)["passed"] is True, outcome.stderr
+    assert "--precision" not in outcome.stderr
 
 
 def test_check_fails_beyond_the_tolerance(tiny_bundle: Path) -> None:

@@ -133,9 +133,9 @@ def test_time_grows_with_what_is_asked_for() -> None:
 def test_the_plan_knows_how_much_of_a_turned_weight_is_held() -> None:
     """A number of its own, so that --dry-run need not import PyTorch for it."""
     from va_export.export import plan
-    from va_export.graph import stream_weights
+    from va_export.graph import weight_pieces
 
-    assert plan._BAND == stream_weights.BAND_BYTES
+    assert (plan._BUFFERS, plan._PIECE) == (weight_pieces.BUFFERS, weight_pieces.PIECE_BYTES)
 
 
 def test_time_of_a_proof_follows_from_its_questions() -> None:

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 
 from va_export.checkpoint.files import Checkpoint
 from va_export.documents import decode, encode
+from va_export.graph import data_file, weight_pieces
 from va_export.graph import stream_weights as module
 from va_export.graph.stream_weights import Mark, find_unusable, stream_weights
 from va_export.graph.weight_layout import WeightSlot, data_bytes
@@ -75,8 +76,11 @@ def checkpoint(request: pytest.FixtureRequest, tmp_path: Path) -> Checkpoint:
 
 @pytest.fixture(autouse=True)
 def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "BLOCK_ELEMENTS", 50)
-    monkeypatch.setattr(module, "BAND_BYTES", 150)
+    monkeypatch.setattr(weight_pieces, "BLOCK_ELEMENTS", 50)
+    monkeypatch.setattr(weight_pieces, "PIECE_BYTES", 150)
+    monkeypatch.setattr(weight_pieces, "TILE_ROWS", 3)
+    monkeypatch.setattr(weight_pieces, "TILE_COLUMNS", 4)
+    monkeypatch.setattr(data_file, "_CHUNK", 70)
     monkeypatch.setattr(module, "MARK_BYTES", 300)
 
 
@@ -105,6 +109,19 @@ def test_bytes_are_those_of_numpy(checkpoint: Checkpoint, tmp_path: Path) -> Non
         assert mark.sha256 == hashlib.sha256(content[: mark.bytes]).hexdigest()
         assert again(mark) == mark
     assert all(again(slot) == slot for slot in slots)
+
+
+@pytest.mark.parametrize("checkpoint", [torch.float32], indirect=True)
+@pytest.mark.parametrize("workers", [1, 5])
+def test_bytes_and_marks_are_the_same_with_any_number_of_threads(
+    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    _, marks, _ = stream(tmp_path / "two", checkpoint)
+    monkeypatch.setattr(module, "WORKERS", workers)
+    threads = torch.get_num_threads()
+    checkpoint.release()  # all of them open it at once
+    assert stream(tmp_path / "d", checkpoint)[1] == marks
+    assert (tmp_path / "d").read_bytes() == expected(slots_of()) and torch.get_num_threads() == threads
 
 
 def names_read(monkeypatch: pytest.MonkeyPatch) -> list[str]:

@@ -3,6 +3,7 @@ again."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache, partial
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from va_export.bundle.document import ComponentEntry
 from va_export.export.narrowing import Loss
+from va_export.export.plan import human
 from va_export.export.weight_losses import unusable_weights
 from va_export.models.component import ROLES, Component, score_component
 
@@ -124,12 +126,14 @@ def write_component(
         stage.say("tracing")
         traced = _trace(name, key, graph(), files, bundle)
     slots = traced.slots
+    weights = f"{len(slots)} tensors"
     weight_map = source.weight_map
     marks = [record.mark for record in bundle.journal.of(Written, graph=traced.graph)]
     if marks and marks[-1].slots == len(slots) and bundle.is_finished(data):
         losses = {weight: loss for mark in marks for weight, loss in mark.losses.items()}
     else:
         stage.say("")
+        start = time.perf_counter()
         streamed = stream_weights(
             bundle.path(data),
             slots,
@@ -149,10 +153,12 @@ def write_component(
             )
         losses = streamed.losses
         bundle.finish(data, streamed.sha256)
+        rate = data_bytes(slots) / (time.perf_counter() - start)
+        weights = f"{weights}, {human(data_bytes(slots))} at {human(rate)}/s"
     written.losses |= losses
     written.names |= {slot.name for slot in slots}
     written.entries[name] = _entry(component, options, layers=layers, **files)
-    stage.say(f"{traced.nodes} nodes, {len(slots)} tensors")
+    stage.say(f"{traced.nodes} nodes, {weights}")
 
 
 def _file(name: str) -> str:

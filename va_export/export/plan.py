@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 _SMALL_FILES = 16 << 20
 # Tokens of a prompt beside the visual ones: the line of a frame; the system message, the question and their frame.
 _TEXT_A_FRAME, _TEXT = 8, 128
-_BAND = 128 << 20  # of a weight that is turned, what is held at most (graph/stream_weights.py)
-_BLOCKS = 256 << 20  # what is read, converted and hashed at a time, several times over
+_BUFFERS, _PIECE = 2, 128 << 20  # of weights that are read, written and hashed (graph/weight_pieces.py)
+_BLOCKS = 256 << 20  # what is read and converted at a time, in several threads
 # Kernels for each target and no weights: 20 MB for the default targets of TensorRT-RTX 1.7, 25 MB with PCA (measured).
 _SCORE_ENGINE = 32 << 20
 
@@ -103,8 +103,8 @@ def plan_export(
         PlannedFile("graphs, plugin, tokenizer, reference, reports", _SMALL_FILES + _reference_bytes(options, model))
     )
     free = available_memory() if available is None else available
-    band = min(_largest(model.weight_map) * ITEM_BYTES[options.precision], _BAND)
-    candidates = {"writing the ONNX weights": band + _BLOCKS}
+    piece = min(_largest(model.weight_map) * ITEM_BYTES[options.precision], _PIECE)
+    candidates = {"writing the ONNX weights": _BUFFERS * piece + _BLOCKS}
     if flavors:
         largest = max(weights, key=lambda name: weights[name], default=SCORE)
         candidates[f"building the engine of {largest}"] = build_memory(weights.get(largest, 0))

@@ -14,9 +14,8 @@ if TYPE_CHECKING:
     from va_export.export.recipe import ExportOptions
     from va_export.export.source import Model
 
-# Bytes a second. One core converts weights at 2.2 GB/s, counts losses at 4.4, turns matrices at 2.2 and computes
-# SHA-256 at 1.8, of which only the last runs beside the others.
-_STREAM_RATE = 0.25e9
+# Bytes a second, SHA-256 of the checkpoint and of what is written included.
+_STREAM_RATE = 0.4e9
 _BUILD_RATE = 0.02e9  # of an engine's weights, for four targets: TensorRT-RTX 1.7
 _TRACE_SECONDS = 20  # to trace and check one component, imports included
 # What PyTorch and ONNX Runtime compute in float32, in operations a second, and weights a second where each is used

@@ -3,44 +3,32 @@
 Now and then the data so far is flushed and a mark is handed out: how far it is, and the SHA-256 of all bytes before.
 A later run reads the file up to the last mark whose digest is right, and goes on from there; so what it leaves is, byte
 for byte, what one uninterrupted run leaves, and a torn write is found. The digest of the whole file is known at the
-end without reading it again.
+end; only weights that no buffer holds were read back for it.
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
 
 import torch
-from msgspec import field
+from msgspec import field, structs
 
 from va_export.bundle.journal import Record
 from va_export.documents import Form
-from va_export.export.narrowing import Loss, measure, narrow
+from va_export.export.narrowing import Loss, measure
+from va_export.graph.data_file import DataFile, open_data_file
 from va_export.graph.weight_layout import WeightSlot
+from va_export.graph.weight_pieces import Piece, WeightReader, pieces, read_block, source_blocks
 from va_export.models.family import WeightSource
 
-# Elements read, checked, converted and written at a time. Blocks of this size transpose fastest (2 GB/s against 0.1 for
-# whole matrices: both sides stay in the cache) and keep a tensor that is not transposed to some megabytes.
-BLOCK_ELEMENTS = 1 << 22
-# Of a weight that is turned, what is held at most: all of 8B's largest layer matrix (117 MB in float16), a sixth of its
-# vocabulary matrix (758 MB), whose six readings come out of the page cache.
-BAND_BYTES = 128 << 20
 # Bytes between two marks: what a kill costs, against the price of flushing.
 MARK_BYTES = 256 << 20
-_READ_BYTES = 8 << 20
-
-
-class WeightReader(Protocol):
-    """What weights are read from; `Checkpoint` is one."""
-
-    def rows(self, name: str, start: int, stop: int) -> torch.Tensor:
-        """Rows [start, stop) of a tensor, values as they are."""
+# Threads that read and convert; more would wait for the one that computes SHA-256 of what they make.
+WORKERS = 2
 
 
 class Mark(Form, frozen=True):
@@ -106,31 +94,29 @@ def stream_weights(
         VaExportError: a weight cannot be read.
         OSError: the file cannot be written.
     """
-    with path.open("r+b", buffering=0) as file, ThreadPoolExecutor(1) as hasher:
-        out = _Output(path, file.fileno(), hasher, on_bytes)
+    with open_data_file(path, on_bytes) as out, _workers() as workers:
         good = _verified(out, marks)
         losses = {name: loss for mark in marks[:good] for name, loss in mark.losses.items()}
         done = marks[good - 1].slots if good else 0
         unusable: dict[str, Loss] = {}
         fresh: dict[str, Loss] = {}
-        marked = out.position
-        for number, slot in enumerate(slots[done:], done + 1):
-            loss = Loss()
+        loss, marked, marking = Loss(), out.position, _Marking(out, on_mark)
+        for piece in pieces(slots[done:], weight_map, reader, workers, clip=clip):
+            loss = sum((fill.result() for fill in piece.fills), loss)
+            if _is_unusable(loss, clip):
+                unusable[piece.slot.name] = loss
             if not unusable:
-                out.pad_to(slot.offset)
-            for block, lost in _blocks(slot, weight_map[slot.name], reader, clip):
-                loss += lost
-                if _is_unusable(loss, clip):
-                    unusable[slot.name] = loss
-                if not unusable:
-                    out.write(block)
+                _write(out, piece)
+            if not piece.is_last:
+                continue
             if loss.to_zero or loss.to_subnormal or not loss.fits:
-                fresh[slot.name] = loss
-            if not unusable and (out.position - marked >= MARK_BYTES or number == len(slots)):
-                os.fsync(file.fileno())
-                on_mark(Mark(number, out.position, out.hexdigest(), fresh))
+                fresh[piece.slot.name] = loss
+            loss, done = Loss(), done + 1
+            if not unusable and (out.position - marked >= MARK_BYTES or done == len(slots)):
+                marking.begin(done, fresh)
                 losses |= fresh
                 fresh, marked = {}, out.position
+        marking.end()
         return Streamed("" if unusable else out.hexdigest(), losses | fresh, unusable)
 
 
@@ -140,9 +126,9 @@ def find_unusable(
     """Those weights that could not be written as `dtype`; nothing is written."""
     unusable = {}
     for name, source in sources.items():
-        loss = Loss()
-        for rows in _source_blocks(source, reader):
-            loss += measure(rows, dtype)
+        rows = source.shape[0] if source.shape else 1
+        blocks = source_blocks(source, 0, rows)
+        loss = sum((measure(read_block(source, reader, start, stop), dtype) for _, start, stop in blocks), Loss())
         if _is_unusable(loss, clip):
             unusable[name] = loss
     return unusable
@@ -152,72 +138,52 @@ def _is_unusable(loss: Loss, clip: bool) -> bool:
     return bool(loss.not_finite or (loss.overflow and not clip))
 
 
-class _Output:
-    """A file written from front to back, and the digest of what was written, which a second thread computes while the
-    next block is read."""
+class _Marking:
+    """Marks, each handed out when the disk has all that lies before it, for which nobody waits."""
 
-    def __init__(self, path: Path, descriptor: int, hasher: Executor, on_bytes: Callable[[int], None]) -> None:
-        self.position = 0
-        self._digest = hashlib.sha256()
-        self._hasher = hasher
-        self._hashing: Future[None] | None = None
-        self._path = path
-        self._descriptor = descriptor
-        self._on_bytes = on_bytes
+    def __init__(self, out: DataFile, on_mark: Callable[[Mark], None]) -> None:
+        self._out = out
+        self._on_mark = on_mark
+        self._begun: tuple[Mark, Future[str]] | None = None
 
-    def write(self, block: torch.Tensor) -> None:
-        """Write a contiguous tensor."""
-        self._put(memoryview(block.reshape(-1).view(torch.uint8).numpy().data))
+    def begin(self, slots: int, losses: dict[str, Loss]) -> None:
+        """Flush what was written so far, of so many weights."""
+        self.end()
+        self._begun = Mark(slots, self._out.position, "", losses), self._out.flush()
 
-    def pad_to(self, offset: int) -> None:
-        """Write zeros up to `offset`."""
-        self._put(memoryview(bytes(offset - self.position)))
-
-    def take(self, until: int) -> None:
-        """Read what is there already up to `until`, as if it had been written now."""
-        while self.position < until:
-            content = os.pread(self._descriptor, min(_READ_BYTES, until - self.position), self.position)
-            if not content:
-                return
-            self._advance(memoryview(content))
-
-    def _put(self, content: memoryview) -> None:
-        written = 0
-        while written < len(content):
-            try:
-                written += os.pwrite(self._descriptor, content[written:], self.position + written)
-            except OSError as error:
-                raise OSError(error.errno, error.strerror, str(self._path)) from error
-        self._advance(content)
-
-    def state(self) -> tuple[Any, int]:
-        """The digest so far and the position, for `go_back`."""
-        self._wait()
-        return self._digest.copy(), self.position
-
-    def go_back(self, state: tuple[Any, int]) -> None:
-        """Forget what was taken since `state`."""
-        self._wait()
-        self._on_bytes(state[1] - self.position)
-        self._digest, self.position = state
-
-    def hexdigest(self) -> str:
-        """SHA-256 of everything before the position."""
-        self._wait()
-        return self._digest.hexdigest()
-
-    def _wait(self) -> None:
-        if self._hashing is not None:
-            self._hashing.result()
-
-    def _advance(self, content: memoryview) -> None:
-        self._wait()
-        self._hashing = self._hasher.submit(self._digest.update, content)
-        self.position += len(content)
-        self._on_bytes(len(content))
+    def end(self) -> None:
+        """Wait for the mark that was begun last, and hand it out."""
+        if self._begun is not None:
+            mark, digest = self._begun
+            self._on_mark(structs.replace(mark, sha256=digest.result()))
+            self._begun = None
 
 
-def _verified(out: _Output, marks: Sequence[Mark]) -> int:
+@contextmanager
+def _workers() -> Iterator[Executor]:
+    """Threads in each of which PyTorch starts no others."""
+    threads = torch.get_num_threads()
+    workers = ThreadPoolExecutor(WORKERS, "weights", initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        yield workers
+    finally:
+        workers.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)  # what was set last, by whomever, holds for threads to come
+
+
+def _write(out: DataFile, piece: Piece) -> None:
+    """Put a piece into the file; the weight's gaps are closed with its last."""
+    if out.position < piece.slot.offset:
+        out.pad_to(piece.slot.offset)
+    if len(piece.runs) == 1 or piece.stride == piece.runs.shape[1]:
+        out.write(memoryview(piece.runs.numpy().reshape(-1).data))
+        return
+    out.write_runs(piece.runs.numpy(), piece.offset, piece.stride)
+    if piece.is_last:
+        out.take(piece.slot.offset + piece.slot.length)
+
+
+def _verified(out: DataFile, marks: Sequence[Mark]) -> int:
     """How many of the marks hold; `out` stands at the last of those."""
     for count, mark in enumerate(marks):
         before = out.state()
@@ -226,50 +192,3 @@ def _verified(out: _Output, marks: Sequence[Mark]) -> int:
             out.go_back(before)
             return count
     return len(marks)
-
-
-def _blocks(
-    slot: WeightSlot, source: WeightSource, reader: WeightReader, clip: bool
-) -> Iterator[tuple[torch.Tensor, Loss]]:
-    """A weight's bytes in the order of the file, with what each part lost."""
-    if not slot.transposed:
-        for block in _source_blocks(source, reader):
-            yield narrow(block, slot.torch_dtype, clip=clip)
-        return
-    # The file has the parameter's columns one after another. A band of them is held at a time; for the next one the
-    # source is read again, which costs less than memory for all of a vocabulary's matrix does.
-    columns, rows = slot.shape
-    band = max(1, BAND_BYTES // (rows * slot.torch_dtype.itemsize))
-    for first in range(0, columns, band):
-        turned = torch.empty((min(band, columns - first), rows), dtype=slot.torch_dtype)
-        loss, row = Loss(), 0
-        for block in _source_blocks(source, reader):
-            is_whole = len(turned) == columns
-            of_band = block if is_whole else block[:, first : first + len(turned)].contiguous()
-            part, lost = narrow(of_band, slot.torch_dtype, clip=clip)
-            if first == 0:  # what is lost is told once, of whole rows, before anything is written
-                loss += lost if is_whole else measure(block, slot.torch_dtype)
-            turned[:, row : row + len(part)] = part.T
-            row += len(part)
-        height = max(1, BLOCK_ELEMENTS // rows)
-        for start in range(0, len(turned), height):
-            yield turned[start : start + height], loss if start == 0 else Loss()
-
-
-def _source_blocks(source: WeightSource, reader: WeightReader) -> Iterator[torch.Tensor]:
-    """The parameter's rows, some at a time."""
-    width = max(1, torch.Size(source.checkpoint_shape[1:]).numel())
-    height = max(1, BLOCK_ELEMENTS // width)
-    for start, stop in _row_spans(source):
-        for row in range(start, stop, height):
-            rows = reader.rows(source.checkpoint_name, row, min(row + height, stop))
-            yield rows.flatten(1) if source.is_joined else rows
-
-
-def _row_spans(source: WeightSource) -> list[tuple[int, int]]:
-    """The ranges of the checkpoint tensor's rows that make up the parameter, in its order."""
-    blocks = source.blocks
-    if blocks is None:
-        return [(0, source.checkpoint_shape[0] if source.checkpoint_shape else 1)]
-    firsts = [group * blocks.blocks_per_group * blocks.block_rows for group in range(blocks.groups)]
-    return [(first + blocks.start * blocks.block_rows, first + blocks.stop * blocks.block_rows) for first in firsts]

@@ -20,7 +20,7 @@ from va_export.proof.latency import measure_latency
 from va_export.proof.partition import UNDETERMINED
 from va_export.proof.reference import FILE_NAME, read_reference
 from va_export.proof.verdict import NOT_BUILT, engines_not_run
-from va_export.runtime.backends.table import open_backend
+from va_export.runtime.backends.table import open_backend, precision_advice
 from va_export.runtime.bundle import Bundle
 from va_export.settings import check_tolerances
 
@@ -188,6 +188,8 @@ def check_bundle(
     if not codes:
         display.note("executed: nothing of the bundle; its graphs and weights are data")
     with Bundle.open(manifest, backend, devices=devices, trust_plugins=trust_plugins) as bundle:
+        if advice := precision_advice(bundle.backend, manifest.data.precision):
+            display.note(advice)
         reference = read_reference(manifest)
         runs = [run_parity(bundle, reference, atol, rtol, display)]
         components = bundle.manifest.data.components.values()

@@ -57,3 +57,14 @@ def open_backend(
             )
         return TorchBackend(manifest)
     raise VaExportError(f"unknown backend {name!r}", where="backend", fix=f"use one of: {', '.join(BACKENDS)}")
+
+
+def precision_advice(backend: Backend, precision: str) -> str | None:
+    """What to tell people whose precision gains nothing where it runs; None if there is nothing."""
+    if (backend.name, backend.device, precision) != ("onnxruntime", "cpu", "fp16"):
+        return None
+    return (
+        "ONNX Runtime converts float16 to float32 on a CPU: this bundle takes no less memory here than one in float32,"
+        " and opens more slowly. For CPUs export with --precision fp32, or with bf16 for --backend torch where the"
+        " processor multiplies bfloat16 (AMX)"
+    )
