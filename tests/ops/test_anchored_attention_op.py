@@ -3,6 +3,9 @@ body."""
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import onnx
 import onnxruntime
@@ -66,6 +69,7 @@ SHAPES = [
     (2, 4, 2, 5, 9, 16, 16, [9, 7]),
     (1, 4, 1, 1, 17, 16, 24, [5]),
     (2, 7, 7, 6, 8, 8, 8, [3, 0]),
+    (2, 2, 1, 2, 4, 8, 8, [0, 0]),
     (1, 2, 2, 17, 17, 64, 64, [17]),
     (3, 8, 2, 3, 33, 32, 32, [33, 4, 3]),
 ]
@@ -88,12 +92,23 @@ def inputs(shape, dtype, seed):
     return arrays
 
 
+def make_neutral(arrays, beyond):
+    """Gains of 1 on every key; `beyond` on what no key is in."""
+    for name, neutral in (("key_log_gain", 0.0), ("value_gain", 1.0)):
+        for row, length in enumerate(arrays["kv_length"]):
+            arrays[name][row, :length], arrays[name][row, length:] = neutral, neutral if beyond is None else beyond
+
+
+# Gains; none at all, as in decode steps; none, and something else than that where no key is.
+@pytest.mark.parametrize("gains", ["some", "none", "none, unwritten"])
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize(("dtype", "atol"), [(np.float32, 2e-6), (np.float16, 4e-3)])
-def test_function_body_and_torch_form_compute_the_contract(shape, dtype, atol, causal):
+def test_function_body_and_torch_form_compute_the_contract(shape, dtype, atol, causal, gains):
     # Tolerances: 2⁻²⁴ and 2⁻¹¹ times values up to 3.5·4 and a few roundings.
     arrays = inputs(shape, dtype, seed=sum(shape[:7]))
+    if gains != "some":
+        make_neutral(arrays, None if gains == "none" else np.nan)
     scale = 1 / np.sqrt(shape[5])
     names = ("query", "key", "value", "key_log_gain", "value_gain", "kv_length")
     wanted = expected(*(arrays[name] for name in names), scale, causal)
@@ -114,10 +129,59 @@ def test_a_gain_of_zero_removes_its_key():
     assert not session.run(None, arrays)[0].any()
 
 
+@pytest.mark.parametrize("name", ["key_log_gain", "value_gain"])
+def test_one_gain_on_one_key_is_felt(name):
+    arrays = inputs((2, 4, 2, 3, 9, 16, 16, [9, 7]), np.float32, seed=5)
+    make_neutral(arrays, None)
+    arrays[name][1, 4] = 2.0
+    session = onnxruntime.InferenceSession(model(TensorProto.FLOAT, True, 0.3))
+    wanted = expected(*arrays.values(), 0.3, True)
+    np.testing.assert_allclose(session.run(None, arrays)[0], wanted, atol=2e-6, rtol=2e-6)
+
+
+def executed(arrays, tmp_path):
+    """The operators that ONNX Runtime ran, each with its outputs' shapes, by its own profile."""
+    options = onnxruntime.SessionOptions()
+    options.enable_profiling, options.profile_file_prefix = True, str(tmp_path / "profile")
+    session = onnxruntime.InferenceSession(model(TensorProto.FLOAT, True, 0.3), options)
+    session.run(None, arrays)
+    events = json.loads(Path(session.end_profiling()).read_text())
+    kernels = [event["args"] for event in events if event["name"].endswith("_kernel_time")]
+    shapes = [[shape for output in kernel["output_type_shape"] for shape in output.values()] for kernel in kernels]
+    return [(kernel["op_name"], shape) for kernel, shape in zip(kernels, shapes, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("lengths", "neutral", "counts"),
+    [
+        ([19, 19], True, {"Attention": 1, "Where": 0, "Exp": 0}),  # a step: nothing but attention
+        ([19, 7], True, {"Attention": 1, "Where": 2, "Exp": 0}),
+        ([19, 19], False, {"Attention": 1, "Exp": 1}),
+    ],
+)
+def test_the_function_body_works_over_the_longest_row(lengths, neutral, counts, tmp_path):
+    capacity = 1009
+    arrays = inputs((2, 4, 2, 3, capacity, 16, 16, lengths), np.float32, seed=6)
+    if neutral:
+        make_neutral(arrays, None)
+    kernels = executed(arrays, tmp_path)
+    assert not [kernel for kernel in kernels if any(capacity in shape for shape in kernel[1])]
+    assert any(19 in shape for _, shapes in kernels for shape in shapes)
+    assert {op_type: [name for name, _ in kernels].count(op_type) for op_type in counts} == counts
+
+
 def test_function_body_declares_what_the_schema_declares():
     schema, body = op.schema(), op.function_body()
     assert [parameter.name for parameter in schema.inputs] == list(op.INPUTS) == list(body.input)
     assert sorted(schema.attributes) == sorted(op.ATTRIBUTES) == sorted(body.attribute)
     assert [parameter.name for parameter in schema.outputs] == list(body.output)
     assert (body.domain, body.name, schema.since_version) == (DOMAIN, op.OP_TYPE, VERSION)
-    assert all(node.domain == "" for node in body.node), "the body must run in any runtime"
+    assert {node.domain for node in all_nodes(body.node)} == {""}, "the body must run in any runtime"
+
+
+def all_nodes(nodes):
+    """Nodes and those of their branches."""
+    for node in nodes:
+        yield node
+        for attribute in node.attribute:
+            yield from all_nodes(attribute.g.node)

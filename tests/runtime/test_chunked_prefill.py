@@ -3,6 +3,8 @@ chunks end, on every form of the decoder."""
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -10,17 +12,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from msgspec import structs
 from refusals import refused
 
-from va_export.bundle.manifest import read_manifest
+from va_export.bundle.manifest import MANIFEST_NAME
 from va_export.runtime.bundle import Bundle
 from va_export.runtime.processing import Prepared
 from va_export.runtime.session import Session, chunks
 
 Golden = Mapping[str, np.ndarray[Any, Any]]
 # The prompt has 151 tokens, so chunks filled one by one would leave a single token behind 150 and twice 75.
-LENGTH = 151
+LENGTH, WIDTH = 151, 128
 ATOL = 2e-5  # float32: 2⁻²⁴ · some hundred roundings on logits of size 1
 
 
@@ -67,8 +68,8 @@ def test_a_prompt_behind_what_a_row_holds(bundle: Bundle, golden: Golden, monkey
     """The prompt as two, the second beginning amid visual tokens: it sees the gains of the first's slots too."""
     limit_chunks(bundle, 30, monkeypatch)
     ids, is_visual = golden["input_ids"], golden["input_ids"] == golden["image_token_id"]
-    session, gains = bundle.decoding.session(1, LENGTH + 9), (golden["key_log_gain_official"], golden["gain_v"])
-    visual = golden["visual_tokens"]
+    session = Session.start(bundle.backend, WIDTH, 1, 1, LENGTH + 9, 192)
+    visual, gains = golden["visual_tokens"], (golden["key_log_gain_official"], golden["gain_v"])
     logits = np.zeros(0)
     for part in (slice(0, 70), slice(70, LENGTH)):
         positions = np.arange(part.start, part.stop)[None, None]
@@ -80,12 +81,16 @@ def test_a_prompt_behind_what_a_row_holds(bundle: Bundle, golden: Golden, monkey
     np.testing.assert_allclose(np.concatenate(rows), golden["decode_logits"], rtol=0, atol=ATOL)
 
 
-def test_a_prompt_longer_than_engines_take_at_once(golden_bundle: Callable[[str], Path], golden: Golden) -> None:
+def test_a_prompt_longer_than_engines_take_at_once(
+    golden_bundle: Callable[[str], Path], golden: Golden, tmp_path: Path
+) -> None:
     """Where the rotary embedding does not follow the call's length; golden's does from a position on."""
     prompt = {"input_ids": golden["input_ids"], "pixel_values": golden["pixel_values"], "max_new_tokens": 1}
-    manifest = read_manifest(golden_bundle("fp32"))
-    limits = structs.replace(manifest.data.limits, max_input_len=100)
-    with Bundle.open(replace(manifest, data=structs.replace(manifest.data, limits=limits))) as opened:
+    narrow = Path(shutil.copytree(golden_bundle("fp32"), tmp_path / "bundle"))
+    manifest = json.loads((narrow / MANIFEST_NAME).read_bytes())
+    manifest["limits"]["max_input_len"] = 100
+    (narrow / MANIFEST_NAME).write_text(json.dumps(manifest), encoding="utf-8")
+    with Bundle.open(narrow) as opened:
         whole_from = opened.manifest.data.model.text.whole_from
         assert whole_from is not None and whole_from > LENGTH
         assert opened.generate(**prompt).tokens.tolist() == [golden["tokens"][0]]
@@ -114,7 +119,7 @@ def test_a_session_prefills_at_once_what_reaches_the_position(
         prompt = opened.processing.prepare_ids(np.arange(20)[None], {}, 0)
         plain = np.zeros(20, np.float32), np.ones(20, np.float32)
         for whole_from, expected in ((20, [6, 7, 7]), (19, [20])):
-            session = Session.start(opened.backend, 128, 1, 1, 32, 64, whole_from)
+            session = Session.start(opened.backend, WIDTH, 1, 1, 32, 64, whole_from)
             session.prefill(0, prompt, None, plain)
             assert seen == expected
             seen.clear()

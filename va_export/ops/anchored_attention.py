@@ -70,56 +70,90 @@ def schema() -> onnx.defs.OpSchema:
 # The exact form in standard ops, without a mask and without a logarithm: with g = exp(key_log_gain),
 #     Attention(Q, K, [g·γ_V·V | g]) = Σ_j p_j [g_j γ_V,j v_j | g_j],
 # whose first columns divided by its last are the output, for any softmax p of the unbiased logits. It runs in float32
-# whatever T is: this is the portable form, there to be right. Keys beyond kv_length are zeroed first, for what lies
-# in an unwritten cache slot may be NaN and 0 · NaN is not 0. A row that sees no key comes out of Attention as zeros,
-# hence the guarded quotient. Attention's own alignment with nonpad_kv_seqlen is bottom-right, as the contract wants.
+# whatever T is: this is the portable form, there to be right. Attention's own alignment with nonpad_kv_seqlen is
+# bottom-right, as the contract wants, and a row that sees no key comes out of it as zeros, hence the guarded quotient.
+# What it costs follows the longest row and not the cache's capacity, for everything is cut to that first. Where all
+# gains are neutral, as in every decode step, Attention alone is the answer. What lies in an unwritten slot may be NaN,
+# and 0 · NaN is not 0: rows that are shorter than the longest have their slots zeroed.
 _FUNCTION_BODY = f"""
 <opset_import: ["" : 24], domain: "{DOMAIN}", doc_string: "Softmax attention with a gain on every key and value.">
 {OP_TYPE} <scale, is_causal> (query, key, value, key_log_gain, value_gain, kv_length) => (output)
 {{
   zero = Constant <value_float = 0.0> ()
+  one = Constant <value_float = 1.0> ()
   i_zero = Constant <value_int = 0> ()
   i_one = Constant <value_int = 1> ()
   axis_0 = Constant <value_ints = [0]> ()
   axis_1 = Constant <value_ints = [1]> ()
+  axis_2 = Constant <value_ints = [2]> ()
   axis_3 = Constant <value_ints = [3]> ()
   axes_1_3 = Constant <value_ints = [1, 3]> ()
 
-  kv_len_vector = Shape <start = 2, end = 3> (key)
-  kv_len = Squeeze (kv_len_vector)
-  slots = Range (i_zero, kv_len, i_one)
+  longest_row = ReduceMax <keepdims = 0> (kv_length)
+  shortest_row = ReduceMin <keepdims = 0> (kv_length)
+  longest = Max (longest_row, i_one)
+  is_ragged = Less (shortest_row, longest)
+  longest_vector = Unsqueeze (longest, axis_0)
+  query_f32 = Cast <to = 1> (query)
+  cut_key = Slice (key, axis_0, longest_vector, axis_2)
+  cut_value = Slice (value, axis_0, longest_vector, axis_2)
+  key_f32 = Cast <to = 1> (cut_key)
+  value_f32 = Cast <to = 1> (cut_value)
+  cut_log_gain = Slice (key_log_gain, axis_0, longest_vector, axis_1)
+  cut_value_gain = Slice (value_gain, axis_0, longest_vector, axis_1)
+
+  slots = Range (i_zero, longest, i_one)
   kv_length_column = Unsqueeze (kv_length, axis_1)
   is_valid_row = Less (slots, kv_length_column)
   is_valid = Unsqueeze (is_valid_row, axes_1_3)
 
-  query_f32 = Cast <to = 1> (query)
-  key_f32 = Cast <to = 1> (key)
-  value_f32 = Cast <to = 1> (value)
-  valid_key = Where (is_valid, key_f32, zero)
-  valid_value = Where (is_valid, value_f32, zero)
+  is_plain_key = Equal (cut_log_gain, zero)
+  is_plain_value = Equal (cut_value_gain, one)
+  is_plain_slot = And (is_plain_key, is_plain_value)
+  plain_slot = Cast <to = 6> (is_plain_slot)
+  all_plain = ReduceMin <keepdims = 0> (plain_slot)
+  is_plain = Cast <to = 9> (all_plain)
 
-  key_gain_row = Exp (key_log_gain)
-  key_gain_raw = Unsqueeze (key_gain_row, axes_1_3)
-  value_gain_raw = Unsqueeze (value_gain, axes_1_3)
-  key_gain = Where (is_valid, key_gain_raw, zero)
-  both_raw = Mul (key_gain_raw, value_gain_raw)
-  both_gains = Where (is_valid, both_raw, zero)
-  weighted_value = Mul (valid_value, both_gains)
-  value_rows = Shape <start = 0, end = 3> (value)
-  gain_shape = Concat <axis = 0> (value_rows, axis_1)
-  gain_column = Expand (key_gain, gain_shape)
-  augmented_value = Concat <axis = 3> (weighted_value, gain_column)
+  result = If (is_plain) <
+    then_branch = plain () => (float[] plain_result) {{
+      plain_result = If (is_ragged) <
+        then_branch = ragged () => (float[] ragged_result) {{
+          ragged_key = Where (is_valid, key_f32, zero)
+          ragged_value = Where (is_valid, value_f32, zero)
+          ragged_result = Attention <scale: float = @scale, is_causal: int = @is_causal, softmax_precision = 1>
+            (query_f32, ragged_key, ragged_value, , , , kv_length)
+        }},
+        else_branch = even () => (float[] even_result) {{
+          even_result = Attention <scale: float = @scale, is_causal: int = @is_causal, softmax_precision = 1>
+            (query_f32, key_f32, value_f32, , , , kv_length)
+        }}>
+    }},
+    else_branch = gained () => (float[] gained_result) {{
+      valid_key = Where (is_valid, key_f32, zero)
+      valid_value = Where (is_valid, value_f32, zero)
+      key_gain_row = Exp (cut_log_gain)
+      key_gain_raw = Unsqueeze (key_gain_row, axes_1_3)
+      value_gain_raw = Unsqueeze (cut_value_gain, axes_1_3)
+      key_gain = Where (is_valid, key_gain_raw, zero)
+      both_raw = Mul (key_gain_raw, value_gain_raw)
+      both_gains = Where (is_valid, both_raw, zero)
+      weighted_value = Mul (valid_value, both_gains)
+      value_rows = Shape <start = 0, end = 3> (valid_value)
+      gain_shape = Concat <axis = 0> (value_rows, axis_1)
+      gain_column = Expand (key_gain, gain_shape)
+      augmented_value = Concat <axis = 3> (weighted_value, gain_column)
 
-  attended = Attention <scale: float = @scale, is_causal: int = @is_causal, softmax_precision = 1>
-    (query_f32, valid_key, augmented_value, , , , kv_length)
+      attended = Attention <scale: float = @scale, is_causal: int = @is_causal, softmax_precision = 1>
+        (query_f32, valid_key, augmented_value, , , , kv_length)
 
-  value_width = Shape <start = 3, end = 4> (value)
-  augmented_width = Add (value_width, axis_1)
-  numerator = Slice (attended, axis_0, value_width, axis_3)
-  denominator = Slice (attended, value_width, augmented_width, axis_3)
-  sees_a_key = Greater (denominator, zero)
-  quotient = Div (numerator, denominator)
-  result = Where (sees_a_key, quotient, zero)
+      value_width = Shape <start = 3, end = 4> (value)
+      augmented_width = Add (value_width, axis_1)
+      numerator = Slice (attended, axis_0, value_width, axis_3)
+      denominator = Slice (attended, value_width, augmented_width, axis_3)
+      sees_a_key = Greater (denominator, zero)
+      quotient = Div (numerator, denominator)
+      gained_result = Where (sees_a_key, quotient, zero)
+    }}>
   output = CastLike (result, query)
 }}
 """

@@ -95,7 +95,7 @@ class OnnxRuntimeBackend(HostBackend):
         return outputs
 
     def cache_capacity(self, needed: int, limit: int) -> int:
-        # The portable attention reads the whole cache, so a small one is faster; steps of 64 keep the shapes few.
+        # The native form of attention reads the whole cache, so a small one is faster; steps of 64 keep shapes few.
         return min(limit, -(-needed // 64) * 64)
 
     def prefill_chunk(self, length: int) -> int:
