@@ -78,7 +78,11 @@ DOCUMENTS: dict[str, Any] = {
     ),
     "latency": Latency(
         Environment("cpu", 2, 1 << 34, None, "Linux", "3.11", {"torch": "2"}),
-        (LatencyRun("b", "cpu", "plugin", True, 1, 3, 8, {"vision": TIMES}, PeakMemory(1, None), {"vision": TIMES}),),
+        (
+            LatencyRun(
+                "b", "cpu", "plugin", True, 1, 3, 8, {"vision": TIMES}, PeakMemory(1, None), {"vision": TIMES}, ("k",)
+            ),
+        ),
     ),
     "cache entry": Entry({"graph": "1"}, "0" * 64, INFO),
     "build request": Asked(REQUEST, Path("e"), 3, 20),

@@ -188,6 +188,8 @@ def check_bundle(
     if not codes:
         display.note("executed: nothing of the bundle; its graphs and weights are data")
     with Bundle.open(manifest, backend, devices=devices, trust_plugins=trust_plugins) as bundle:
+        for line in bundle.backend.kernels:
+            display.note(line)
         reference = read_reference(manifest)
         runs = [run_parity(bundle, reference, atol, rtol, display)]
         components = bundle.manifest.data.components.values()

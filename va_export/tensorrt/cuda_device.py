@@ -71,7 +71,7 @@ class CudaDevice:
     """
 
     def __init__(self, flavor: Flavor, index: int = 0) -> None:
-        _require_gpu(index)
+        require_gpu(index)
         self.index = index
         select_polygraphy_backend(flavor)
         _show_runtime_wheels()
@@ -266,7 +266,12 @@ class CudaDevice:
             self.stream = 0
 
 
-def _require_gpu(index: int) -> None:
+def require_gpu(index: int) -> None:
+    """Check that there is a driver and a GPU of that number; no context is created.
+
+    Raises:
+        VaExportError: one of them is missing.
+    """
     fix = "run this on a machine with an NVIDIA GPU, or use --backend onnxruntime"
     try:
         driver = ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")

@@ -41,6 +41,7 @@ from va_export.native.selftest.worker import event
 VARIABLE = "VA_EXPORT_SELFTEST"
 SECONDS_A_KERNEL = 60.0  # after which it hangs: a right one takes below a second, the first one's start included
 _FORMAT = 1  # of the key: raise it when the checks change
+_KNOWN_BEFORE = "tested before"
 _LOG = logging.getLogger("va_export.selftest")
 _START = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from va_export.native.selftest.worker import main; main()"
@@ -90,7 +91,10 @@ def take_proven_kernels(
         VaExportError: no such GPU, the plain kernel itself is wrong on it, or VA_EXPORT_SELFTEST is none of the above.
     """
     kernels.refuse_unknown_kernels()
-    library = kernels.bind(load_library(path))
+    library = load_library(path)
+    if not hasattr(library, "va_kernels_select"):
+        return ProvenKernels({}, False, f"{path} is older than the self-test: its plain kernels, the score on the host")
+    kernels.bind(library)
     mode = os.environ.get(VARIABLE) or "1"
     if mode == "0":
         return _told(library, device, Record({}), phases, f"no self-test ({VARIABLE}=0)")
@@ -103,7 +107,9 @@ def take_proven_kernels(
         for phase in phases:
             choices = {taken.choice(phase) for taken in _TAKEN[path, device] if taken.of(phase)}
             kernels.select_kernel(library, device, phase, choices.pop() if len(choices) == 1 else SIMPLE)
-    return _told(library, device, record, phases, f"{gpu.name}, {why}")
+    told = _told(library, device, record, phases, f"{gpu.name}, {why}")
+    _LOG.log(logging.INFO if why == _KNOWN_BEFORE else logging.WARNING, "%s", told.line)
+    return told
 
 
 def _record(
@@ -120,7 +126,7 @@ def _record(
     digest = json.dumps(key, sort_keys=True)
     missing = functools.partial(_missing, path, device, phases, shape)
     if mode == "1" and digest in _PROVEN and not missing(_PROVEN[digest]):
-        return _PROVEN[digest], "tested before"
+        return _PROVEN[digest], _KNOWN_BEFORE
     with locked(key) as store:
         known = Record(key) if mode == "again" else store.load()
         if known is None or known.key != key:
@@ -131,7 +137,7 @@ def _record(
             store.save(known)
         if not (todo := missing(known)):
             _PROVEN[digest] = known
-            return known, "tested before"
+            return known, _KNOWN_BEFORE
         start = time.monotonic()
         record = _test(path, device, shape, known, todo, store.save, seconds)
         if record.findings:
