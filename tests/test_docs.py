@@ -244,7 +244,7 @@ def test_readme_states_the_numbers_of_the_code() -> None:
         assert re.search(rf"(Exit codes: |; ){code} ", text), code
     assert ", ".join(DEFAULT_TARGETS["tensorrt-rtx"]) in text
     project = tomllib.loads(text_of("pyproject.toml"))["project"]
-    (rtx,) = project["optional-dependencies"]["rtx"]
+    (rtx,) = (entry for entry in project["optional-dependencies"]["rtx"] if entry.startswith("tensorrt-rtx"))
     assert f"TensorRT-RTX {'.'.join(rtx.split('==')[1].split('.')[:2])} " in text
     assert f"Python {project['requires-python'].removeprefix('>=')} or newer" in text
 

@@ -21,6 +21,8 @@ from va_export.export.recipe import RecipeFile
 from va_export.export.shard_plan import ShardsRecord
 from va_export.graph.stream_weights import Mark, Written
 from va_export.graph.weight_layout import Traced, WeightSlot
+from va_export.native.selftest.documents import Asked as SelftestAsked
+from va_export.native.selftest.documents import AttentionShape, Finding, Record
 from va_export.proof.documents import (
     Check,
     Environment,
@@ -76,10 +78,20 @@ DOCUMENTS: dict[str, Any] = {
     ),
     "latency": Latency(
         Environment("cpu", 2, 1 << 34, None, "Linux", "3.11", {"torch": "2"}),
-        (LatencyRun("b", "cpu", "plugin", True, 1, 3, 8, {"vision": TIMES}, PeakMemory(1, None), {"vision": TIMES}),),
+        (
+            LatencyRun(
+                "b", "cpu", "plugin", True, 1, 3, 8, {"vision": TIMES}, PeakMemory(1, None), {"vision": TIMES}, ("k",)
+            ),
+        ),
     ),
     "cache entry": Entry({"graph": "1"}, "0" * 64, INFO),
     "build request": Asked(REQUEST, Path("e"), 3, 20),
+    "self-test": Record(
+        {"gpu": "0f", "sm_count": 132}, (Finding("decode", "simple", "", (1.0,)),), ("decode", "mma_sync")
+    ),
+    "self-test request": SelftestAsked(
+        "l.so", 0, AttentionShape("float16", 8, 2, 128, 128, 8192, 2304), (("decode", "simple"),)
+    ),
     "inputs": Inputs({"option precision": "fp16", "files": [1, 2]}),
     "file": File("onnx/a", 3, 4, "0" * 64),
     "hashed": Hashed("model.safetensors", 3, "0" * 64),

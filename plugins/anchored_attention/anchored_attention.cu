@@ -4,10 +4,9 @@
 #include <cuda_runtime.h>
 
 #include <cmath>
-#include <cstdlib>
-#include <cstring>
 
 #include "hopper/hopper.h"
+#include "kernel_table/kernel_table.h"
 #include "mma/mma.h"
 #include "simple/attention.cuh"
 
@@ -32,29 +31,20 @@ bool is_valid(const VaAnchoredAttentionParams& p) {
   return pointers && sizes && std::isfinite(p.scale) && p.scale > 0.0f;
 }
 
-enum class KernelChoice { kSimple, kMmaSync, kTensorCore };
-
-// The tensor-core kernels have been run by the emulator of the tests and by no GPU yet, so they are asked for by name.
-// VA_EXPORT_ATTENTION_KERNEL=tensor_core takes the best that there is for the GPU, mma_sync the one for all GPUs. When
-// engines/evidence shows them right and fast, they become the default.
-KernelChoice kernel_choice() {
-  const char* kernel = std::getenv("VA_EXPORT_ATTENTION_KERNEL");
-  if (kernel != nullptr && std::strcmp(kernel, "tensor_core") == 0) return KernelChoice::kTensorCore;
-  if (kernel != nullptr && std::strcmp(kernel, "mma_sync") == 0) return KernelChoice::kMmaSync;
-  return KernelChoice::kSimple;
-}
-
-// The kernel for 16-bit elements. Only a library with code for sm_90a has the Hopper kernel.
+// The kernel for 16-bit elements; only a library with code for sm_90a has the Hopper kernel.
 template <typename T>
 cudaError_t launch(const VaAnchoredAttentionParams& p, cudaStream_t stream) {
-  const KernelChoice choice = mma_serves(p) ? kernel_choice() : KernelChoice::kSimple;
+  int kernel = kSimpleAttention;
+  const cudaError_t error = read_kernel(p.q_len > kMaxDecodeLen ? Phase::kPrefill : Phase::kDecode, &kernel);
+  if (error != cudaSuccess) return error;
+  if (kernel == kSimpleAttention || !mma_serves(p)) return launch_simple<T>(p, stream);
 #ifdef VA_EXPORT_HAS_HOPPER
-  if (choice == KernelChoice::kTensorCore && hopper_serves(p)) {
-    const cudaError_t error = launch_hopper<T>(p, stream);
-    if (error != cudaErrorNotSupported) return error;
+  if (kernel == kTensorCoreAttention && hopper_serves(p)) {
+    const cudaError_t launched = launch_hopper<T>(p, stream);
+    if (launched != cudaErrorNotSupported) return launched;
   }
 #endif
-  return choice == KernelChoice::kSimple ? launch_simple<T>(p, stream) : launch_mma<T>(p, stream);
+  return launch_mma<T>(p, stream);
 }
 
 }  // namespace

@@ -4,11 +4,10 @@
 #include <cuda_runtime.h>
 
 #include <cmath>
-#include <cstdlib>
-#include <cstring>
 #include <random>
 
 #include "cluster.cuh"
+#include "kernel_table/kernel_table.h"
 
 namespace va_export {
 namespace {
@@ -97,21 +96,6 @@ cudaError_t launch_load(const VaSubspaceScoreParams& p, int blocks, cudaStream_t
   }
 }
 
-// How the solver multiplies. VA_EXPORT_SCORE_PRODUCTS=tensor_core or simple decides; unset, the GPU does: three
-// products of TF32 are faster than one in float32 where tensor cores have eight times the rate (compute capability 8.0
-// and 9.0), and slower where both have one rate (8.6, 8.9, 12.0). Of others nothing is known.
-cudaError_t choose_products(bool* on_tensor_cores) {
-  const char* name = std::getenv("VA_EXPORT_SCORE_PRODUCTS");
-  *on_tensor_cores = name != nullptr && std::strcmp(name, "tensor_core") == 0;
-  if (name != nullptr && (*on_tensor_cores || std::strcmp(name, "simple") == 0)) return cudaSuccess;
-  int device = 0, major = 0, minor = 0;
-  cudaError_t error = cudaGetDevice(&device);
-  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
-  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
-  *on_tensor_cores = (major == 8 || major == 9) && minor == 0;
-  return error;
-}
-
 template <typename Form>
 cudaError_t launch_form(const VaSubspaceScoreParams& p, int blocks, cudaStream_t stream) {
   constexpr size_t kBytes = Form::kSharedBytes > kSharedBytes ? Form::kSharedBytes : kSharedBytes;
@@ -119,9 +103,10 @@ cudaError_t launch_form(const VaSubspaceScoreParams& p, int blocks, cudaStream_t
 }
 
 cudaError_t launch_solver(const VaSubspaceScoreParams& p, bool is_gram, int blocks, cudaStream_t stream) {
-  bool on_tensor_cores = false;
-  const cudaError_t error = choose_products(&on_tensor_cores);
+  int products = kSimpleProducts;
+  const cudaError_t error = read_kernel(Phase::kProducts, &products);
   if (error != cudaSuccess) return error;
+  const bool on_tensor_cores = products == kTensorCoreProducts;
   if (is_gram) {
     return on_tensor_cores ? launch_form<GramForm<TensorProduct>>(p, blocks, stream)
                            : launch_form<GramForm<PlainProduct>>(p, blocks, stream);

@@ -11,10 +11,13 @@ from refusals import refused
 from torch import Tensor
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, StaticCache
 
-from va_export.anchor import anchors, use_anchored_attention
+from va_export.anchor import anchors, hugging_face, hugging_face_cuda, use_anchored_attention
 from va_export.anchor.attention import anchored_attention
 from va_export.native import LIBRARY_VARIABLE
 from va_export.native import anchored_attention as binding
+from va_export.native.kernels import DECODE, PREFILL
+from va_export.native.selftest import prove
+from va_export.native.selftest.documents import AttentionShape
 
 PROMPT = 13
 TEXT = {
@@ -55,6 +58,7 @@ class Kernel:
 def kernel(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> Kernel:
     kernel = Kernel()
     monkeypatch.setattr(binding, "anchored_attention_cuda", kernel)
+    monkeypatch.setattr(hugging_face, "prove_kernels", lambda _: None)
     library = tmp_path / "libva_plugins.so"
     library.touch()  # asked for by name, and never loaded
     monkeypatch.setenv(LIBRARY_VARIABLE, str(library))
@@ -120,6 +124,22 @@ def test_generates_what_the_reference_does(
         torch.testing.assert_close(step, reference, rtol=1e-6, atol=1e-6)
     assert kernel.calls[0]["value_gain"] is not None
     assert kernel.calls[-1]["value_gain"] is None, "a decode step is plain"
+
+
+def test_kernels_are_proven_when_they_are_chosen(model: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    """On the GPU where the model is, or will be: the current one."""
+    asked: list[Any] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    monkeypatch.setattr(prove, "take_proven_kernels", lambda *arguments: asked.append(arguments))
+    library = tmp_path / "libva_plugins.so"
+    library.touch()
+    monkeypatch.setenv(LIBRARY_VARIABLE, str(library))
+    hugging_face_cuda.prove_kernels(model.half())
+    shape = AttentionShape("float16", 4, 2, 8, 8, capacity=4096, tuned_length=2048)
+    assert asked == [(library, 3, shape, (DECODE, PREFILL))]
+    hugging_face_cuda.prove_kernels(model.double())  # which no kernel takes
+    assert len(asked) == 1
 
 
 def test_without_a_cache_and_without_gains(kernel: Kernel, model: Any, ids: Tensor) -> None:

@@ -142,6 +142,13 @@ def score_plugin_driver(compile_once: Compile, score_object: Path, plugin_flags:
 
 
 @pytest.fixture(scope="session")
+def fake_device(compile_once: Compile, host_library: ctypes.CDLL, score_library: ctypes.CDLL) -> Path:
+    """A plugin library for an emulated GPU, with faults on demand: simt/fake_device_host.cpp."""
+    paths = (f'-DATTENTION_LIBRARY="{host_library._name}"', f'-DSCORE_LIBRARY="{score_library._name}"')
+    return compile_once("fake_device_host.so", [SIMT / "fake_device_host.cpp"], *paths, "-O1", "-shared", "-ldl")
+
+
+@pytest.fixture(scope="session")
 def geometry_library(compile_once: Compile) -> ctypes.CDLL:
     """The kernels' index arithmetic; functions of simt/geometry_host.cpp."""
     path = compile_once("geometry_host.so", [SIMT / "geometry_host.cpp"], "-O1", "-shared")

@@ -17,6 +17,10 @@ from va_export.native import plugin_contract
 from va_export.ops import anchored_attention, subspace_score
 
 PLUGINS = Path(__file__).parents[2] / "plugins"
+DEVICE_FUNCTIONS = (
+    *("identify", "use", "allocate", "copy", "create_stream", "synchronize"),
+    *("begin_capture", "end_capture", "free_graph", "replay"),
+)
 FATBIN_MAGIC = 0xBA55ED50
 FATBIN_PTX, FATBIN_SASS = 1, 2
 
@@ -78,7 +82,11 @@ def test_exports_its_interface_and_nothing_else(installed_library: Path) -> None
         "setLoggerFinder",
         "va_anchored_attention_launch",
         "va_anchored_attention_workspace_bytes",
+        *(f"va_device_{name}" for name in DEVICE_FUNCTIONS),
         "va_greedy_step_launch",
+        "va_kernels_name",
+        "va_kernels_select",
+        "va_kernels_selected",
         "va_plugins_contract",
         "va_plugins_error_string",
         "va_subspace_score_launch",

@@ -2,33 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
-
 import numpy as np
 import pytest
-from attention_case import Array, Case, launcher, random_inputs, reference, run_on_host, scale_of
+from attention_case import Case, launcher, random_inputs, reference, run_on_host, scale_of
 from tensor_core_case import EDGES, GROUPS, WIDTHS, TensorCoreKernel
 
-KERNEL_VARIABLE = "VA_EXPORT_ATTENTION_KERNEL"
 SMALL_SHARED_MEMORY = 86  # an architecture that takes the smaller of the two prefill tiles
-
-
-@pytest.mark.parametrize("chosen", [None, "simple", "tensor-core"])
-def test_tensor_cores_are_asked_for_by_name(
-    host_library: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch, chosen: str | None
-) -> None:
-    case = Case(40, 90, query_heads=2, dtype="float16")
-    inputs = random_inputs(case)
-
-    def result(kernel: str | None) -> Array:
-        if kernel is None:
-            monkeypatch.delenv(KERNEL_VARIABLE, raising=False)
-        else:
-            monkeypatch.setenv(KERNEL_VARIABLE, kernel)
-        return run_on_host(launcher(host_library), case, inputs)
-
-    np.testing.assert_array_equal(result(chosen), result("simple"))
-    assert not np.array_equal(result(chosen), result("tensor_core"))  # they round the weights differently
 
 
 @pytest.mark.parametrize("case", [WIDTHS[2], WIDTHS[6], WIDTHS[7], GROUPS[0], EDGES[8]], ids=str)

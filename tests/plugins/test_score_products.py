@@ -114,7 +114,7 @@ def test_both_forms_equal_the_reference_in_every_grid(
 
 
 def test_golden_tokens_in_float32_products(score_library: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On tensor cores, the default, test_subspace_score_kernel.py has them; the iterations are float64's in both."""
+    """On tensor cores test_subspace_score_kernel.py has them; the iterations are float64's in both."""
     golden = load_golden_score("n256_d96_r0")
     settings = ScoreSettings(n_subspaces=golden.n_subspaces, eps=5e-3)
     expected = subspace_score(golden.tokens, **asdict(settings), dtype="float64", return_details=True)
@@ -122,28 +122,6 @@ def test_golden_tokens_in_float32_products(score_library: ctypes.CDLL, monkeypat
     ours = score_on_host(score_library, golden.tokens, settings)
     assert ours.iterations == expected.iterations
     np.testing.assert_allclose(ours.sharing_score, expected.sharing_score, rtol=0, atol=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("architecture", "on_tensor_cores"), [(80, True), (86, False), (89, False), (90, True), (120, False)]
-)
-def test_the_gpu_chooses_where_nobody_does(
-    score_library: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch, architecture: int, on_tensor_cores: bool
-) -> None:
-    tokens = planted_tokens(12, 2, 12, noise=0.05, seed=0)[0].astype(np.float32)
-    settings = ScoreSettings(n_subspaces=2, max_iter=40)
-    expected = {}
-    for form in FORMS:
-        monkeypatch.setenv(PRODUCTS_VARIABLE, form)
-        expected[form] = score_on_host(score_library, tokens, settings).self_expression
-    monkeypatch.delenv(PRODUCTS_VARIABLE)
-    score_library.simt_set_architecture(architecture)
-    try:
-        chosen = score_on_host(score_library, tokens, settings).self_expression
-    finally:
-        score_library.simt_set_architecture(80)
-    assert not np.array_equal(expected[SIMPLE], expected[TENSOR_CORE])
-    np.testing.assert_array_equal(chosen, expected[TENSOR_CORE if on_tensor_cores else SIMPLE])
 
 
 @pytest.fixture(scope="module")

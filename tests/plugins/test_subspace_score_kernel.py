@@ -38,6 +38,12 @@ TOLERANCE = 1e-4
 INVALID_VALUE, NOT_SUPPORTED = 1, 801
 
 
+@pytest.fixture(autouse=True)
+def on_tensor_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The solver's products here; test_score_products.py has both."""
+    monkeypatch.setenv("VA_EXPORT_SCORE_PRODUCTS", "tensor_core")
+
+
 def reference(tokens: Array, settings: ScoreSettings) -> SubspaceScore:
     details: SubspaceScore = subspace_score(tokens, **asdict(settings), dtype="float64", return_details=True)
     return details

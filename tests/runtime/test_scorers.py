@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -19,6 +21,7 @@ from va_export.proof.compare import check_parity
 from va_export.proof.partition import label_agreement
 from va_export.proof.reference import prepared_of, read_reference
 from va_export.runtime.backends.backend import has_score_graph
+from va_export.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from va_export.runtime.bundle import Bundle, default_scorer
 from va_export.runtime.processing import Prepared
 from va_export.runtime.scoring import score_visual_tokens
@@ -79,6 +82,24 @@ def test_the_engine_scores_on_a_gpu_and_the_host_on_a_cpu(copied_bundle: Path) -
     assert scorers == {"onnxruntime": "host", "torch": "host", "tensorrt": "host", "tensorrt-rtx": "graph"}
     with Bundle.open(copied_bundle) as bundle:
         assert bundle.scorer == "host"
+
+
+@pytest.mark.parametrize("has_passed", [True, False])
+def test_an_engine_whose_kernels_failed_the_self_test_scores_nothing(copied_bundle: Path, has_passed: bool) -> None:
+    path = copied_bundle / "manifest.json"
+    data = json.loads(path.read_text())
+    engine = msgspec.to_builtins(engine_entry("engines/tensorrt-rtx/score.engine"))
+    data["components"]["score"]["engines"] = {"tensorrt-rtx": engine}
+    path.write_text(json.dumps(data))
+    backend: Any = SimpleNamespace(name="tensorrt-rtx", has_proven_score=has_passed)
+    assert Bundle(read_manifest(copied_bundle), backend).scorer == ("graph" if has_passed else "host")
+
+
+def test_nor_does_it_where_it_is_asked_for(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(OnnxRuntimeBackend, "has_proven_score", False)
+    monkeypatch.setattr(OnnxRuntimeBackend, "kernels", ("products simple failed",))
+    with refused("score", "products simple failed"):
+        Bundle.open(tiny_bundle, score="graph")
 
 
 def test_a_bundle_without_the_component_opens_and_is_checked(copied_bundle: Path, question: Prepared) -> None:

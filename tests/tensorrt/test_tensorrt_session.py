@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import importlib
+import tomllib
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +17,8 @@ from refusals import refused
 from va_export.errors import VaExportError
 from va_export.runtime.backends import tensorrt_session
 from va_export.runtime.backends.tensorrt_session import GRAPHS_VARIABLE, TensorRTSession
-from va_export.tensorrt.api import TensorRT
+from va_export.tensorrt import cuda_device
+from va_export.tensorrt.api import TensorRT, select_polygraphy_backend
 from va_export.tensorrt.cuda_device import CudaDevice, DeviceBuffer
 
 
@@ -206,6 +209,19 @@ def _has_driver() -> bool:
     except OSError:
         return False
     return True
+
+
+def test_without_libcudart_the_hint_names_what_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The extra that pyproject.toml has it in, and the driver that it needs."""
+    select_polygraphy_backend("tensorrt-rtx")
+    cuda = importlib.import_module("polygraphy.cuda")
+    monkeypatch.setattr(cuda_device, "require_gpu", lambda _: None)
+    monkeypatch.setattr(cuda, "wrapper", lambda: ctypes.CDLL("libcudart-that-is-not-there.so"))
+    with refused("TensorRT runtime", "libcudart") as error:
+        CudaDevice("tensorrt-rtx")
+    assert all(word in (error.value.fix or "") for word in ("va-export[rtx]", "nvidia-cuda-runtime", "580"))
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert any(entry.startswith("nvidia-cuda-runtime>=13") for entry in project["optional-dependencies"]["rtx"])
 
 
 @pytest.mark.skipif(_has_driver(), reason="this machine has an NVIDIA driver")

@@ -33,7 +33,12 @@ from va_export.anchor.hugging_face_call import (
     refuse_unsupported,
     uncomputed,
 )
-from va_export.anchor.hugging_face_cuda import CUDA_ATTENTION_NAME, anchored_cuda_forward, anchored_cuda_mask
+from va_export.anchor.hugging_face_cuda import (
+    CUDA_ATTENTION_NAME,
+    anchored_cuda_forward,
+    anchored_cuda_mask,
+    prove_kernels,
+)
 from va_export.errors import VaExportError
 from va_export.native import plugin_library
 
@@ -54,6 +59,7 @@ def use_anchored_attention(model: PreTrainedModel, implementation: str = ATTENTI
 
     Args:
         implementation: "anchored", or "anchored_cuda" for a model in float16, bfloat16 or float32 on an NVIDIA GPU.
+            The first time, the kernels are tested there (`va_export.native.selftest`): move the model first.
 
     Raises:
         VaExportError: another name, no plugin library for "anchored_cuda", or a model class with attention of its own.
@@ -67,6 +73,8 @@ def use_anchored_attention(model: PreTrainedModel, implementation: str = ATTENTI
     if implementation == CUDA_ATTENTION_NAME:
         plugin_library()  # says what to do where it is missing
     decoder = _text_decoder(model)
+    if implementation == CUDA_ATTENTION_NAME:
+        prove_kernels(decoder)
     decoder.set_attn_implementation(implementation)
     if decoder.config._attn_implementation != implementation:
         raise VaExportError(

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 from transformers.masking_utils import causal_mask_function
 
 from va_export.anchor.hugging_face_call import (
@@ -22,8 +23,12 @@ from va_export.anchor.hugging_face_call import (
     uncomputed,
 )
 from va_export.errors import VaExportError
+from va_export.native import plugin_library
+from va_export.native.anchored_attention_params import DTYPE_CODES
+from va_export.native.kernels import DECODE, PREFILL
 
 CUDA_ATTENTION_NAME = "anchored_cuda"
+_TESTED_CAPACITY, _TESTED_LENGTH = 4096, 2048  # a cache has no end here, and a prompt any length
 
 
 class ValidKeys(NamedTuple):
@@ -45,6 +50,35 @@ class ValidKeys(NamedTuple):
     def contiguous(self) -> ValidKeys:
         """As of a tensor: `generate` of transformers 5.18 to 5.23 asks for it of whatever mask it has made."""
         return self
+
+
+def prove_kernels(decoder: PreTrainedModel) -> None:
+    """Test the kernels on the decoder's GPUs, or the current one, and take those that are right and fast.
+
+    Raises:
+        VaExportError: as `take_proven_kernels`.
+    """
+    if not torch.cuda.is_available():
+        return
+    from va_export.native.selftest.documents import AttentionShape
+    from va_export.native.selftest.prove import take_proven_kernels
+
+    config: Any = decoder.config
+    dtype, heads = next(decoder.parameters()).dtype, config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    shape = AttentionShape(
+        dtype=str(dtype).removeprefix("torch."),
+        query_heads=heads,
+        kv_heads=getattr(config, "num_key_value_heads", None) or heads,
+        head_dim=head_dim,
+        value_head_dim=getattr(config, "v_head_dim", None) or head_dim,
+        capacity=_TESTED_CAPACITY,
+        tuned_length=_TESTED_LENGTH,
+    )
+    places = {parameter.device.index for parameter in decoder.parameters() if parameter.device.type == "cuda"}
+    for device in sorted(places or {torch.cuda.current_device()}):
+        if shape.dtype in DTYPE_CODES:  # others are refused when they are run
+            take_proven_kernels(plugin_library(), device, shape, (DECODE, PREFILL))
 
 
 def anchored_cuda_mask(

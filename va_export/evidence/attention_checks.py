@@ -19,6 +19,7 @@ from va_export.evidence.attention_cases import (
 )
 from va_export.evidence.document import Row, check_row
 from va_export.evidence.workplace import with_variable
+from va_export.native.attention_tolerance import SMALLEST, tolerance
 
 Attention = Callable[..., Tensor]
 
@@ -27,12 +28,6 @@ KERNELS = ("simple", "tensor_core", "mma_sync")  # what the launcher may be told
 HOPPER = (9, 0)
 EAGER = "eager"  # the reference in PyTorch stands for the kernel where there is no GPU
 
-# float32: a logit sums up to 256 products and exp hands its relative error on, a row sums up to 64 partial results:
-# 2^-24 · 320. 16 bits: half a unit in the last place of the result, and where tensor cores take the weights in 16 bits
-# another of theirs.
-FLOAT32_SUMS = 2.0**-24 * 320
-ROUNDOFF = {"float32": 0.0, "float16": 2.0**-11, "bfloat16": 2.0**-8}
-SMALLEST = 6e-8  # float16 rounds what is tiny to multiples of 2^-24
 # Of its root mean square against that of the same attention in plain float16.
 MOST_OVER_MATH = 1.5
 ENOUGH_NUMBERS = 4096  # for a mean that chance does not decide
@@ -58,19 +53,13 @@ def _eager(query: Tensor, key: Tensor, value: Tensor, *rest: Tensor | None, is_c
     return anchored_attention(query, key, value, key_log_gain, value_gain, clamped, is_causal=is_causal)
 
 
-def tolerance(kernel: str, dtype: str) -> float:
-    """Of an output number, relative to the sum of its absolute terms."""
-    roundings = 1 if kernel in ("simple", EAGER) else 2
-    return FLOAT32_SUMS + roundings * ROUNDOFF[dtype]
-
-
 def check_cases(kernel: str, cases: Iterable[AttentionCase], device: str) -> Iterator[Row]:
     """Every case against float64 (and twice, for equal bits), and against plain float16 where that says something."""
     attention = attention_on(device)
     for seed, case in enumerate(cases):
         problem = make_problem(case, device, seed)
         name = f"{kernel}: {case}"
-        bound = tolerance(kernel, case.dtype)
+        bound = tolerance(case.dtype, rounds_weights=kernel not in ("simple", EAGER))
         numbers = {"shape": case.shape, "dtype": case.dtype, "variant": kernel}
         try:
             with chosen_kernel(kernel):

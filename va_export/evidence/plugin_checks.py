@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from va_export.evidence.attention_cases import AttentionCase, Problem, float64_answer, make_problem
-from va_export.evidence.attention_checks import SMALLEST, chosen_kernel, tolerance
+from va_export.evidence.attention_checks import chosen_kernel
 from va_export.evidence.document import Row, check_row
 from va_export.evidence.plugin_host import Plugin, PluginHost
 from va_export.native.anchored_attention_params import DTYPE_CODES, AnchoredAttentionParams
+from va_export.native.attention_tolerance import SMALLEST, tolerance
 
 GUARD_BYTES = 4096
 GUARD_VALUE = 0xA5
@@ -113,7 +114,7 @@ def _enqueue(plugins: PluginHost, context: Plugin, case: AttentionCase, problem:
 
 def _row(name: str, kernel: str, case: AttentionCase, problem: Problem, output: Tensor, fault: str | None) -> Row:
     expected, magnitude = float64_answer(problem)
-    bound = tolerance(kernel, case.dtype)
+    bound = tolerance(case.dtype, rounds_weights=kernel != "simple")
     error = ((output.double() - expected).abs() / (magnitude + SMALLEST / bound)).max().item()
     numbers = {"shape": case.shape, "dtype": case.dtype, "variant": kernel}
     if error != error or error == float("inf"):

@@ -67,12 +67,15 @@ def load_library(path: Path) -> ctypes.CDLL:
 
 def launch_failure(library: ctypes.CDLL, path: Path, error: int) -> VaExportError:
     """What to say of a launch that returned `error`, a cudaError_t, from the library that lies at `path`."""
+    from va_export.native.kernels import refuse_unknown_kernels
+
+    refuse_unknown_kernels()
     words = library.va_plugins_error_string(error).decode()
     return VaExportError(
         f"the kernel launch failed: {words} (CUDA error {error})",
         where=path,
-        fix="Check that the GPU is one of `va_export.native.plugin_contract()['cuda_archs']` and its driver new "
-        "enough for the library's `cuda_version`; rebuild with `pip install .` on this machine otherwise.",
+        fix="Check that the GPU is one of `va_export.native.plugin_contract()['cuda_archs']` and its driver of release "
+        "580 or newer, which a library of CUDA 13 needs; rebuild with `pip install .` on this machine otherwise.",
     )
 
 

@@ -28,7 +28,7 @@ from va_export.native.subspace_score_params import (
 from va_export.settings import ScoreSettings
 
 KERNEL_VARIABLE = "VA_EXPORT_SCORE_KERNEL"
-# How the kernels' solver multiplies; unset, the GPU decides (plugins/subspace_score/subspace_score.cu).
+# How the kernels' solver multiplies; it comes before what was selected (va_export/native/kernels.py).
 PRODUCTS_VARIABLE = "VA_EXPORT_SCORE_PRODUCTS"
 PRODUCTS = ("simple", "tensor_core")
 _WHERE = "subspace_score_cuda"

@@ -120,6 +120,7 @@ class LatencyRun(Form, frozen=True):
     Attributes:
         stages: the host's time by stage.
         gpu_stages: the GPU's own by events; None without them.
+        kernels: which of the plugin library's ran on each GPU and why.
     """
 
     backend: str
@@ -132,6 +133,7 @@ class LatencyRun(Form, frozen=True):
     stages: dict[str, StageTimes]
     peak_memory_bytes: PeakMemory
     gpu_stages: dict[str, StageTimes] | None = None
+    kernels: tuple[str, ...] = ()
 
     def median_ms(self, stage: str) -> float | None:
         """The median of a stage; None where it was not measured."""

@@ -82,6 +82,7 @@ def measure_latency(
         stages={stage: summarize(values) for stage, values in samples.items()},
         peak_memory_bytes=PeakMemory(_peak_host_bytes(), device_bytes),
         gpu_stages={stage: summarize(values) for stage, values in gpu_samples.items()} or None,
+        kernels=bundle.backend.kernels,
     )
 
 

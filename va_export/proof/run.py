@@ -190,6 +190,8 @@ def check_bundle(
     with Bundle.open(manifest, backend, devices=devices, trust_plugins=trust_plugins) as bundle:
         if advice := precision_advice(bundle.backend, manifest.data.precision):
             display.note(advice)
+        for line in bundle.backend.kernels:
+            display.note(line)
         reference = read_reference(manifest)
         runs = [run_parity(bundle, reference, atol, rtol, display)]
         components = bundle.manifest.data.components.values()

@@ -57,7 +57,8 @@ class Bundle:
         self.backend = backend
         self.attention: str = attention or manifest.data.attention
         self.limits = manifest.data.limits
-        self.scorer: Scorer = score or default_scorer(manifest, backend.name)
+        by_default = default_scorer(manifest, backend.name) if backend.has_proven_score else "host"
+        self.scorer: Scorer = score or by_default
         self.gains = manifest.data.gains
         self.score_settings = manifest.data.score
         manifest.path(PROCESSING_NAME)
@@ -109,7 +110,7 @@ class Bundle:
             devices: GPUs that the decoder's shards are spread over, in order; the other components go to the first.
                 None: one GPU, or the CPU.
             score: `host`, the solver of this package, or `graph`, the bundle's own `score` component in the backend;
-                None: the engine where TensorRT has one, else the host.
+                None: the engine where TensorRT has one and its kernels passed the self-test here, else the host.
             trust_plugins: execute the bundle's own plugin library and engines, whoever made them (SECURITY.md); as
                 VA_EXPORT_TRUST_PLUGINS=1.
             clip_memory: bytes of keys and values of watched clips that are kept; the least recently used go first.
@@ -151,6 +152,13 @@ class Bundle:
         if check_hashes:
             verify_hashes(manifest)
         opened = open_backend(backend, manifest, attention, devices, trust_plugins)
+        if score == "graph" and not opened.has_proven_score:
+            opened.close()
+            raise VaExportError(
+                f"the score's kernels have not passed the self-test here: {'; '.join(opened.kernels)}",
+                where="score",
+                fix="score on the host; VA_EXPORT_SELFTEST=again tests once more",
+            )
         scorer = cast(Scorer | None, score)
         return cls(manifest, opened, attention, cache, scorer, clip_memory, clips, on_score)
 

@@ -19,6 +19,8 @@ from va_export.tensorrt.api import Flavor, select_polygraphy_backend
 
 # cudaStreamCaptureModeThreadLocal: what other threads do to the GPU meanwhile is their own affair.
 _CAPTURE_THREAD_LOCAL = ctypes.c_int(1)
+_DRIVER_FIX = "check the GPU with nvidia-smi: CUDA 13 and the plugin library need a driver of release 580 or newer"
+_RUNTIME_FIX = f"pip install 'va-export[rtx]' brings libcudart (nvidia-cuda-runtime); {_DRIVER_FIX}"
 
 
 @dataclass
@@ -71,13 +73,13 @@ class CudaDevice:
     """
 
     def __init__(self, flavor: Flavor, index: int = 0) -> None:
-        _require_gpu(index)
+        require_gpu(index)
         self.index = index
         select_polygraphy_backend(flavor)
         _show_runtime_wheels()
         cuda: Any = importlib.import_module("polygraphy.cuda")
         self._copy_kinds = cuda.MemcpyKind
-        with _cuda_errors("cannot use the CUDA runtime library"):
+        with _cuda_errors("cannot use the CUDA runtime library", _RUNTIME_FIX):
             self._cuda = cuda.wrapper()
             self.activate()
             self.stream: int = self._cuda.create_stream()
@@ -90,7 +92,7 @@ class CudaDevice:
 
     def activate(self) -> None:
         """Make this the calling thread's current device, which CUDA's and TensorRT's calls act upon."""
-        with _cuda_errors(f"GPU {self.index} cannot be used"):
+        with _cuda_errors(f"GPU {self.index} cannot be used", _DRIVER_FIX):
             self._cuda.check(self._cuda.handle.cudaSetDevice(ctypes.c_int(self.index)))
 
     def allocate(self, size_bytes: int) -> int:
@@ -266,7 +268,12 @@ class CudaDevice:
             self.stream = 0
 
 
-def _require_gpu(index: int) -> None:
+def require_gpu(index: int) -> None:
+    """Check that there is a driver and a GPU of that number; no context is created.
+
+    Raises:
+        VaExportError: one of them is missing.
+    """
     fix = "run this on a machine with an NVIDIA GPU, or use --backend onnxruntime"
     try:
         driver = ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
@@ -297,12 +304,10 @@ def _show_runtime_wheels() -> None:
 
 
 @contextlib.contextmanager
-def _cuda_errors(what: str) -> Iterator[None]:
+def _cuda_errors(what: str, fix: str = "check the GPU with nvidia-smi") -> Iterator[None]:
     try:
         yield
     except VaExportError:
         raise
     except Exception as error:  # PolygraphyException, or OSError where libcudart cannot be loaded
-        raise VaExportError(
-            f"{what}: {str(error).strip()}", where="TensorRT runtime", fix="check the GPU with nvidia-smi"
-        ) from error
+        raise VaExportError(f"{what}: {str(error).strip()}", where="TensorRT runtime", fix=fix) from error

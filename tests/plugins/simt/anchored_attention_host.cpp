@@ -8,6 +8,7 @@
 #include "anchored_attention/hopper/float16.cu"
 #include "anchored_attention/mma/bfloat16.cu"
 #include "anchored_attention/mma/float16.cu"
+#include "kernel_table/kernel_table.cpp"
 
 namespace va_export {
 float4 shared_memory[(simt::kMostSharedBytes + simt::kGuardBytes) / sizeof(float4)];  // the kernel's `extern`

@@ -3,6 +3,7 @@
 
 #include "cooperative.h"
 
+#include "kernel_table/kernel_table.cpp"
 #include "subspace_score/subspace_score.cu"
 
 extern "C" VA_EXPORT_API void simt_set_schedule(int schedule) {
@@ -13,11 +14,6 @@ extern "C" VA_EXPORT_API void simt_set_schedule(int schedule) {
 extern "C" VA_EXPORT_API void simt_set_grid(int blocks, int is_cooperative) {
   simt::gpu.sm_count = blocks;
   simt::gpu.is_cooperative = is_cooperative;
-}
-
-// As cudaFuncAttributes::ptxVersion: it decides how the solver multiplies.
-extern "C" VA_EXPORT_API void simt_set_architecture(int architecture) {
-  simt::gpu.architecture = architecture;
 }
 
 // Products with Y that the solver left out in the launch that had this workspace: its first bytes are the kernels' own.

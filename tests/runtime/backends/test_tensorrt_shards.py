@@ -13,6 +13,8 @@ from synthetic_manifest import component_entry, engine_entry, manifest_of
 from va_export.bundle.document import ComponentEntry
 from va_export.bundle.manifest import Manifest
 from va_export.errors import VaExportError
+from va_export.native.selftest.documents import AttentionShape
+from va_export.native.selftest.prove import ProvenKernels
 from va_export.progress import StageDisplay
 from va_export.proof.run import check_bundle
 from va_export.runtime.backends import tensorrt as tensorrt_backend
@@ -29,11 +31,21 @@ LAYERS = {"decoder_0": (0, 1), "decoder_1": (1, 2), "decoder_2": (2, 3)}
 class Device:
     """A device that has nothing but a number."""
 
+    made = 0
+
     def __init__(self, flavor: str, index: int = 0) -> None:
         self.index, self.closed = index, False
+        Device.made += 1
 
     def close(self) -> None:
         self.closed = True
+
+
+def prove(path: Path, device: int, shape: AttentionShape) -> ProvenKernels:
+    """The self-test, which GPU 3 fails; nothing may be on any GPU yet."""
+    assert Device.made == 0
+    sizes = (shape.dtype, shape.query_heads, shape.kv_heads, shape.head_dim, shape.capacity, shape.tuned_length)
+    return ProvenKernels({}, device != 3, f"{path} on {device}: {sizes}")
 
 
 class Code:
@@ -98,6 +110,9 @@ def manifest(tmp_path: Path) -> Manifest:
 @pytest.fixture
 def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tensorrt_backend, "CudaDevice", Device)
+    monkeypatch.setattr(tensorrt_backend, "require_gpu", lambda _: None)
+    monkeypatch.setattr(tensorrt_backend, "take_proven_kernels", prove)
+    Device.made = 0
     monkeypatch.setattr(tensorrt_backend, "TensorRTSession", Session)
 
 
@@ -145,6 +160,16 @@ def test_one_device_moves_nothing(manifest: Manifest) -> None:
     assert backend.prefill_chunk(20) == 8  # what the profiles take
     sessions: dict[str, Any] = backend._sessions
     assert [sessions[name].received for name in LAYERS] == [[], [], []]
+
+
+@pytest.mark.usefixtures("stand_ins")
+@pytest.mark.parametrize("second", [2, 3])
+def test_kernels_are_proven_on_every_gpu_before_anything_is_there(manifest: Manifest, second: int) -> None:
+    backend = TensorRTBackend(manifest, "tensorrt-rtx", CODE, (4, second))
+    text, precision = manifest.data.model.text, {"fp16": "float16", "fp32": "float32"}[manifest.data.precision]
+    sizes = (precision, text.num_heads, text.num_kv_heads, text.head_dim, 8, manifest.data.limits.opt_input_len)
+    assert backend.kernels == tuple(f"plugin.so on {index}: {sizes}" for index in (4, second))
+    assert backend.has_proven_score == (second != 3)
 
 
 @pytest.mark.usefixtures("stand_ins")

@@ -28,6 +28,10 @@ class Backend(Protocol):
 
     name: str
     device: str
+    kernels: tuple[str, ...]
+    """Which of the library's kernels run on each GPU and why, a line each; empty where none do."""
+    has_proven_score: bool
+    """Whether the `score` component may be run: on a GPU only kernels that passed the self-test there."""
 
     @property
     def part_milliseconds(self) -> Mapping[str, float]:
@@ -99,6 +103,8 @@ class HostBackend:
 
     has_greedy_loop = False
     keeps_slots = True
+    kernels: tuple[str, ...] = ()
+    has_proven_score = True
 
     def greedy_steps(self, token: int, past_length: int, position: int, cache: Any) -> Iterator[int]:
         raise NotImplementedError(f"{type(self).__name__} has no loop of its own")

@@ -11,6 +11,8 @@ import numpy as np
 
 from va_export.native import load_library
 from va_export.native.greedy_step import bind as bind_greedy_step
+from va_export.native.selftest.documents import AttentionShape
+from va_export.native.selftest.prove import ProvenKernels, take_proven_kernels
 from va_export.runtime.backends.backend import Array, Float32, Int64, Slots, component_file, has_score_graph
 from va_export.runtime.backends.decoder_parts import (
     PartClock,
@@ -22,11 +24,31 @@ from va_export.runtime.backends.decoder_parts import (
 from va_export.runtime.backends.tensorrt_decode_loop import DecodeLoop
 from va_export.runtime.backends.tensorrt_session import KvCache, TensorRTSession, cuda_graphs_wanted
 from va_export.tensorrt.api import Flavor
-from va_export.tensorrt.cuda_device import CudaDevice, DeviceBuffer
+from va_export.tensorrt.cuda_device import CudaDevice, DeviceBuffer, require_gpu
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from va_export.bundle.manifest import Manifest
     from va_export.bundle.trust import AdmittedCode
+
+_DTYPES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
+
+
+def _prove_kernels(library: Path, device: int, manifest: Manifest) -> ProvenKernels:
+    """Before anything is on the GPU: the self-test's process wants memory, and maybe the GPU for itself."""
+    require_gpu(device)
+    text, limits = manifest.data.model.text, manifest.data.limits
+    shape = AttentionShape(
+        dtype=_DTYPES[manifest.data.precision],
+        query_heads=text.num_heads,
+        kv_heads=text.num_kv_heads,
+        head_dim=text.head_dim,
+        value_head_dim=text.head_dim,
+        capacity=limits.max_kv_cache_capacity,
+        tuned_length=limits.opt_input_len,
+    )
+    return take_proven_kernels(library, device, shape)
 
 
 class TensorRTBackend:
@@ -54,6 +76,9 @@ class TensorRTBackend:
             places["score"] = given[0]
         files = {name: code.engine(component_file(manifest, name, flavor)) for name in places}
         self.device = "cuda" if len(given) == 1 else f"cuda:{','.join(map(str, given))}"
+        proven = [] if library is None else [_prove_kernels(library, index, manifest) for index in given]
+        self.kernels = tuple(kernels.line for kernels in proven)
+        self.has_proven_score = all(kernels.score_passed for kernels in proven)
         self._devices = {index: CudaDevice(cast(Flavor, flavor), index) for index in given}
         self._device_of = {name: self._devices[index] for name, index in places.items()}
         self._sessions = {
