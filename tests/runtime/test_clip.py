@@ -197,6 +197,34 @@ def test_a_stop_id_ends_it_unshown(bundle: Bundle, watched: Clip, monkeypatch: p
     assert answer.text == bundle.text_tokenizer().decode(plain.tokens[:end])
 
 
+def test_where_the_device_chooses(bundle: Bundle, watched: Clip, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is given the first token, its slot and its position, and asked for no more than is wanted."""
+    first = watched.ask(QUESTIONS[0], 1)
+    first.read()
+    begun: list[tuple[int, int, int]] = []
+    left = iter([5, 6, bundle.processing.stop_token_ids[0], 8, -1])
+
+    def steps(token: int, past_length: int, position: int, cache: Any) -> Iterator[int]:
+        begun.append((token, past_length, position))
+        return left
+
+    monkeypatch.setattr(bundle.backend, "has_greedy_loop", True, raising=False)
+    monkeypatch.setattr(bundle.backend, "greedy_steps", steps)
+    asked = [watched.ask(QUESTIONS[0], count) for count in (3, 9, 2)]
+    for answer in asked:
+        if answer is not asked[2]:
+            answer.read()
+    assert [answer.tokens[1:] for answer in asked[:2]] == [[5, 6], [bundle.processing.stop_token_ids[0]]]
+    assert next(left) == 8
+    with refused("decoder"):
+        asked[2].read()
+    prepared = watched.first(QUESTIONS[0])
+    assert set(begun) == {(first.tokens[0], prepared.length, prepared.next_position)}
+    drawn = watched.ask(QUESTIONS[0], 3, Sampling(temperature=1.0, seed=1))
+    drawn.read()
+    assert len(begun) == 3  # the device draws nothing
+
+
 def test_another_thread_cancels(watched: Clip) -> None:
     answer = watched.ask(QUESTIONS[0], 500)
     pieces = []

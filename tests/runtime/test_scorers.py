@@ -22,7 +22,8 @@ from va_export.proof.partition import label_agreement
 from va_export.proof.reference import prepared_of, read_reference
 from va_export.runtime.backends.backend import has_score_graph
 from va_export.runtime.backends.onnxruntime import OnnxRuntimeBackend
-from va_export.runtime.bundle import Bundle, default_scorer
+from va_export.runtime.bundle import Bundle
+from va_export.runtime.encoding import choose_scorer
 from va_export.runtime.processing import Prepared
 from va_export.runtime.scoring import score_visual_tokens
 
@@ -78,7 +79,10 @@ def test_the_engine_scores_on_a_gpu_and_the_host_on_a_cpu(copied_bundle: Path) -
     data["components"]["score"]["engines"] = {"tensorrt-rtx": engine}
     path.write_text(json.dumps(data))
     manifest = read_manifest(copied_bundle)
-    scorers = {name: default_scorer(manifest, name) for name in ("onnxruntime", "torch", "tensorrt", "tensorrt-rtx")}
+    scorers = {}
+    for name in ("onnxruntime", "torch", "tensorrt", "tensorrt-rtx"):
+        backend: Any = SimpleNamespace(name=name, has_proven_score=True)
+        scorers[name] = choose_scorer(manifest, backend, None)
     assert scorers == {"onnxruntime": "host", "torch": "host", "tensorrt": "host", "tensorrt-rtx": "graph"}
     with Bundle.open(copied_bundle) as bundle:
         assert bundle.scorer == "host"

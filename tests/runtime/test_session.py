@@ -10,7 +10,7 @@ import pytest
 from refusals import refused
 
 from va_export.runtime.backends.backend import Float32, Int64
-from va_export.runtime.session import follow, greedy
+from va_export.runtime.session import greedy
 
 VOCAB = 5
 STOP = 4
@@ -78,10 +78,3 @@ def test_logits_that_are_not_finite_are_refused_in_rows_that_go_on(value: float)
     with refused("decoder"):
         greedy(logits_of(0, 0), step, 2)
     assert greedy(logits_of(STOP, 0), step, 2, stops=(STOP,)).tokens == [[STOP], [0, 1]]
-
-
-def test_where_the_device_chooses() -> None:
-    assert follow(1, iter([2, STOP, 3]), 9, (STOP,), None) == [1, 2, STOP]
-    assert follow(1, iter([2, 3]), 2, (STOP,), None) == [1, 2]
-    with refused("decoder"):
-        follow(1, iter([-1]), 2, (), None)

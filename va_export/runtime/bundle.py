@@ -22,7 +22,7 @@ from va_export.runtime.backends.backend import Backend, Int64, has_score_graph
 from va_export.runtime.backends.table import ATTENTIONS, BACKENDS, open_backend
 from va_export.runtime.clip import Clip, read_video
 from va_export.runtime.decoding import Decoding, Row, Wish
-from va_export.runtime.encoding import Encoder, default_scorer
+from va_export.runtime.encoding import Encoder, choose_scorer
 from va_export.runtime.generation import Encoded, Generation
 from va_export.runtime.prefix import PrefixStore
 from va_export.runtime.processing import PROCESSING_NAME, Media, Prepared, read_processing
@@ -33,10 +33,10 @@ from va_export.runtime.stage_clock import StageClock
 from va_export.runtime.token_choice import GREEDY, TokenChoice
 from va_export.runtime.tokenizer import TOKENIZER_FILE, Tokenizer, load_tokenizer
 from va_export.runtime.turn import Turn
+from va_export.settings import ScoreSettings
 
 CLIP_MEMORY = 1 << 30
 """Bytes of keys and values of watched clips that an open bundle keeps, unless asked otherwise."""
-_CLIP_FILES = 4  # times as much may lie in a clip cache's directory
 
 
 class Bundle:
@@ -57,10 +57,8 @@ class Bundle:
         self.backend = backend
         self.attention: str = attention or manifest.data.attention
         self.limits = manifest.data.limits
-        by_default = default_scorer(manifest, backend.name) if backend.has_proven_score else "host"
-        self.scorer: Scorer = score or by_default
+        self.scorer: Scorer = choose_scorer(manifest, backend, score)
         self.gains = manifest.data.gains
-        self.score_settings = manifest.data.score
         manifest.path(PROCESSING_NAME)
         self.processing = read_processing(manifest.held.path(PROCESSING_NAME))
         self.tokenizer: Tokenizer | None = None
@@ -68,14 +66,21 @@ class Bundle:
             with manifest.held.in_place(TOKENIZER_FILE) as directory:
                 self.tokenizer = load_tokenizer(directory)
         name = hashlib.sha256(encode(manifest.data) + f"{backend.name} {self.attention}".encode()).hexdigest()
-        seen = slots = None
-        if clip_cache is not None:
-            seen = ArrayCache(clip_cache, "seen", max_bytes=clip_memory)
-            slots = ArrayCache(clip_cache, "slots", max_bytes=_CLIP_FILES * clip_memory)
-        turn = Turn()
-        self.encoder = Encoder(manifest, backend, self.scorer, score_cache, turn, name, seen, on_score)
-        self.decoding = Decoding(manifest, backend, turn, name, PrefixStore(clip_memory, slots))
+        turn, seen = Turn(), None if clip_cache is None else ArrayCache(clip_cache, "seen", max_bytes=clip_memory)
+        self.encoder = Encoder(
+            manifest, backend, self.scorer, manifest.data.score, score_cache, turn, name, seen, on_score
+        )
+        self.decoding = Decoding(manifest, backend, turn, name, PrefixStore(clip_memory, clip_cache))
         self._is_closed = False
+
+    @property
+    def score_settings(self) -> ScoreSettings:
+        """How visual tokens are scored; may be set."""
+        return self.encoder.settings
+
+    @score_settings.setter
+    def score_settings(self, settings: ScoreSettings) -> None:
+        self.encoder.settings = settings
 
     @property
     def default_frames(self) -> int:
@@ -152,15 +157,11 @@ class Bundle:
         if check_hashes:
             verify_hashes(manifest)
         opened = open_backend(backend, manifest, attention, devices, trust_plugins)
-        if score == "graph" and not opened.has_proven_score:
+        try:
+            return cls(manifest, opened, attention, cache, cast(Scorer | None, score), clip_memory, clips, on_score)
+        except BaseException:
             opened.close()
-            raise VaExportError(
-                f"the score's kernels have not passed the self-test here: {'; '.join(opened.kernels)}",
-                where="score",
-                fix="score on the host; VA_EXPORT_SELFTEST=again tests once more",
-            )
-        scorer = cast(Scorer | None, score)
-        return cls(manifest, opened, attention, cache, scorer, clip_memory, clips, on_score)
+            raise
 
     def close(self) -> None:
         """Free the backend; a closed bundle answers no more."""
@@ -295,8 +296,7 @@ class Bundle:
         max_new_tokens = values.whole_number("max_new_tokens", max_new_tokens, least=1)
         ignore_stop = values.flag("ignore_stop", ignore_stop)
         return_logits = values.flag("return_logits", return_logits)
-        if on_token is not None and not callable(on_token):
-            raise VaExportError("on_token cannot be called", where="on_token", fix="give a function of one token")
+        on_token = values.function("on_token", on_token)
         forced = None
         if forced_tokens is not None:
             forced = arguments.one_row("forced_tokens", forced_tokens, self._vocab_size)
@@ -334,15 +334,8 @@ class Bundle:
             VaExportError: as `read_frames` and `prepare`; the bundle has no tokenizer; or gains by position, which are
                 of one prompt.
         """
-        anchoring = anchoring or Anchoring()
-        if anchoring.key_log_gain is not None or anchoring.value_gain is not None:
-            raise VaExportError(
-                "gains for every position fit one prompt, and a clip is for many",
-                where="anchoring",
-                fix="give alpha_k and alpha_v",
-            )
         media = read_video(self, video, frames, sampling, allow_truncated) if isinstance(video, str | Path) else video
-        clip = Clip(self, media, anchoring)
+        clip = Clip(self, media, anchoring or Anchoring())
         _ = clip.seen
         return clip
 

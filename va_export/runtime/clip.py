@@ -50,11 +50,17 @@ class Clip:
     """Videos and images that a bundle has seen; `Bundle.watch` makes one.
 
     Attributes:
-        anchoring: how all questions are anchored.
+        anchoring: how all questions are anchored; by gains for every position none can be.
         timings: milliseconds of watching, by stage: vision, score.
     """
 
     def __init__(self, bundle: Bundle, media: Media, anchoring: Anchoring) -> None:
+        if anchoring.key_log_gain is not None or anchoring.value_gain is not None:
+            raise VaExportError(
+                "gains for every position fit one prompt, and a clip is for many",
+                where="anchoring",
+                fix="give alpha_k and alpha_v",
+            )
         self._bundle, self._media, self.anchoring = bundle, media, anchoring
         self._given: Mapping[str, npt.NDArray[Any]] = bundle.processing.given(media)
         self.timings: dict[str, float] = {}

@@ -22,6 +22,7 @@ from va_export.runtime.score_cache import ScoreCache, Scored, scored_from
 from va_export.runtime.scoring import Scorer, score_visual_tokens
 from va_export.runtime.stage_clock import StageClock
 from va_export.runtime.turn import Turn
+from va_export.settings import ScoreSettings
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Seen:
         return digest_of({} if self.visual is None else {"visual_tokens": self.visual})
 
 
-@dataclass(frozen=True)
+@dataclass
 class Encoder:
     """Runs a bundle's vision component and scores what comes out.
 
@@ -56,6 +57,7 @@ class Encoder:
     manifest: Manifest
     backend: Backend
     scorer: Scorer
+    settings: ScoreSettings
     score_cache: ScoreCache | None
     turn: Turn
     bundle: str
@@ -78,9 +80,8 @@ class Encoder:
             with clock("score"):
                 grapher = self.backend if self.scorer == "graph" else None
                 tokens = visual[prepared.scored_rows, : self.manifest.data.model.text.hidden_size]
-                settings = self.manifest.data.score
                 scored = score_visual_tokens(
-                    tokens, settings, cache=self.score_cache, backend=grapher, on_progress=self.on_score
+                    tokens, self.settings, cache=self.score_cache, backend=grapher, on_progress=self.on_score
                 )
                 return Seen(visual, scored)
 
@@ -88,7 +89,7 @@ class Encoder:
         """`see`, unless it is known from another time; frames are known by their content."""
         if self.files is None or not prepared.vision_inputs:
             return self.see(prepared, is_scored=is_scored, clock=clock)
-        how = f"{self.scorer} {asdict(self.manifest.data.score)}" if is_scored else "unscored"
+        how = f"{self.scorer} {asdict(self.settings)}" if is_scored else "unscored"
         given = digest_of({**prepared.vision_inputs, "scored_rows": prepared.scored_rows})
         key = hashlib.sha256(f"{self.bundle}\0{how}\0{given}".encode()).hexdigest()
         width, count = embedding_width(self.manifest), len(prepared.scored_rows)
@@ -101,7 +102,10 @@ class Encoder:
                 return Seen(arguments.finite_tokens(visual, self.manifest.data.precision), scored)
         seen = self.see(prepared, is_scored=is_scored, clock=clock)
         assert seen.visual is not None
-        self.files.store(key, {"visual_tokens": seen.visual, **({} if seen.scored is None else seen.scored.arrays())})
+        # What used up its iterations may not have converged: the warning of that must come again.
+        if seen.scored is None or seen.scored.iterations < self.settings.max_iter:
+            scores = {} if seen.scored is None else seen.scored.arrays()
+            self.files.store(key, {"visual_tokens": seen.visual, **scores})
         return seen
 
     def _visual_tokens(self, prepared: Prepared) -> Float32:
@@ -118,7 +122,18 @@ class Encoder:
         return arguments.finite_tokens(visual, self.manifest.data.precision)
 
 
-def default_scorer(manifest: Manifest, backend: str) -> Scorer:
-    """The engine on a GPU; on a CPU the host's solver, which is compiled for it."""
-    on_gpu = backend in ("tensorrt", "tensorrt-rtx")
-    return "graph" if on_gpu and has_score_graph(manifest, backend) else "host"
+def choose_scorer(manifest: Manifest, backend: Backend, asked: Scorer | None) -> Scorer:
+    """As asked; by default the engine on a GPU where its kernels passed the self-test, and on a CPU the host's solver,
+    which is compiled for it.
+
+    Raises:
+        VaExportError: kernels are asked for that have not passed.
+    """
+    if asked == "graph" and not backend.has_proven_score:
+        raise VaExportError(
+            f"the score's kernels have not passed the self-test here: {'; '.join(backend.kernels)}",
+            where="score",
+            fix="score on the host; VA_EXPORT_SELFTEST=again tests once more",
+        )
+    on_gpu = backend.name in ("tensorrt", "tensorrt-rtx") and has_score_graph(manifest, backend.name)
+    return asked or ("graph" if on_gpu and backend.has_proven_score else "host")

@@ -13,6 +13,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from va_export.runtime.array_cache import ArrayCache
 from va_export.runtime.backends.backend import Array, Float32, Slots
 from va_export.runtime.processing import Prepared
 
+_ON_DISK = 4  # times what is kept in memory
 _LEAST_REST = 2  # tokens of a prompt that are prefilled: one alone would be taken for a step, which is plain
 
 
@@ -81,12 +83,13 @@ class PrefixStore:
 
     Args:
         max_bytes: in memory.
-        files: what is dropped from memory, or asked for by another process, is found there.
+        directory: what is dropped from memory, or asked for by another process, is found there, up to four times as
+            much.
     """
 
-    def __init__(self, max_bytes: int, files: ArrayCache | None = None) -> None:
+    def __init__(self, max_bytes: int, directory: Path | None = None) -> None:
         self._max_bytes = max_bytes
-        self._files = files
+        self._files = None if directory is None else ArrayCache(directory, "slots", max_bytes=_ON_DISK * max_bytes)
         self._kept: OrderedDict[str, Slots] = OrderedDict()
         self._lock = threading.Lock()
 

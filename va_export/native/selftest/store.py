@@ -82,7 +82,6 @@ def read_shipped(path: Path) -> Record:
 
 
 def _directory() -> Path | None:
-    from va_export.tensorrt.engine_cache import resolve_engine_cache
+    from va_export.runtime.user_cache import resolve_cache
 
-    engines = resolve_engine_cache("")
-    return None if engines is None else engines.parent / "selftest"
+    return resolve_cache("the self-test's cache", "", "selftest")
