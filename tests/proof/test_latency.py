@@ -34,7 +34,9 @@ class FakeBundle:
     """Says that every stage took as many milliseconds as there were questions before."""
 
     attention = "plugin"
-    backend = SimpleNamespace(name="fake", device="cuda", device_memory_bytes=lambda: 1 << 30)
+    backend = SimpleNamespace(
+        name="fake", device="cuda", device_memory_bytes=lambda: 1 << 30, kernels=("decode mma_sync",)
+    )
     processing = SimpleNamespace(vision_inputs=lambda frames: {"pixel_values": frames})
 
     def __init__(self) -> None:
@@ -88,6 +90,7 @@ def test_warm_up_is_not_counted_and_stages_are() -> None:
 
 def test_without_anchors_and_without_a_second_token() -> None:
     result = measure(FakeBundle(), anchors=False, iterations=1, new_tokens=1)
+    assert result.kernels == ("decode mma_sync",)
     assert set(result.stages) == {"preprocess", "vision", "prefill", "end_to_end"}
 
 
