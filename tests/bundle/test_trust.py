@@ -22,6 +22,7 @@ from va_export.bundle.trust import admit_code, judge_code, remember_own_code
 from va_export.bundle.write import bundle_writer
 from va_export.errors import VaExportError
 from va_export.native import plugin_library as installed_library
+from va_export.native.selftest.prove import ProvenKernels
 from va_export.runtime.backends import tensorrt as tensorrt_backend
 from va_export.runtime.bundle import Bundle
 
@@ -208,6 +209,12 @@ def without_gpu(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     executed: list[Any] = []
     monkeypatch.setattr(tensorrt_backend, "CudaDevice", lambda flavor, index: executed.append(index))
     monkeypatch.setattr(tensorrt_backend, "TensorRTSession", lambda *arguments: executed.append(arguments))
+
+    def prove(library: Path, device: int, manifest: Manifest) -> ProvenKernels:
+        executed.append(("self-test", device, library))
+        return ProvenKernels({}, True, "")
+
+    monkeypatch.setattr(tensorrt_backend, "_prove_kernels", prove)
     return executed
 
 
@@ -226,7 +233,8 @@ def test_nothing_is_touched_before_the_verdict(strange_bundle: Path, without_gpu
     assert caught.value.where == str(strange_bundle / LIBRARY)
     assert without_gpu == []
     opened = Bundle.open(strange_bundle, RTX, trust_plugins=True)
-    libraries = {session[2] for session in without_gpu if isinstance(session, tuple)} - {None}
+    assert [each[0] for each in without_gpu if isinstance(each, tuple)].count("self-test") == 1
+    libraries = {each[2] for each in without_gpu if isinstance(each, tuple)} - {None}
     assert [library.read_bytes()[-1:] for library in libraries] == [b"!"]
     assert opened.backend.name == RTX
 

@@ -145,10 +145,11 @@ class Checkpoint:
             )
         row_shape = entry.shape[1:]
         row_bytes = math.prod(row_shape) * entry.dtype.itemsize
+        if not (stop - start) * row_bytes:
+            return torch.empty((stop - start, *row_shape), dtype=entry.dtype)
         result = uninitialised((stop - start, *row_shape), entry.dtype)
-        if result.numel():
-            content = memoryview(result.reshape(-1).view(torch.uint8).numpy().data)
-            self._read(entry.file, entry.offset + start * row_bytes, content, name)
+        content = memoryview(result.reshape(-1).view(torch.uint8).numpy().data)
+        self._read(entry.file, entry.offset + start * row_bytes, content, name)
         return result
 
     def release(self) -> None:
