@@ -31,6 +31,7 @@ from va_export.evidence.device import current_commit, describe_cpu
 from va_export.runtime.bundle import Bundle
 from va_export.runtime.decoding import Row, Wish
 from va_export.runtime.generation import Encoded
+from va_export.runtime.processing.fixed_frames import FixedFrames
 from va_export.runtime.stage_clock import StageClock
 from va_export.runtime.token_choice import GREEDY, TokenChoice
 
@@ -54,7 +55,7 @@ def main() -> int:
         "what": "time to first token of a further question about a clip, float32, ONNX Runtime, CPU",
         "model": {"recipe": arguments.model, **sizes},
         "machine": describe_cpu(),
-        "commit": current_commit(),
+        "commit": current_commit(Path(__file__).parents[1]),
         "date": datetime.now(UTC).date().isoformat(),
         "repeats": arguments.repeats,
         **found,
@@ -69,6 +70,7 @@ def measure(bundle: Bundle, frames: int, repeats: int) -> dict[str, object]:
     """Medians and ranges of all repeats, in milliseconds."""
     random = np.random.default_rng(0)
     processing, manifest = bundle.processing, bundle.manifest.data
+    assert isinstance(processing, FixedFrames), "frames of one size each"
     n_visual = frames * processing.tokens_per_frame
     marker = manifest.model.image_token_id or manifest.model.text.vocab_size - 1
     pixels = random.normal(0, 1, (frames, 3, processing.image_size, processing.image_size)).astype(np.float32)
