@@ -19,6 +19,7 @@ from va_export.runtime.anchoring import Anchoring
 from va_export.runtime.bundle import Bundle
 from va_export.runtime.clip import Clip
 from va_export.runtime.decoding import Row, Wish
+from va_export.runtime.processing.fixed_frames import FixedFrames
 from va_export.runtime.stage_clock import StageClock
 from va_export.runtime.token_choice import GREEDY, Sampling, TokenChoice
 
@@ -87,6 +88,12 @@ def test_a_file_is_watched_as_va_run_reads_it(bundle: Bundle, clip: Path) -> Non
     assert answer.tokens == alone(bundle, read.pixels, QUESTIONS[0], 4)
 
 
+def test_a_rate_takes_as_many_as_the_bundle_takes_and_damage_is_told(bundle: Bundle, clip: Path) -> None:
+    watched = bundle.watch(clip, sampling="fps=1")
+    assert watched.file is not None and len(watched.file.indices) == 10 > bundle.default_frames
+    assert watched.file.reading.notes == () and watched.file.reading.sampling == "fps=1"
+
+
 def test_without_anchors_and_with_other_gains_nothing_is_shared(bundle: Bundle, frames: np.ndarray) -> None:
     tokens = []
     for anchoring in (Anchoring(), Anchoring(enabled=False), Anchoring(alpha_k=1.0)):
@@ -139,12 +146,43 @@ def test_what_an_answer_does_not_show_is_no_part_of_the_conversation(bundle: Bun
     assert answer.finish_reason == "stop" and answer.shown_tokens == plain.tokens[:3]
     second = talk.ask(QUESTIONS[1], 3)
     second.read()
-    assert second.reused_tokens == watched.first(QUESTIONS[0]).length + 3
+    assert second.reused_tokens == watched.prepare(QUESTIONS[0]).length + 3
     cut = watched.converse()
     cut.ask(QUESTIONS[0], 3).read()  # the same, by its length
     other = cut.ask(QUESTIONS[1], 3)
     other.read()
     assert other.tokens == second.tokens
+
+
+def test_an_answer_closed_before_it_began_is_no_turn_and_loses_nothing(watched: Clip) -> None:
+    talk, other = watched.converse(), watched.converse()
+    for each in (talk, other):
+        each.ask(QUESTIONS[0], 4).read()
+    talk.ask("Never answered?").close()
+    answers = [each.ask(QUESTIONS[1], 4) for each in (talk, other)]
+    assert answers[0].read() == answers[1].read() and answers[0].reused_tokens == answers[1].reused_tokens > 280
+    assert talk.turns == other.turns and len(talk.turns) == 2
+
+
+def test_what_was_held_back_when_an_answer_was_closed_is_no_part_of_it(bundle: Bundle, watched: Clip) -> None:
+    whole = watched.ask(QUESTIONS[0], 8)
+    pieces = list(whole)
+    talk = watched.converse()
+    answer = talk.ask(QUESTIONS[0], 8, stop=[pieces[1] + "never"])  # so that the second piece waits for more
+    assert next(answer) == pieces[0]
+    answer._advance()
+    answer.close()
+    assert len(answer.tokens) > len(answer.shown_tokens)
+    assert bundle.text_tokenizer().decode(answer.shown_tokens) == answer.text == pieces[0] == talk.turns[0][1]
+
+
+def test_a_later_question_has_no_placeholders(bundle: Bundle, watched: Clip) -> None:
+    talk = watched.converse()
+    talk.ask(QUESTIONS[0], 2).read()
+    assert isinstance(bundle.processing, FixedFrames)
+    with refused("generate", bundle.processing.image_token_id or -1):
+        talk.ask(f"And {bundle.processing.image_token}?")
+    talk.ask(QUESTIONS[1], 2).read()
 
 
 def test_a_question_waits_for_the_answer_before(watched: Clip) -> None:
@@ -218,7 +256,7 @@ def test_where_the_device_chooses(bundle: Bundle, watched: Clip, monkeypatch: py
     assert next(left) == 8
     with refused("decoder"):
         asked[2].read()
-    prepared = watched.first(QUESTIONS[0])
+    prepared = watched.prepare(QUESTIONS[0])
     assert set(begun) == {(first.tokens[0], prepared.length, prepared.next_position)}
     drawn = watched.ask(QUESTIONS[0], 3, Sampling(temperature=1.0, seed=1))
     drawn.read()

@@ -116,6 +116,19 @@ def test_the_least_recently_used_go(cache: ScoreCache) -> None:
     assert {path.name.split(".")[0] for path in cache.directory.iterdir()} == {"key0", "key2", "key3", "key4"}
 
 
+def test_what_cannot_be_removed_costs_no_score(cache: ScoreCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As another user's file in a folder that only owners may remove from."""
+
+    def refuse(path: Path, missing_ok: bool = False) -> None:
+        raise PermissionError(f"{path} is another's")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", refuse)
+        for number in range(6):
+            cache.store(f"{number}", SCORE)
+    assert all(cache.load(f"{number}", 24) is not None for number in range(6))
+
+
 def test_what_a_killed_process_left_goes(cache: ScoreCache) -> None:
     cache.store("key", SCORE)
     left, fresh = cache.directory / "a.score.tmp", cache.directory / "b.score.tmp"

@@ -55,14 +55,12 @@ def run_command(
     from va_export.cli.score_display import ScoreDisplay
     from va_export.runtime import values
     from va_export.runtime.anchoring import Anchoring
-    from va_export.runtime.arguments import frame_count
     from va_export.runtime.backends.decoder_parts import parse_devices
     from va_export.runtime.bundle import Bundle
     from va_export.runtime.clip import Clip
-    from va_export.runtime.processing import Video
     from va_export.runtime.token_choice import Sampling
     from va_export.runtime.user_cache import resolve_cache
-    from va_export.runtime.video import check_sampling, is_by_rate, read_frames
+    from va_export.runtime.video import check_sampling
 
     values.text("--prompt", prompt)
     if frames is not None:
@@ -75,33 +73,31 @@ def run_command(
     settings["score_cache"] = resolve_cache("--score-cache", score_cache, "scores")
     settings["clip_memory"] = 0  # one question: nobody would find what is kept of the clip
     with closing(ScoreDisplay()) as display, Bundle.open(bundle, backend, on_score=display, **settings) as opened:
-        rule = sampling or opened.processing.frame_sampling
-        usual = opened.limits.max_frames if is_by_rate(rule) else opened.default_frames
-        frame_count(frames or usual, opened.limits.max_frames)
-        clip = read_frames(video, frames or usual, rule, allow_truncated=allow_truncated)
-        for note in clip.reading.notes:
-            print(f"note: {note}", file=sys.stderr)
         anchoring = Anchoring(not no_anchors, alpha_k, alpha_v)
         # Not by Bundle.watch, which sees the clip at once: a prompt that is too long is refused before that.
-        seen = Clip(opened, Video(clip.pixels, timestamps=clip.timestamps), anchoring)
-        answer = seen.ask(prompt, max_new_tokens, chosen)
+        clip = Clip.of_file(opened, video, anchoring, frames, sampling, allow_truncated)
+        assert clip.file is not None
+        reading = clip.file.reading
+        for note in reading.notes:
+            print(f"note: {note}", file=sys.stderr)
+        answer = clip.ask(prompt, max_new_tokens, chosen)
         for piece in answer:
             if not as_json:
                 print(piece, end="", flush=True)
         if not as_json:
             print()
-        spent = seen.timings | answer.timings
-        spent["total"] += sum(seen.timings.values())
+        spent = clip.timings | answer.timings
+        spent["total"] += sum(clip.timings.values())
         milliseconds = {stage: round(value, 2) for stage, value in spent.items()}
         if timings:
-            print(json.dumps(milliseconds | {"video": clip.reading.as_json()}), file=sys.stderr)
+            print(json.dumps(milliseconds | {"video": reading.as_json()}), file=sys.stderr)
         return Result(
             {
                 "bundle": str(bundle),
                 "backend": backend,
                 "device": opened.backend.device,
-                "frames": len(clip.indices),
-                "video": clip.reading.as_json(),
+                "frames": len(clip.file.indices),
+                "video": reading.as_json(),
                 "answer": answer.text,
                 "finish_reason": answer.finish_reason,
                 "seed": answer.sampling.seed if temperature else None,

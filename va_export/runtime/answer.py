@@ -15,7 +15,6 @@ from va_export.runtime.token_choice import LogProbability, Sampling, TokenChoice
 from va_export.runtime.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from va_export.runtime.bundle import Bundle
     from va_export.runtime.clip import Clip
 
 FinishReason = Literal["stop", "length", "cancelled", "failed"]
@@ -31,7 +30,6 @@ class Answer(Iterator[str]):
         finish_reason: `stop` at a stop id or a stop text, `length` after the most tokens that were asked for,
             `cancelled`, or `failed` with an error; None while it is made.
         sampling: how tokens are chosen, with the seed that it had.
-        timings: milliseconds by stage, without those of watching; `total` when it has ended.
     """
 
     def __init__(
@@ -73,15 +71,17 @@ class Answer(Iterator[str]):
 
     @property
     def timings(self) -> dict[str, float]:
-        """Milliseconds by stage: prefill, decode (all steps), total."""
+        """Milliseconds by stage so far, without those of watching: prefill, decode (all steps), total."""
         spent = {stage: value for stage, value in self._clock.milliseconds.items() if "/" not in stage}
         return {**self._clock.milliseconds, "total": sum(spent.values())}
 
     @property
     def shown_tokens(self) -> list[int]:
-        """The tokens whose text was given out, without a stop id and without what stands behind a text to stop at."""
+        """The tokens whose text was given out, without a stop id and without those of a text to stop at, or of one that
+        was held back when the answer was closed."""
         shown = [token for token in self.tokens if token not in self._stop_ids]
-        while self._stops.is_met and shown and len(self._tokenizer.decode(shown)) > len(self.text):
+        is_cut = self._stops.is_met or self.finish_reason == "cancelled"
+        while is_cut and shown and len(self._tokenizer.decode(shown)) > len(self.text):
             shown.pop()
         return shown
 
@@ -153,7 +153,6 @@ class Answer(Iterator[str]):
 
 
 def stream(
-    bundle: Bundle,
     clip: Clip,
     prepared: Prepared,
     max_new_tokens: int,
@@ -170,6 +169,7 @@ def stream(
     Raises:
         VaExportError: values of a wrong type, a prompt beyond the bundle's limits, or a closed bundle.
     """
+    bundle = clip.bundle
     bundle.check_open()
     max_new_tokens = values.whole_number("max_new_tokens", max_new_tokens, least=1)
     bundle.decoding.check(prepared, max_new_tokens)

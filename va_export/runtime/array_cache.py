@@ -92,7 +92,8 @@ class ArrayCache:
             if (self.max_entries is not None and number >= self.max_entries) or (
                 self.max_bytes is not None and total > self.max_bytes
             ):
-                path.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    path.unlink()
         for path in self.directory.glob(f"*{self._partial}"):  # of processes that were killed
             with contextlib.suppress(OSError):
                 if time.time() - path.stat().st_mtime > _ABANDONED_SECONDS:

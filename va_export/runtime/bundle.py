@@ -8,7 +8,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Never, Self, cast
 
-import numpy as np
 import numpy.typing as npt
 
 from va_export.anchor.iterations_left import OnProgress
@@ -20,7 +19,7 @@ from va_export.runtime.anchoring import Anchoring
 from va_export.runtime.array_cache import ArrayCache
 from va_export.runtime.backends.backend import Backend, Int64, has_score_graph
 from va_export.runtime.backends.table import ATTENTIONS, BACKENDS, open_backend
-from va_export.runtime.clip import Clip, read_video
+from va_export.runtime.clip import Clip
 from va_export.runtime.decoding import Decoding, Row, Wish
 from va_export.runtime.encoding import Encoder, choose_scorer
 from va_export.runtime.generation import Encoded, Generation
@@ -28,7 +27,6 @@ from va_export.runtime.prefix import PrefixStore
 from va_export.runtime.processing import PROCESSING_NAME, Media, Prepared, read_processing
 from va_export.runtime.score_cache import ScoreCache
 from va_export.runtime.scoring import SCORERS, Scorer
-from va_export.runtime.session import greedy
 from va_export.runtime.stage_clock import StageClock
 from va_export.runtime.token_choice import GREEDY, TokenChoice
 from va_export.runtime.tokenizer import TOKENIZER_FILE, Tokenizer, load_tokenizer
@@ -331,11 +329,14 @@ class Bundle:
             anchoring: of all questions.
 
         Raises:
-            VaExportError: as `read_frames` and `prepare`; the bundle has no tokenizer; or gains by position, which are
-                of one prompt.
+            VaExportError: as `read_frames` and `prepare`; or gains by position, which are of one prompt.
         """
-        media = read_video(self, video, frames, sampling, allow_truncated) if isinstance(video, str | Path) else video
-        clip = Clip(self, media, anchoring or Anchoring())
+        how = anchoring or Anchoring()
+        clip = (
+            Clip.of_file(self, video, how, frames, sampling, allow_truncated)
+            if isinstance(video, str | Path)
+            else Clip(self, video, how)
+        )
         _ = clip.seen
         return clip
 
@@ -348,8 +349,8 @@ class Bundle:
         return_logits: bool = False,
         ignore_stop: bool = False,
     ) -> list[Generation]:
-        """Answer several prompts at once, of any lengths: each is prefilled by itself, and all decode together, a row
-        of the KV cache each. The answers are those of `answer`; timings are of the whole batch.
+        """Answer several prompts of any lengths: each is prefilled by itself, and all decode together, a row of the KV
+        cache each. The answers are those of `answer`; timings are of the whole batch.
 
         Raises:
             VaExportError: no prompt, more than the bundle's max_batch_size, or one beyond its limits.
@@ -368,14 +369,7 @@ class Bundle:
         clock = StageClock(self.backend)
         with clock("total"):
             encoded = [self._encode(prepared, anchoring or Anchoring(), clock) for prepared in prompts]
-            with self.decoding.turn, self.manifest.held.unchanged():
-                needed = max(prepared.length for prepared in prompts) + max_new_tokens
-                session = self.decoding.session(len(prompts), needed)
-                with clock("prefill"):
-                    rows = [self.decoding.prefill(session, row, one, clock) for row, one in enumerate(encoded)]
-                with clock("decode"):
-                    step = self.decoding.step(session, clock)
-                    steps = greedy(np.concatenate(rows), step, max_new_tokens, stops=stops, keep_logits=return_logits)
+            steps = self.decoding.together(encoded, max_new_tokens, stops, clock, keeps_logits=return_logits)
         return [
             one.generation(
                 tokens, [logits[row] for logits in steps.logits[: len(tokens)]] if return_logits else None, clock

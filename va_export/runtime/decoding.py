@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,7 +16,7 @@ from va_export.runtime.backends.decoder_parts import embedding_width, position_a
 from va_export.runtime.generation import Encoded
 from va_export.runtime.prefix import Prefix, PrefixStore, prefix_key, shared_length
 from va_export.runtime.processing import Prepared
-from va_export.runtime.session import Session, likeliest
+from va_export.runtime.session import Session, Steps, greedy, likeliest
 from va_export.runtime.stage_clock import StageClock
 from va_export.runtime.token_choice import TokenChoice, not_finite
 from va_export.runtime.turn import Turn
@@ -119,6 +120,17 @@ class Decoding:
 
         return step
 
+    def together(
+        self, prompts: Sequence[Encoded], n_new: int, stops: Sequence[int], clock: StageClock, *, keeps_logits: bool
+    ) -> Steps:
+        """The likeliest tokens of several answers, a row of one cache each; see `greedy`."""
+        with self.turn, self._manifest.held.unchanged():
+            session = self.session(len(prompts), max(one.prepared.length for one in prompts) + n_new)
+            with clock("prefill"):
+                logits = np.concatenate([self.prefill(session, row, one, clock) for row, one in enumerate(prompts)])
+            with clock("decode"):
+                return greedy(logits, self.step(session, clock), n_new, stops=stops, keep_logits=keeps_logits)
+
     def tokens(
         self,
         encoded: Encoded,
@@ -160,9 +172,11 @@ class Decoding:
                     self._store.store(key, past.parts[0])
             count = 0
             try:
-                for token in self._chosen(session, prepared, logits, wish, clock, row):
-                    count += 1
-                    yield token
+                # Closed before slots are read: a device's own loop may run ahead.
+                with closing(self._chosen(session, prepared, logits, wish, clock, row)) as chosen:
+                    for token in chosen:
+                        count += 1
+                        yield token
             finally:
                 if keeps and count and backend.keeps_slots:
                     held = past or Prefix((), 0)
@@ -172,7 +186,7 @@ class Decoding:
 
     def _chosen(
         self, session: Session, prepared: Prepared, logits: Float32, wish: Wish, clock: StageClock, row: Row
-    ) -> Iterator[int]:
+    ) -> Generator[int]:
         backend, choice = self._backend, wish.choice
         if backend.has_greedy_loop and choice.is_plain and not wish.keeps_logits and wish.forced is None:
             token = int(likeliest(logits)[0])

@@ -96,7 +96,7 @@ class PrefixStore:
     @property
     def keeps(self) -> bool:
         """Whether anything that is stored can be found again."""
-        return self._max_bytes > 0 or self._files is not None
+        return self._max_bytes > 0
 
     @property
     def size_bytes(self) -> int:
