@@ -41,6 +41,13 @@ from va_export.models.parameters import load_model
 REPOSITORY = Path(__file__).parents[1]
 # Ours may take at most this part of the other way's memory.
 BOUND = 1 / 3
+# Runs this script over the package in another folder: an editable installation's finder comes before every path.
+_OVER = (
+    "import runpy, sys; package, *sys.argv = sys.argv[1:];"
+    " sys.meta_path[:] = [finder for finder in sys.meta_path if 'editable' not in type(finder).__module__];"
+    " sys.path.insert(0, package); import va_export; assert va_export.__file__.startswith(f'{package}/');"
+    " runpy.run_path(sys.argv[0], run_name='__main__')"
+)
 
 
 def main() -> int:
@@ -127,8 +134,7 @@ def compare_rates(place: Path, model: str, layers: int, rounds: int, baseline: P
         for way in list(ways)[number % len(ways) :] + list(ways)[: number % len(ways)]:
             role, path = ways[way]
             done = subprocess.run(
-                [sys.executable, __file__, model, "--role", role, "--work", str(checkpoint)],
-                env={**os.environ, "PYTHONPATH": path},
+                [sys.executable, "-c", _OVER, path, __file__, model, "--role", role, "--work", str(checkpoint)],
                 check=True,
                 capture_output=True,
             )
@@ -137,6 +143,7 @@ def compare_rates(place: Path, model: str, layers: int, rounds: int, baseline: P
     return {
         "layers": layers,
         "bytes": sum(file.stat().st_size for file in checkpoint.glob("*.safetensors")),
+        "baseline_commit": None if baseline is None else current_commit(baseline),
         "gb_per_s": rates,
         "load_before_each_round": loads,
         "ours_over": {

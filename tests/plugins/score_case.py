@@ -10,7 +10,7 @@ import numpy as np
 from attention_case import encode
 from numpy.typing import NDArray
 
-from va_export.native.subspace_score_params import DTYPE_CODES, SubspaceScoreParams, SubspaceScoreReport
+from va_export.native.subspace_score_params import SubspaceScoreParams, SubspaceScoreReport
 from va_export.settings import ScoreSettings
 
 Array = NDArray[Any]
@@ -56,18 +56,7 @@ class Scores:
 
 def score_params(tokens: Array, settings: ScoreSettings, dtype: str = "float32") -> SubspaceScoreParams:
     """Sizes and settings of a launch, without pointers."""
-    return SubspaceScoreParams(
-        token_count=tokens.shape[0],
-        dim=tokens.shape[1],
-        dtype=DTYPE_CODES[dtype],
-        n_subspaces=settings.n_subspaces,
-        pca_rank=settings.pca_rank,
-        max_iter=settings.max_iter,
-        rho=settings.rho,
-        alpha_e=settings.alpha_e,
-        alpha_z=settings.alpha_z,
-        eps=settings.eps,
-    )
+    return SubspaceScoreParams.of(tokens.shape, dtype, settings)
 
 
 def score_on_host(

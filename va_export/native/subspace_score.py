@@ -92,22 +92,15 @@ def subspace_score_cuda(tokens: Tensor, settings: ScoreSettings, *, self_express
         self_expression=torch.empty(n, n, dtype=torch.float32, device=device) if self_expression else None,
         report_bytes=torch.empty(ctypes.sizeof(SubspaceScoreReport), dtype=torch.uint8, device=device),
     )
-    params = SubspaceScoreParams(
+    params = SubspaceScoreParams.of(
+        tokens.shape,
+        _name(tokens.dtype),
+        settings,
         tokens=tokens.data_ptr(),
         sharing_score=result.sharing_score.data_ptr(),
         labels=result.labels.data_ptr(),
         self_expression=None if result.self_expression is None else result.self_expression.data_ptr(),
         report=result.report_bytes.data_ptr(),
-        token_count=n,
-        dim=tokens.shape[1],
-        dtype=DTYPE_CODES[_name(tokens.dtype)],
-        n_subspaces=settings.n_subspaces,
-        pca_rank=settings.pca_rank,
-        max_iter=settings.max_iter,
-        rho=settings.rho,
-        alpha_e=settings.alpha_e,
-        alpha_z=settings.alpha_z,
-        eps=settings.eps,
     )
     _launch(params, device)
     return result

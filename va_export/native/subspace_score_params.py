@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
+from typing import Self
+
+from va_export.settings import ScoreSettings
 
 MAX_TOKENS = 65536
 MAX_DIM = 32768
@@ -51,6 +55,12 @@ class SubspaceScoreParams(ctypes.Structure):
 
     def __init__(self, **values: object) -> None:
         super().__init__(struct_bytes=ctypes.sizeof(type(self)), **values)
+
+    @classmethod
+    def of(cls, shape: Sequence[int], dtype: str, settings: ScoreSettings, **pointers: object) -> Self:
+        """For tokens (N, D) of a type, scored as `settings` say."""
+        stated = {name: getattr(settings, name) for name, _ in cls._fields_ if hasattr(settings, name)}
+        return cls(token_count=shape[0], dim=shape[1], dtype=DTYPE_CODES[dtype], **stated, **pointers)
 
 
 def bind(library: ctypes.CDLL) -> ctypes.CDLL:

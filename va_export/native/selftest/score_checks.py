@@ -11,7 +11,6 @@ from va_export.native.device import Array, Device
 from va_export.native.kernels import PRODUCTS, select_kernel
 from va_export.native.selftest.attention_checks import WrongError
 from va_export.native.subspace_score_params import (
-    DTYPE_CODES,
     SOLVED,
     SubspaceScoreParams,
     SubspaceScoreReport,
@@ -87,21 +86,14 @@ class _ScoreLaunch:
     def __init__(self, device: Device, tokens: Array, settings: ScoreSettings) -> None:
         self._device, self._count = device, len(tokens)
         self._library = bind(device.library)
-        self.params = SubspaceScoreParams(
+        self.params = SubspaceScoreParams.of(
+            tokens.shape,
+            "float32",
+            settings,
             tokens=device.upload(tokens),
             sharing_score=device.upload(np.full(self._count, np.nan, np.float32)),
             labels=device.upload(np.full(self._count, -2, np.int64)),
             report=device.allocate(ctypes.sizeof(SubspaceScoreReport)),
-            token_count=self._count,
-            dim=tokens.shape[1],
-            dtype=DTYPE_CODES["float32"],
-            n_subspaces=settings.n_subspaces,
-            pca_rank=settings.pca_rank,
-            max_iter=settings.max_iter,
-            rho=settings.rho,
-            alpha_e=settings.alpha_e,
-            alpha_z=settings.alpha_z,
-            eps=settings.eps,
         )
         size = self._library.va_subspace_score_workspace_bytes(ctypes.byref(self.params))
         self.params.workspace, self.params.workspace_bytes = device.allocate(size), size
